@@ -1,0 +1,36 @@
+"Package metadata lives in settings.ini, the one file that nbdev and pip both read; this script hands it to setuptools."
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+settings = ConfigParser(delimiters=["="])
+settings.read("settings.ini", encoding="utf-8")
+cfg = settings["DEFAULT"]
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    keywords=cfg["keywords"],
+    url=cfg["git_url"],
+    packages=find_packages(include=["vlm_counting", "vlm_counting.*"]),
+    package_data={"vlm_counting": ["twins/*/*"]},
+    include_package_data=True,
+    zip_safe=False,
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={
+        "console_scripts": [cfg["console_scripts"]],
+        "papermill.io": ["vlm-counting=vlm_counting.runs:PAPERMILL_IO"],
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
+    },
+)
