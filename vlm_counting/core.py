@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'Sample', 'Answer', 'Prediction', 'to_record', 'from_record', 'write_atomic', 'write_jsonl', 'read_jsonl',
            'unknown', 'UnknownName', 'Registry', 'project_root', 'data_dir', 'results_dir', 'stratify', 'load_image',
-           'file_hash', 'fingerprint', 'versions', 'git_commit', 'peak_memory', 'RunRecord', 'claim_folder']
+           'file_hash', 'fingerprint', 'versions', 'git_commit', 'peak_memory', 'RunRecord', 'hold_folder',
+           'claim_folder']
 
 # %% ../nbs/00_core.ipynb #09e3df2c
 import hashlib
@@ -428,17 +429,13 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
 
 # %% ../nbs/00_core.ipynb #75b0f329
 @contextmanager
-def claim_folder(
-    record: RunRecord,
-    folder: Path,  # made if need be; usually results/<run>/<model>/<dataset>
-    overwrite: bool = False,  # move another run's files to replaced/ instead of refusing
-) -> Iterator[Path]:
-    "One writer per run folder. `BlockingIOError` if it is taken, `FileExistsError` if it is another run's."
+def hold_folder(folder: Path) -> Iterator[None]:
+    "Be the only process that writes to `folder`, which is made if need be. `BlockingIOError` if another one is."
     from filelock import FileLock, Timeout
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(folder / ".lock", is_singleton=True)  # the same process may hold it twice
         lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(
@@ -451,9 +448,23 @@ def claim_folder(
             "Set VLM_COUNTING_RESULTS to a folder that you may write to.",
         ) from None
     try:
+        yield
+    finally:
+        lock.release()
+
+# %% ../nbs/00_core.ipynb #36b6e2d8
+@contextmanager
+def claim_folder(
+    record: RunRecord,
+    folder: Path,  # made if need be; usually results/<run>/<model>/<dataset>
+    overwrite: bool = False,  # move another run's files to replaced/ instead of refusing
+) -> Iterator[Path]:
+    "One writer per run folder. `BlockingIOError` if it is taken, `FileExistsError` if it is another run's."
+    with hold_folder(folder):
         _check_owner(record, folder, overwrite)
         session = {"started": _now(), "versions": versions(), "git": git_commit()}
         record.sessions, record.status, clock = [*record.sessions, session], "running", time.monotonic()
+        record.error = ""
         record.save(folder)
         try:
             yield folder
@@ -464,5 +475,3 @@ def claim_folder(
         finally:
             session |= {"finished": _now(), "seconds": round(time.monotonic() - clock, 2), "peak_memory": peak_memory()}
             record.save(folder)
-    finally:
-        lock.release()
