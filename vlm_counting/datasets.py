@@ -250,7 +250,7 @@ MAX_TOTAL, MAX_FILE, MAX_MEMBERS = 16 * 2**30, 2**28, 1_000_000  # bytes, bytes,
 
 
 class _Limited:
-    "A stream that stops with `ValueError` after so many bytes in all, or between two members (names can be bombs, too)."
+    "A stream that stops with `ValueError` after so many bytes in all, or between two members (names may be bombs)."
 
     def __init__(self, stream: BinaryIO, max_total: int, max_file: int):
         self.stream, self.left, self.between, self.recent = stream, max_total, max_file + 2**20, 0
@@ -470,7 +470,7 @@ def _read_table(
     hub: bool = False,
     revision: str | None = None,
 ) -> list[Sample]:
-    "Samples of a Hugging Face dataset; only the chosen images are written out. `ValueError` names columns and rows at fault."
+    "Samples of a Hugging Face dataset; only chosen images are written out. `ValueError` names columns and rows at fault."
     import datasets
 
     table, name = _open_table(source, split, hub, revision), Path(source).name.removesuffix(".parquet")
@@ -504,7 +504,7 @@ def _read_table(
 # %% ../nbs/02_datasets.ipynb #997bf77f
 DATASETS = Registry(
     "dataset",
-    "Or give a folder, a .tar.gz, a manifest (.jsonl), a Parquet folder, or 'hf:org/name' for one on the Hugging Face hub.",
+    "Or give a folder, a .tar.gz, a manifest (.jsonl), a Parquet folder, or 'hf:org/name' for one on the hub.",
 )
 
 
@@ -563,7 +563,7 @@ def load_dataset(
     seed: int = 0,  # decides everything random here: synthetic layouts, and which samples a limit keeps
     form: str | None = None,  # 'open': without the list of choices; 'closed': with it; None: as the source has it
 ) -> list[Sample]:  # in the order of the source, each with the sha256 of its image
-    "A checked dataset. `ValueError`, `FileNotFoundError`, `UnknownName` or `ConnectionError`, before any model is loaded."
+    "A checked dataset. `ValueError`, `FileNotFoundError`, `UnknownName`, `ConnectionError`: before a model is loaded."
     name = str(name_or_path)
     stratify([], limit)  # refuses a wrong limit before anything is read
     as_form([], form)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'COUNTS', 'DTYPES', 'ModelSpec', 'twins_dir', 'find_checkpoint',
-           'checkpoint_hashes', 'VLM', 'count_tokens', 'count_logprobs', 'check_model', 'resolve', 'pick_device',
+           'checkpoint_hashes', 'VLM', 'count_tokens', 'count_logprobs', 'check_model', 'find_entry', 'pick_device',
            'load_model']
 
 # %% ../nbs/03_models.ipynb #b68f66b3
@@ -24,7 +24,7 @@ INSTRUCTION = "Answer using as few words as possible"  # in front of every quest
 class ModelSpec:
     "What one has to know to load a model and to ask it as the paper did."
 
-    repo: str  # hub id, or 'twin:<folder>' for a checkpoint that ships inside this package
+    repo: str  # hub id, or 'twin:<name>' (ships inside this package), or 'folder:<path>'
     revision: str = "main"  # commit of the hub repository; pinned, so that a run can be repeated
     kind: str = "generative"  # 'generative' answers in words; 'contrastive' ranks captions
     model_class: str = "AutoModelForImageTextToText"  # in transformers
@@ -78,8 +78,9 @@ def find_checkpoint(
     checkpoint: str | Path | None = None,  # a local folder in the `from_pretrained` form
 ) -> Path:
     "The folder that holds the weights. `FileNotFoundError` names the two ways out when they cannot be had."
-    if checkpoint is not None or spec.repo.startswith("twin:"):
-        folder = Path(checkpoint).expanduser() if checkpoint is not None else twins_dir() / spec.repo[5:]
+    where, _, place = spec.repo.partition(":")
+    if checkpoint is not None or where in ("twin", "folder"):
+        folder = Path(checkpoint or (twins_dir() / place if where == "twin" else place)).expanduser()
         if not (folder / "config.json").exists():
             raise FileNotFoundError(
                 f"{folder} is no checkpoint of '{name}': no config.json in it. Expected a folder as "
@@ -257,20 +258,17 @@ def check_model(vlm: VLM, missing: list[str]) -> None:
         )
 
 # %% ../nbs/03_models.ipynb #a760d3ea
-def resolve(
+def find_entry(
     name: str,  # a name in `MODELS`, 'hf:org/name', or a local checkpoint folder
-    checkpoint: str | Path | None = None,  # a local folder to take the weights from
-) -> tuple[ModelSpec, Path]:
-    "The entry and the checkpoint folder that a name stands for. `UnknownName` with the nearest valid one."
+) -> ModelSpec:
+    "The entry that a name stands for. `UnknownName` with the nearest valid one."
     if name in MODELS:
-        spec = MODELS[name]
-    elif name.startswith("hf:"):
-        spec = ModelSpec(repo=name[3:], dtype="auto")
-    elif (Path(name).expanduser() / "config.json").exists():
-        spec, checkpoint = ModelSpec(repo=name, dtype="auto"), checkpoint or name
-    else:
-        raise UnknownName(unknown("model", name, MODELS, MODELS.advice))
-    return spec, find_checkpoint(name, spec, checkpoint)
+        return MODELS[name]
+    if name.startswith("hf:"):
+        return ModelSpec(repo=name[3:], dtype="auto")
+    if (Path(name).expanduser() / "config.json").exists():
+        return ModelSpec(repo=f"folder:{name}", dtype="auto")
+    raise UnknownName(unknown("model", name, MODELS, MODELS.advice))
 
 
 def pick_device(device: str = "auto") -> str:  # 'cuda', 'mps' or 'cpu'
@@ -297,7 +295,8 @@ def load_model(
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
     if dtype not in DTYPES:
         raise ValueError(f"dtype is '{dtype}', expected one of {', '.join(DTYPES)}.")
-    spec, folder = resolve(name, checkpoint)
+    spec = find_entry(name)
+    folder = find_checkpoint(name, spec, checkpoint)
     import torch
     import transformers
 

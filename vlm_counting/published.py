@@ -213,7 +213,7 @@ def _cell_metrics(cell: dict[str, str]) -> list[tuple[str, int | None, float]]: 
 def load_published(
     metric: Sequence[str] | str = (),  # which to keep: 'accuracy', 'macro_f1', 'f1', 'recall', ...; () keeps all
 ) -> pd.DataFrame:  # columns model, experiment, dataset, entity, metric, target (missing = over all counts), value
-    "The paper's scores of seven models, one number a row. `KeyError` for an unknown metric. Source: De|Re VLM, reports."
+    "The paper's scores of seven models, one a row. `KeyError` for an unknown metric. Source: De|Re VLM, reports."
     head, rows = ["model", "experiment", "dataset", "entity"], []
     for cell in pd.read_csv(_shipped("published.csv"), dtype=str).to_dict("records"):
         rows += [(*(cell[name] for name in head), *values) for values in _cell_metrics(cell)]
