@@ -141,6 +141,21 @@ def _results_file(folder: Path) -> Path:
         "experiment; some experiments were released without their raw answers."
     )
 
+# %% ../nbs/10_published.ipynb #f10b4daa
+def _record_factors(keys: tuple[str, ...], record: dict, family: str) -> dict[str, object]:
+    "What one record's keys and question say."
+    question, factors = str(record.get("input", "")), {}
+    if len(keys) > 1:
+        factors |= _entity_factors(keys[1])
+    if keys[0].isdigit():
+        factors |= _order_factors(family, int(keys[0]), record["target"])
+        factors |= {"row": int(keys[0])} if len(keys) == 1 else {}
+    if options := re.search(r"Choose from \[([\d, ]+)\]", question):
+        factors["options"] = [int(number) for number in options[1].split(",")]
+    if label := re.fullmatch(r"How many (.+) are there\?", question) if family == "pixmo-count" else None:
+        factors["label"] = label[1]
+    return factors
+
 # %% ../nbs/10_published.ipynb #117fb2da
 def load_release(
     folder: Path,  # of one experiment, or its results.json
@@ -163,21 +178,6 @@ def load_release(
             Prediction(uid, model or named, words or "", count, released, record["target"], None, factors)
         )
     return predictions
-
-
-def _record_factors(keys: tuple[str, ...], record: dict, family: str) -> dict[str, object]:
-    "What one record's keys and question say."
-    question, factors = str(record.get("input", "")), {}
-    if len(keys) > 1:
-        factors |= _entity_factors(keys[1])
-    if keys[0].isdigit():
-        factors |= _order_factors(family, int(keys[0]), record["target"])
-        factors |= {"row": int(keys[0])} if len(keys) == 1 else {}
-    if options := re.search(r"Choose from \[([\d, ]+)\]", question):
-        factors["options"] = [int(number) for number in options[1].split(",")]
-    if label := re.fullmatch(r"How many (.+) are there\?", question) if family == "pixmo-count" else None:
-        factors["label"] = label[1]
-    return factors
 
 # %% ../nbs/10_published.ipynb #40d0041d
 def classification_report(
@@ -234,7 +234,7 @@ def _experiment(prediction: Prediction) -> tuple[str, str]:  # experiment, datas
         return "open-ended", family
     return ("baseline" if family in ("CountBenchQA", "pixmo-count") else family), family
 
-
+# %% ../nbs/10_published.ipynb #501da097
 def regression_table(
     predictions: Iterable[Prediction],  # any models and datasets
     entities: bool = True,  # a row for each entity too, not only for 'all'

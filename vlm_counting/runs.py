@@ -138,14 +138,12 @@ def _html(notebook: str) -> str:
     exporter = HTMLExporter(
         exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url=""
     )
+    exporter.log.setLevel("ERROR")  # it misses alternative texts, which matplotlib does not give
     return exporter.from_notebook_node(nbformat.reads(notebook, as_version=4))[0]
 
 
 class RunNotebooks:
-    "Writes papermill's output for the address `vlm-counting://VERB` into the run's own folder."
-
-    def __init__(self):
-        self.started = set()  # verbs whose parameters have been checked in this process
+    "Writes papermill's output for the address `vlm-counting://VERB.ipynb` into the run's own folder."
 
     def read(self, path: str):
         raise ValueError(f"{path} is an output address of vlm_counting; it cannot be read.")
@@ -154,20 +152,23 @@ class RunNotebooks:
         return []
 
     def pretty_path(self, path: str) -> str:
-        return f"results/... (a run of '{path.removeprefix(SCHEME)}')"
+        return f"results/... (a run of '{Path(path.removeprefix(SCHEME)).stem}')"
 
     def write(self, buf: str, path: str) -> None:
-        verb, meta = path.removeprefix(SCHEME), json.loads(buf)["metadata"]["papermill"]
+        verb, meta = Path(path.removeprefix(SCHEME)).stem, json.loads(buf)["metadata"]["papermill"]
         parameters = check_parameters(verb, meta["parameters"])
         folder = run_folder(parameters)
         partial = folder / f".notebook.{os.getpid()}.ipynb"
         if not meta.get("end_time"):
             write_atomic(partial, buf)
             return
-        write_atomic(folder / ("notebook-failed.ipynb" if meta.get("exception") else "notebook.ipynb"), buf)
         partial.unlink(missing_ok=True)
-        if not meta.get("exception"):
-            (folder / "notebook-failed.ipynb").unlink(missing_ok=True)
+        if meta.get("exception"):
+            write_atomic(folder / "notebook-failed.ipynb", buf)
+            return
+        (folder / "notebook-failed.ipynb").unlink(missing_ok=True)
+        if not (folder / "notebook.ipynb").exists() or (folder / "notebook.ipynb").read_text(encoding="utf-8") != buf:
+            write_atomic(folder / "notebook.ipynb", buf)  # papermill writes the finished notebook twice
             write_atomic(folder / "report.html", _html(buf))
 
 # %% ../nbs/12_runs.ipynb #694d8e64
@@ -201,7 +202,7 @@ def with_output(
         index += 1
     verbs = {path.resolve(): verb for verb, path in RUNS.items()}
     verb = verbs.get(Path(arguments[positional[0]]).resolve()) if len(positional) == 1 else None
-    return [*arguments, SCHEME + verb] if verb else arguments
+    return [*arguments, f"{SCHEME}{verb}.ipynb"] if verb else arguments
 
 
 def _register() -> RunNotebooks:
@@ -224,7 +225,9 @@ def run(
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # as papermill's own command does
     import papermill
 
-    papermill.execute_notebook(str(RUNS[verb]), SCHEME + verb, parameters=parameters, progress_bar=sys.stderr.isatty())
+    papermill.execute_notebook(
+        str(RUNS[verb]), f"{SCHEME}{verb}.ipynb", parameters=parameters, progress_bar=sys.stderr.isatty()
+    )
     return run_folder(parameters)
 
 
@@ -235,10 +238,8 @@ def summary(
     import pandas as pd
 
     record = RunRecord.load(folder)
-    lines = [
-        f"{record.model} on {record.dataset}: {record.samples} samples, {record.sessions[-1]['seconds']:.0f} s on {record.device}",
-        "",
-    ]
+    seconds = record.sessions[-1]["seconds"]
+    lines = [f"{record.model} on {record.dataset}: {record.samples} samples, {seconds:.0f} s on {record.device}", ""]
     for path in sorted(folder.glob("scores*.csv")):
         table = pd.read_csv(path)
         shown = [name for name in table if name in SHOWN or table.columns.get_loc(name) == 0]

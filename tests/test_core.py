@@ -1,0 +1,192 @@
+"Guards for the room `core`: files survive full disks and bad places, folders belong to one run at a time."
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vlm_counting.core import (
+    RunRecord,
+    Sample,
+    claim_folder,
+    file_hash,
+    fingerprint,
+    read_jsonl,
+    stratify,
+    write_atomic,
+    write_jsonl,
+)
+
+RECORD = RunRecord(
+    "evaluate", {"limit": 4, "model": "m"}, weights="w", processor="p", fingerprint="f", seeds={"seed": 0}
+)
+
+
+def test_rows_survive_a_round_trip(tmp_path):
+    rows = [
+        Sample(f"a/{i}", tmp_path / "0.png", "Wie viele Sterne? \u2605", i, {"positions": [[i, 2]]}) for i in range(5)
+    ]
+    path = write_jsonl(tmp_path / "deep" / "rows.jsonl", rows[:2])
+    write_jsonl(path, rows[2:], append=True)
+    assert read_jsonl(path, Sample) == rows
+    write_jsonl(path, rows[:1])
+    assert read_jsonl(path, Sample) == rows[:1] and len(list(path.parent.iterdir())) == 1  # no temporary file is left
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path, cut):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"uid": "a"}, {"uid": "b", "text": "x" * 60}])
+    os.truncate(path, path.stat().st_size - cut)
+    with pytest.warns(UserWarning, match="torn last line"):
+        assert read_jsonl(path, repair=True) == [{"uid": "a"}]
+    assert read_jsonl(path) == [{"uid": "a"}]  # repaired: no warning now
+
+
+@pytest.mark.parametrize(
+    "line, complaint", [("{", "line 2"), ('{"uid": 1, "colour": 2}', "no field 'colour'"), ("[]", "line 2")]
+)
+def test_damage_elsewhere_is_an_error_that_names_the_line(tmp_path, line, complaint):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"uid": "a", "image": "b", "question": "c", "target": 1}) + f"\n{line}\n")
+    with pytest.raises(ValueError, match=complaint) as error:
+        read_jsonl(path, Sample)
+    assert "rows.jsonl, line 2" in str(error.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 64 KiB (needs root on Linux)."
+    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("a small tmpfs needs root on Linux")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine does not allow mounting a tmpfs")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_loses_no_finished_batch(small_disk):
+    path, batch = small_disk / "rows.jsonl", [{"uid": str(i), "text": "x" * 400} for i in range(25)]
+    with pytest.raises(OSError, match="Finished batches are kept") as error:
+        for _ in range(20):
+            write_jsonl(path, batch, append=True)
+    assert error.value.errno == errno.ENOSPC
+    kept = read_jsonl(path)  # warns (an error here) if a torn line were left
+    assert kept == batch * (len(kept) // 25) and len(kept) >= 25
+
+
+def test_a_full_disk_leaves_the_old_file(small_disk):
+    path = write_atomic(small_disk / "run.json", "old")
+    with pytest.raises(OSError, match="The old file, if any, is untouched"):
+        write_atomic(path, "x" * 200_000)
+    assert path.read_text() == "old" and [p.name for p in small_disk.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"parameters": {"limit": 8, "model": "m"}}, "parameter 'limit' is 8 now and was 4"),
+        ({"weights": "other"}, "weights is 'other' now and was 'w'"),
+        ({"fingerprint": "other"}, "fingerprint"),
+        ({"seeds": {"seed": 1}}, "seed 'seed' is 1 now and was 0"),
+        ({"verb": "probe"}, "verb"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_by_name(tmp_path, change, named):
+    with claim_folder(RECORD, tmp_path):
+        write_atomic(tmp_path / "predictions.jsonl", "precious")
+    with pytest.raises(FileExistsError, match="overwrite=True") as error:
+        with claim_folder(replace(RECORD, **change), tmp_path):
+            raise AssertionError("must not be entered")
+    assert named in str(error.value)
+    assert (tmp_path / "predictions.jsonl").read_text() == "precious"
+    with claim_folder(replace(RECORD, **change), tmp_path, overwrite=True):
+        assert not (tmp_path / "predictions.jsonl").exists()
+    assert (tmp_path / "replaced" / "predictions.jsonl").read_text() == "precious"  # nothing is lost
+
+
+def test_the_same_run_is_claimed_again_and_its_sessions_add_up(tmp_path):
+    for _ in range(2):
+        with claim_folder(replace(RECORD, device="cpu"), tmp_path):
+            pass
+    record = RunRecord.load(tmp_path)
+    assert record.status == "finished" and len(record.sessions) == 2
+    assert {"started", "finished", "seconds", "peak_memory", "versions", "git"} <= set(record.sessions[1])
+
+
+def test_a_failure_is_recorded(tmp_path):
+    with pytest.raises(ZeroDivisionError), claim_folder(RECORD, tmp_path):
+        1 / 0  # noqa: B018
+    assert (RunRecord.load(tmp_path).status, RunRecord.load(tmp_path).error) == (
+        "failed",
+        "ZeroDivisionError: division by zero",
+    )
+
+
+def test_strange_files_and_broken_records_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(FileExistsError, match="holds 'thesis.tex' but no run.json"), claim_folder(RECORD, tmp_path):
+        pass
+    (tmp_path / "run.json").write_text('{"verb": "eval')
+    with pytest.raises(ValueError, match="run.json is not a run record"), claim_folder(RECORD, tmp_path):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_two_processes_cannot_write_to_one_folder(tmp_path):
+    code = (
+        "import sys; from vlm_counting.core import *; from pathlib import Path\n"
+        "with claim_folder(RunRecord('evaluate', {}), Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"in\n"
+    with (
+        pytest.raises(BlockingIOError, match="Another process is writing"),
+        claim_folder(RunRecord("evaluate", {}), tmp_path),
+    ):
+        pass
+    other.kill()  # a lock must not outlive its process
+    other.wait()
+    with claim_folder(RunRecord("evaluate", {}), tmp_path):
+        pass
+
+
+def test_an_unwritable_place_says_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="VLM_COUNTING_RESULTS"), claim_folder(RECORD, tmp_path / "file" / "run"):
+        pass
+    if os.geteuid() == 0 and not Path("/proc/1").exists():
+        pytest.skip("no read-only place to try as root")
+    with pytest.raises(OSError, match="VLM_COUNTING_RESULTS"), claim_folder(RECORD, Path("/proc/1/run")):
+        pass
+
+
+def test_stratify_is_fair_repeatable_and_keeps_pairs():
+    rows = [Sample(f"a/{i}", "0.png", "", i // 40, {"entity": i % 5}) for i in range(360)]
+    part = stratify(rows, 90, seed=3)
+    assert part == stratify(rows, 90, seed=3) != stratify(rows, 90, seed=4)
+    for key in (lambda row: row.target, lambda row: (row.target, row.factors["entity"])):
+        sizes = [sum(key(row) == value for row in part) for value in {key(row) for row in rows}]
+        assert max(sizes) - min(sizes) == 0
+    pairs = [Sample(f"b/{i}", "0.png", "", i % 7, {"pair": str(i // 2)}) for i in range(40)]
+    kept = [row.factors["pair"] for row in stratify(pairs, 11)]
+    assert len(kept) == 10 and all(kept.count(pair) == 2 for pair in kept)
+    assert stratify(rows, None) == rows and len(stratify(rows, 10_000)) == 360
+
+
+def test_a_fingerprint_depends_on_content_and_not_on_place(tmp_path):
+    samples = []
+    for name in ("here", "there"):
+        (tmp_path / name).write_bytes(b"pixels")
+        samples.append(Sample("a/0", tmp_path / name, "How many?", 3, {"b": 1, "a": 2}))
+    assert fingerprint(samples[:1]) == fingerprint(samples[1:])
+    assert fingerprint(samples[:1]) == fingerprint([replace(samples[0], sha256=file_hash(tmp_path / "here"))])
+    for change in ({"target": 4}, {"question": "?"}, {"uid": "a/1"}, {"factors": {}}, {"sha256": "0" * 64}):
+        assert fingerprint([replace(samples[0], **change)]) != fingerprint(samples[:1])

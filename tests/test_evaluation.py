@@ -1,0 +1,136 @@
+"Guards for the room `evaluation`: both parsers on every quirk we know, and runs that are killed again and again."
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vlm_counting.core import Answer, Sample
+from vlm_counting.evaluation import parse_count
+
+PAPER = {  # spec of the released system, section 3
+    **dict.fromkeys(["someone", "phone", "stone", "money", "alone", "another one"], 1),
+    **dict.fromkeys(["height", "weight", "freight", "eighteen"], 8),
+    **dict.fromkeys(["None", "There are none", "nones"], 0),
+    **dict.fromkeys(["no", "a", "a few", "dozen", "", "eleven", "twelve", "thirteen", "fifteen", "twenty"], None),
+    **dict.fromkeys(["often", "attention", "tension", "tenth"], 10),
+    **{"fourteen": 4, "sixteen": 6, "fivesix": 5, "seventeen": 7, "nineteen": 9, "canine": 9, "network": 2, "twone": 2},
+    **{"three 4": 4, "Two or 3": 3, "-3": 3, "3.5": 3, "1,000": 1, "007": 7, "x12y": 12, "1st": 1, "one hundred": 1},
+    **{"2 or 3": 2, "\u0663": 3, "\uff15": 5, "\u00b2": None, "\u00bd": None, "\u2460": None, "6, 4": 6},
+    **{"There are 6 blue": 6, "zero": 0, "TEN": 10, "30": 30},
+}
+STRICT = {
+    **dict.fromkeys(
+        ["someone", "phone", "stones", "another one", "the one", "often", "tenth", "canine", "network"], None
+    ),
+    **dict.fromkeys(
+        ["a", "a few", "many", "", "several", "I see stars", "1st", "2nd", "x12y", "\u00b2", "\u00bd"], None
+    ),
+    **dict.fromkeys(
+        ["-3", "3.5", "3,5", "1/2", "30%", "30 %", "5+", "at least 3", "more than five", "2 or more"], None
+    ),
+    **dict.fromkeys(
+        ["2-3", "2 \u2013 3", "2 or 3", "two or three", "2 to 3", "6, 4", "1,2,3", "five six", "over 10"], None
+    ),
+    **dict.fromkeys(
+        ["0", "zero", "none", "None.", "no stars", "There are no red stars.", "No.", "no one", "nobody"], 0
+    ),
+    **{"3": 3, " 3.": 3, "3 stars": 3, "(3)": 3, "**3**": 3, "three (3)": 3, "3. There are 3 stars": 3, "about 3": 3},
+    **{"One": 1, "only one": 1, "there is one star": 1},
+    **{
+        "fourteen": 14,
+        "eighteen": 18,
+        "twelve": 12,
+        "twenty": 20,
+        "twenty-one": 21,
+        "Twenty one.": 21,
+        "forty two": 42,
+    },
+    **{"1,000": 1000, "12,345,678": 12345678, "one hundred": 100, "one hundred and five": 105, "007": 7, "\uff15": 5},
+    **{"There are 6 blue": 6, "No, there are 3 stars": 3, "- 3 stars": 3, "the one red star": 1, "Count: 7": 7},
+}
+
+
+@pytest.mark.parametrize("text, count", PAPER.items())
+def test_paper_rule_keeps_every_quirk(text, count):
+    assert parse_count(text, "paper") == count
+
+
+@pytest.mark.parametrize("text, count", STRICT.items())
+def test_strict_rule_reads_like_a_careful_person(text, count):
+    assert parse_count(text) == count
+
+
+class Counter:
+    "A model that needs no weights: slow enough to be killed between, before and inside batches."
+
+    name = "counter"
+
+    def __init__(self, pause: float = 0.0):
+        self.pause, self.asked = pause, 0
+
+    def answer(self, samples, max_new_tokens=5):
+        time.sleep(self.pause)
+        self.asked += len(samples)
+        return [
+            Answer(f"There are {sample.target}", [-0.5 * abs(n - sample.target) for n in range(21)])
+            for sample in samples
+        ]
+
+
+def questions(count: int) -> list[Sample]:
+    return [
+        Sample(f"demo/{i}", "none.png", "How many?", i % 10, {"entity": f"kind {i % 3}", "layout": i})
+        for i in range(count)
+    ]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_evaluation import Counter, questions
+from vlm_counting.core import RunRecord, claim_folder, write_atomic
+from vlm_counting.evaluation import predict
+from vlm_counting.statistics import score
+
+folder = Path(sys.argv[1])
+with claim_folder(RunRecord("evaluate", {"limit": 240}), folder):
+    path, rows = folder / "predictions.jsonl", questions(240)
+    predictions = predict(Counter(pause=0.02), rows, path, batch_size=3, progress=False)
+    write_atomic(folder / "scores.csv", score(predictions, by="target", draws=50).to_csv(index=False))
+print("finished")
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(folder), str(Path(__file__).parent)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_thirty_times_ends_with_the_same_bytes(tmp_path):
+    calm = start(tmp_path / "calm")
+    assert "finished" in calm.communicate()[0]
+    rng, killed, at_kill = random.Random(0), 0, []
+    while True:
+        child = start(tmp_path / "killed")
+        path = tmp_path / "killed" / "predictions.jsonl"
+        before = path.stat().st_size if path.exists() else 0
+        while child.poll() is None and (not path.exists() or path.stat().st_size == before) and killed % 3:
+            time.sleep(0.002)  # two times in three: wait until the first new batch is being written
+        time.sleep(rng.uniform(0, 0.03 if killed % 3 else 0.5))
+        if killed < 30:
+            child.send_signal(signal.SIGKILL)
+        output, error = child.communicate()
+        if "finished" in output:
+            break
+        assert killed < 30, error
+        killed += 1
+        at_kill.append(path.stat().st_size if path.exists() else 0)
+    assert killed == 30 and len(set(at_kill)) > 10  # it was really killed at different places
+    for name in ("predictions.jsonl", "scores.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()

@@ -1,0 +1,438 @@
+"Guards for the whole house: layers, notebooks clean and in sync, short cells, quick import, one version, true README."
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from tools import docs, readme
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+ROOMS = [path for path in NOTEBOOKS if path.name[0].isdigit()]
+VERBS = [path for path in NOTEBOOKS if not path.name[0].isdigit() and path.stem != "index"]
+HEAVY = ("torch", "transformers", "open_clip")
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+CONTRACT = {
+    "core": "Sample Prediction Registry RunRecord write_jsonl read_jsonl data_dir results_dir",
+    "stimuli": "FAMILIES Entity Scene render generate contact_sheet",
+    "datasets": "DATASETS load_dataset audit",
+    "models": "MODELS ModelSpec VLM load_model",
+    "evaluation": "parse_count predict load_predictions",
+    "statistics": "score confusion interval",
+    "published": "load_release load_published",
+    "figures": "FIGURES",
+    "runs": "RUNS run main",
+}
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def cells(notebook: Path) -> list[dict]:
+    "Cells with their source as one string."
+    loaded = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in loaded]
+
+
+def code_lines(cell: dict) -> list[str]:
+    "The lines of a code cell without its `#|` options."
+    return [line for line in cell["source"].split("\n") if not line.startswith("#|")]
+
+
+def is_exported(cell: dict) -> bool:
+    return cell["cell_type"] == "code" and bool(re.search(r"^#\|\s*export", cell["source"], re.MULTILINE))
+
+
+def order() -> dict[str, int]:
+    "Module -> number of its notebook."
+    numbers = {docs.module_name(path): int(re.match(r"\d+", path.name)[0]) for path in ROOMS}
+    return {module: number for module, number in numbers.items() if module}
+
+
+def module_file(module: str) -> Path:
+    return ROOT / "vlm_counting" / f"{module}.py"
+
+
+def imported_modules(source: str) -> set[str]:
+    "Rooms that a module imports, at its top or inside functions."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ["vlm_counting" if node.level else "", node.module]))
+            names = [base] if "." in base else [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if re.match(r"vlm_counting\.\w", name)}
+    return found & set(order())
+
+
+# --- layers
+
+
+def test_every_numbered_notebook_defines_a_module():
+    modules = [docs.module_name(path) for path in ROOMS]
+    assert all(modules) and len(set(modules)) == len(modules)
+    for path, module in zip(ROOMS, modules, strict=True):
+        assert module == docs.page_name(path), f"{path.name} defines the module {module}"
+        assert module_file(module).exists(), f"{path.name} is not exported. Run: nbdev_export"
+
+
+def test_imports_are_seen_wherever_they_stand():
+    source = (
+        "from .models import VLM\nfrom . import datasets\nimport torch\n"
+        "def f():\n    import vlm_counting.core\n    from vlm_counting import statistics"
+    )
+    assert imported_modules(source) == {"models", "datasets", "core", "statistics"} & set(order())
+
+
+def test_a_module_imports_only_lower_numbers():
+    numbers = order()
+    for module, number in numbers.items():
+        for other in imported_modules(module_file(module).read_text(encoding="utf-8")):
+            assert numbers[other] < number, f"{module} ({number:02}) imports {other} ({numbers[other]:02})"
+
+
+def test_rooms_04_to_11_know_neither_models_nor_datasets():
+    for module, number in order().items():
+        if 4 <= number <= 11:
+            known = imported_modules(module_file(module).read_text(encoding="utf-8")) & {"models", "datasets"}
+            assert not known, f"{module} imports {known.pop()}: let the caller pass in a model or samples"
+
+
+# --- notebooks and the package
+
+
+def test_notebooks_are_clean_and_in_sync(tmp_path):
+    "Clean and export a copy of the repository: nothing may change."
+    for name in ("nbs", "vlm_counting"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "twins", ".*"))
+    for name in ("settings.ini", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    env = {key: value for key, value in os.environ.items() if key != "IN_TEST"}  # nbdev exports nothing under IN_TEST
+    for entry in ("nbdev.clean:nbdev_clean", "nbdev.doclinks:nbdev_export"):
+        module, function = entry.split(":")
+        script = f"from {module} import {function}; {function}.__wrapped__()"
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+    copies = sorted([*(tmp_path / "nbs").glob("*.ipynb"), *(tmp_path / "vlm_counting").glob("*.py")])
+    originals = [ROOT / copy.relative_to(tmp_path) for copy in copies]
+    stale = [
+        original.relative_to(ROOT).as_posix()
+        for copy, original in zip(copies, originals, strict=True)
+        if not original.exists() or original.read_bytes() != copy.read_bytes()
+    ]
+    assert not stale, f"not clean or not in sync: {', '.join(stale)}. Run: nbdev_export && nbdev_clean"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+def test_notebook_opens_with_title_and_promise(notebook):
+    first = cells(notebook)[0]
+    assert first["cell_type"] == "markdown", f"the first cell of {notebook.name} is not text"
+    lines = [line for line in first["source"].split("\n") if line.strip()]
+    title = lines[0].removeprefix("# ").strip()
+    assert lines[0].startswith("# ") and lines[1].startswith("> "), f"{notebook.name}: expected '# title', '> promise'"
+    if notebook in ROOMS:
+        assert title == docs.page_name(notebook)
+
+
+@pytest.mark.parametrize("notebook", ROOMS, ids=named)
+def test_exported_cells_are_short(notebook):
+    for cell in filter(is_exported, cells(notebook)):
+        lines = code_lines(cell)
+        assert len(lines) <= 40, f"{notebook.name}: an exported cell of {len(lines)} lines starts with {lines[0]!r}"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+def test_import_cells_hold_imports_only(notebook):
+    for cell in filter(is_exported, cells(notebook)):
+        tree = ast.parse(cell["source"]).body
+        imports = [isinstance(node, ast.Import | ast.ImportFrom) for node in tree]
+        assert all(imports) or not any(imports), (
+            f"{notebook.name}: imports and code share the cell {cell['source'][:60]!r}"
+        )
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+def test_outputs_are_saved(notebook):
+    "The site shows saved outputs, so a notebook that prints or shows something is saved after it has run."
+    code = [cell for cell in cells(notebook) if cell["cell_type"] == "code" and not is_exported(cell)]
+    shows = [cell for cell in code if re.search(r"^print\(|\.figure$", cell["source"], re.MULTILINE)]
+    empty = [cell["source"] for cell in shows if not cell["outputs"] and "#| eval: false" not in cell["source"]]
+    assert not empty, f"{notebook.name}: no saved output of {empty[0][:80]!r}. Run the notebook and save it"
+
+
+def output_text(cell: dict) -> str:
+    "Everything a reader sees of a cell's outputs but pictures."
+    pieces = []
+    for output in cell.get("outputs", []):
+        pieces.append("".join(output.get("text", "")))
+        pieces += ["".join(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return re.sub(r"data:image/[^\"')]+", "", "\n".join(pieces))
+
+
+MACHINE = re.compile(r"(?<![\w.:/-])/(?:ro{2}t|home|wor[k]|tmp|Users|var/folders|mnt|private)/[\w.-]+|\b[A-Z]:\\+Users")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+def test_saved_outputs_are_small_and_fit_for_readers(notebook):
+    size = notebook.stat().st_size
+    assert size < 1_500_000, f"{notebook.name} has {size:,} bytes, expected less than 1.5 MB: save smaller pictures"
+    for cell in cells(notebook):
+        errors = [output for output in cell.get("outputs", []) if output["output_type"] == "error"]
+        assert not errors, f"{notebook.name} has a saved error: {errors[0]['ename']}: {errors[0]['evalue']}"
+        found = MACHINE.search(output_text(cell))
+        assert not found, f"{notebook.name} shows the path of a machine: {found[0]}"
+
+
+def test_a_path_of_a_machine_is_recognised():
+    for path in ("/" + "home/me/x.png", "at '/" + "tmp/abc/x.png'", "/" + "root/.cache"):
+        assert MACHINE.search(path)
+    for text in ("results/tmp/x.png", "https://example.org/home/x", "nbs/home/x"):
+        assert not MACHINE.search(text)
+
+
+# --- verbs
+
+
+@pytest.mark.parametrize("notebook", VERBS, ids=named)
+def test_verb_is_a_short_notebook_with_parameters(notebook):
+    code = [cell for cell in cells(notebook) if cell["cell_type"] == "code"]
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1, f"{notebook.name} has {len(tagged)} cells tagged 'parameters', expected one"
+    assert len(code) <= 10, f"{notebook.name} has {len(code)} code cells, expected at most 10"
+    for cell in code:
+        assert len(code_lines(cell)) <= 25, f"{notebook.name}: a cell of {len(code_lines(cell))} lines, at most 25"
+        assert not is_exported(cell) and "default_exp" not in cell["source"], f"{notebook.name} exports: verbs do not"
+
+
+@pytest.mark.parametrize("notebook", VERBS, ids=named)
+def test_parameters_are_plain_and_explained(notebook):
+    "papermill shows the comments as help, and can replace plain values only."
+    tagged = [cell for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
+    for line in filter(str.strip, code_lines(tagged[0])):
+        assert re.match(r"\w+(: [\w\[\], |]+)? = .+  # .+", line), f"{notebook.name}: {line!r} has no comment"
+        ast.literal_eval(ast.parse(line).body[0].value)
+
+
+# --- import
+
+
+def import_seconds(module: str) -> tuple[float, list[str]]:
+    "Seconds that an import takes in a fresh process, and the heavy packages that it loads."
+    script = (
+        "import sys, time; start = time.perf_counter()\n"
+        f"import {module}\nseconds = time.perf_counter() - start\n"
+        f"print(seconds, *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    seconds, *heavy = done.stdout.split()
+    return float(seconds), heavy
+
+
+def test_import_is_quick_and_without_torch():
+    tries = [import_seconds("vlm_counting") for _ in range(3)]
+    assert min(seconds for seconds, _ in tries) < 0.5, f"import vlm_counting took {tries}"
+    assert not tries[0][1]
+
+
+@pytest.mark.parametrize("module", sorted(order(), key=order().get))
+def test_a_room_is_imported_without_torch(module):
+    seconds, heavy = import_seconds(f"vlm_counting.{module}")
+    assert not heavy, f"import vlm_counting.{module} loads {heavy[0]}: import it inside the function that needs it"
+
+
+# --- the contract
+
+
+@pytest.mark.parametrize("module", CONTRACT)
+def test_public_names(module):
+    if not module_file(module).exists():
+        pytest.skip(f"no room '{module}' yet")
+    tree = ast.parse(module_file(module).read_text(encoding="utf-8"))
+    assigned = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    missing = set(CONTRACT[module].split()) - set(ast.literal_eval(assigned["__all__"]))
+    assert not missing, f"{module} does not export {sorted(missing)}"
+
+
+TELLING = (
+    r"\b(Path|Sample|Answer|Prediction|RunRecord|Entity|Scene|ModelSpec|VLM|States|Axes)\b"  # types that say it all
+)
+
+
+def undocumented(source: str) -> list[str]:
+    "What a reader of signatures misses: a docstring, and for each argument a comment beside it or a type of our own."
+    lines, wrong = source.split("\n"), []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        text = ast.get_docstring(node)
+        if not text:
+            wrong.append(f"{node.name} has no docstring")
+        if isinstance(node, ast.ClassDef):
+            continue
+        if node.args.kwarg or node.args.vararg:
+            wrong.append(f"{node.name} takes *args or **kwargs: name the arguments")
+        for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
+            beside = argument.lineno > node.lineno and " # " in lines[argument.end_lineno - 1]
+            told = re.search(rf"\b{argument.arg}\b", text or "")
+            typed = argument.annotation is not None and re.search(TELLING, ast.unparse(argument.annotation))
+            if not (beside or told or typed):
+                wrong.append(f"{node.name}: what is the argument '{argument.arg}'? Add a comment beside it")
+    return wrong
+
+
+def test_undocumented_arguments_are_seen():
+    source = (
+        'def f(\n    a: int,  # how many\n    b,\n    c,\n    p: Path,\n):\n    "Explains `b`."\n\n\ndef g(): ...\n'
+    )
+    assert undocumented(source) == ["f: what is the argument 'c'? Add a comment beside it", "g has no docstring"]
+
+
+@pytest.mark.parametrize("module", sorted(order(), key=order().get))
+def test_exported_functions_are_documented(module):
+    wrong = undocumented(module_file(module).read_text(encoding="utf-8"))
+    assert not wrong, f"{module}:\n" + "\n".join(wrong)
+
+
+# --- the rest of the house
+
+
+def test_ruff():
+    for command in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *command, "nbs", "tests", "tools", "setup.py"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert not done.returncode, done.stdout + done.stderr
+
+
+def test_one_version():
+    version = SETTINGS["DEFAULT"]["version"]
+    assert f'__version__ = "{version}"' in (ROOT / "vlm_counting" / "__init__.py").read_text(encoding="utf-8")
+    changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert changes[0] == version, f"CHANGELOG.md starts with {changes[0]}, settings.ini says {version}"
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def repository_files() -> list[Path]:
+    "The files that git keeps or would keep; those of an unpacked archive otherwise."
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+        return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+    places = ["nbs", "vlm_counting", "tests", "tools", ".github", ".ci"]
+    files = [path for place in places for path in (ROOT / place).rglob("*")] + list(ROOT.glob("*.*"))
+    return [path for path in files if path.is_file() and "__pycache__" not in path.parts]
+
+
+def readable(path: Path) -> str:
+    "The text of a file; of a notebook what was written or printed, without pictures."
+    if path.suffix == ".ipynb":
+        return "\n".join(cell["source"] + "\n" + output_text(cell) for cell in cells(path))
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def test_nothing_of_a_machine_in_the_repository():
+    hosts = "|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "index" + "-url", "trusted" + "-host"])
+    places = re.compile(rf"{hosts}|(?<![\w.:/-])/(?:ro{{2}}t|wor[k])/|(?<![\w.:/-])/home/\w")
+    files = repository_files()
+    assert len(files) > 10
+    for path in files:
+        found = places.search(readable(path))
+        assert not found, f"{path.relative_to(ROOT)} mentions {found[0]}"
+
+
+def test_readme_is_what_the_index_says():
+    text = readme.readme(ROOT / "nbs" / "index.ipynb")
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == text, "README.md is old. Run: python tools/readme.py"
+
+
+def test_readme_is_made_of_text_code_and_outputs(tmp_path):
+    source = [
+        {
+            "cell_type": "markdown",
+            "source": ["# house\n", "\n", "See [core](00_core.ipynb), [how](../CONTRIBUTING.md)."],
+        },
+        {"cell_type": "code", "source": "#| hide\nsecret = 1", "outputs": []},
+        {"cell_type": "code", "source": "#| echo: false\nprint(2)", "outputs": [{"text": ["2\n"]}]},
+        {"cell_type": "code", "source": "1 + 2", "outputs": [{"data": {"text/plain": ["3"], "image/png": "AAAA"}}]},
+    ]
+    notebook = tmp_path / "index.ipynb"
+    notebook.write_text(json.dumps({"cells": source}))
+    expected = ["# house\n\nSee [core](nbs/00_core.ipynb), [how](CONTRIBUTING.md).", "```text\n2\n```"]
+    expected += ["```python\n1 + 2\n```", "```text\n3\n```"]
+    assert readme.readme(notebook) == "\n\n".join(expected) + "\n"
+
+
+def test_readme_shows_the_commands_that_ci_runs():
+    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL))
+    assert re.search(r"pip install -e ['\"]?\.", blocks), "README.md shows no 'pip install -e'"
+    assert re.search(r"^pytest( |$)", blocks, re.MULTILINE), "README.md shows no line that starts with 'pytest'"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_ci_installs_and_ends_as_the_tests_end(tmp_path, status):
+    "The script itself, in a folder with a README and with stand-ins for python3, pip and pytest."
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    (tmp_path / "README.md").write_text(
+        "```sh\ncd x && pip install -e '.[dev]' && y\n```\ntext\n```sh\npytest -x\n```\n"
+    )
+    (tmp_path / "bin").mkdir()
+    venv = 'mkdir -p "$3/bin" && : > "$3/bin/activate" && echo "$3" > venv.txt'
+    scripts = {
+        "python3": venv,
+        "pip": 'echo "pip $*" >> log.txt',
+        "pytest": f'echo "pytest $*" >> log.txt; exit {status}',
+    }
+    for name in ("chromium", "chromedriver", *scripts):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{scripts.get(name, '')}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run([tmp_path / ".ci" / "run"], env=env, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / "log.txt").read_text() == "pip install -e .[dev]\npytest -x\n"
+    assert not Path((tmp_path / "venv.txt").read_text().strip()).exists(), "the environment is left behind"
+
+
+def test_sidebar_names_every_notebook_once():
+    import yaml
+
+    sidebar = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    sections = {item["section"]: item["contents"] for item in sidebar if "section" in item}
+    assert list(sections) == ["Rooms", "Runs", "Paper"]
+    listed = [item["href"] for item in sidebar if "href" in item]
+    listed += [page for part in sections.values() for page in part]
+    notebooks = [f"nbs/{path.name}" for path in NOTEBOOKS]
+    assert sorted(page for page in listed if page.endswith(".ipynb")) == sorted(notebooks), "mend it in _quarto.yml"
+    assert [f"nbs/{path.name}" for path in ROOMS] == [page for page in sections["Rooms"]], "rooms stand in their order"
+    assert set(sections["Runs"]) == {f"nbs/{path.name}" for path in VERBS}
+
+
+def test_citation_names_paper_and_data():
+    import yaml
+
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cff["cff-version"] == "1.2.0" and cff["title"] == SETTINGS["DEFAULT"]["lib_name"] and cff["authors"]
+    titles = " ".join(item["title"] for item in cff["references"])
+    for name in ("constructing VLMs' Reasoning in Counting", "CIVET", "PixMo-Count", "Count to Ten"):
+        assert name in titles
+    assert all(item["authors"] and item["type"] for item in cff["references"])
+    licences = {item["title"]: item.get("license") for item in cff["references"]}
+    assert licences["PixMo-Count"] == "ODC-By-1.0"

@@ -1,0 +1,186 @@
+"Guards for the room `runs`: what users type as it stands, and what they type wrongly."
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vlm_counting.core import UnknownName
+from vlm_counting.runs import RUNS, check_parameters, declared_parameters, main, run_folder, with_output
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+EVALUATE = str(ROOT / "nbs" / "evaluate.ipynb")
+COUNTED = ["predictions.jsonl", "scores.csv", "scores_per_count.csv", "confusion.csv", "wrong_answers.png"]
+
+
+def call(*words: str, results: Path, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"VLM_COUNTING_RESULTS": str(results)}
+    return subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    "One run from the console command, shared by the tests that look at it or disturb it."
+    results = tmp_path_factory.mktemp("results")
+    done = call(BIN / "vlm-counting", "run", "evaluate", "limit=9", "--batch-size", "4", results=results)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return results, done.stdout
+
+
+def test_the_command_prints_scores_and_keeps_everything(first_run):
+    results, printed = first_run
+    folder = results / "evaluate" / "tiny-qwen2-vl" / "balanced"
+    for name in [*COUNTED, "run.json", "notebook.ipynb", "report.html", "confusion.svg"]:
+        assert (folder / name).stat().st_size > 0, name
+    assert "accuracy" in printed and "report.html" in printed
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and record["samples"] == 9 and record["parameters"]["limit"] == 9
+    assert all(len(record[name]) == 64 for name in ("weights", "processor", "fingerprint"))
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert sorted(row["target"] for row in rows) == list(range(1, 10))
+    assert all(len(row["logprobs"]) == 21 and max(row["logprobs"]) <= 0 for row in rows)
+    assert "<script src=" not in (folder / "report.html").read_text()  # readable without a network
+
+
+def papermill_in_a_terminal(results: Path, *words: str) -> str:
+    "Run papermill with a terminal as standard input and output; what it printed."
+    environment = os.environ | {"VLM_COUNTING_RESULTS": str(results)}
+    parent, child = pty.openpty()
+    process = subprocess.Popen([BIN / "papermill", *words], stdin=child, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    printed = b""
+    while True:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:  # the terminal was closed: papermill has ended
+            break
+        if not chunk:
+            break
+        printed += chunk
+    process.wait(timeout=60)
+    return printed.decode(errors="replace")
+
+
+def test_papermill_without_an_output_path_gives_the_same_numbers(first_run, tmp_path):
+    results, _ = first_run
+    before = Path(EVALUATE).read_bytes()
+    words = [EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4"]
+    printed = papermill_in_a_terminal(tmp_path / "terminal", *words)
+    piped = call(
+        BIN / "papermill", *words, results=tmp_path / "pipe", input=""
+    )  # standard input is a pipe, as in a shell script
+    for place, said in (("terminal", printed), ("pipe", piped.stderr)):
+        folder = tmp_path / place / "evaluate" / "tiny-qwen2-vl" / "balanced"
+        assert (folder / "notebook.ipynb").exists(), said[-3000:]
+        for name in COUNTED:
+            same = (results / "evaluate" / "tiny-qwen2-vl" / "balanced" / name).read_bytes()
+            assert (folder / name).read_bytes() == same, f"{place}: {name}"
+    assert Path(EVALUATE).read_bytes() == before and piped.stdout == ""
+
+
+def test_other_uses_of_papermill_are_left_alone(tmp_path):
+    elsewhere = tmp_path / "evaluate.ipynb"
+    elsewhere.write_text(Path(EVALUATE).read_text())
+    for words in (
+        [EVALUATE, "out.ipynb"],
+        [EVALUATE, "-"],
+        ["--help-notebook", EVALUATE],
+        [EVALUATE, "--prepare-only"],
+        [str(elsewhere), "-p", "limit", "9"],
+        [str(ROOT / "nbs" / "index.ipynb")],
+        ["-"],
+        [],
+    ):
+        assert with_output(words) == words
+    for words in (
+        ["-p", "model", EVALUATE, EVALUATE],
+        [EVALUATE, "--log-output", "-k", "python3"],
+        [EVALUATE, "--cwd=nbs"],
+    ):
+        assert with_output(words) == [*words, "vlm-counting://evaluate.ipynb"]
+    probe = "import papermill, sys; print(sys.argv[1:])"  # a program that merely imports papermill
+    done = subprocess.run([sys.executable, "-c", probe, EVALUATE], capture_output=True, text=True)
+    assert done.stdout.strip() == str([EVALUATE])
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["run", "evaluate", "modle=tiny-qwen2-vl"], "Did you mean 'model'?"),
+        (["run", "evaluate", "model=tiny-qwen2vl"], "Did you mean 'tiny-qwen2-vl'?"),
+        (["run", "evaluate", "dataset=balancd"], "Did you mean 'balanced'?"),
+        (["run", "evaluat"], "Did you mean 'evaluate'?"),
+        (["run", "evaluate", "limit=0"], "limit is 0, expected a whole number of at least 1"),
+        (["run", "evaluate", "--limit", "-3"], "limit is -3"),
+        (["run", "evaluate", "limit=many"], "limit is 'many'"),
+        (["run", "evaluate", "batch_size=2.5"], "batch_size is 2.5"),
+        (["run", "evaluate", "dtype=float8"], "Did you mean 'float"),
+        (["run", "evaluate", "device=gpu"], "No device named 'gpu'"),
+        (["run", "evaluate", "seed"], "'seed' has no value"),
+        (["run", "evaluate", "overwrite=yes"], "overwrite is 'yes', expected bool"),
+    ],
+)
+def test_wrong_words_are_refused_with_the_nearest_right_one(words, complaint, capsys):
+    assert main(words) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_refusal_comes_within_a_second():
+    command, fastest = [BIN / "vlm-counting", "run", "evaluate", "modle=x"], 9.0
+    for _ in range(3):
+        clock = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True)
+        fastest = min(fastest, time.monotonic() - clock)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert fastest < 1
+
+
+def test_the_notebook_itself_refuses_an_unknown_parameter(tmp_path):
+    done = call(BIN / "papermill", EVALUATE, tmp_path / "out.ipynb", "-p", "modle", "x", results=tmp_path / "results")
+    assert done.returncode != 0 and "Did you mean 'model'?" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_of_other_parameters_is_refused_and_kept(first_run):
+    results, _ = first_run
+    folder = results / "evaluate" / "tiny-qwen2-vl" / "balanced"
+    before = {name: (folder / name).read_bytes() for name in [*COUNTED, "notebook.ipynb"]}
+    done = call(BIN / "vlm-counting", "run", "evaluate", "limit=18", "batch_size=4", results=results)
+    assert done.returncode == 1 and "parameter 'limit' is 18 now and was 9" in done.stderr
+    assert "Traceback" not in done.stderr and "notebook-failed.ipynb" in done.stderr
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    assert not list(folder.glob(".notebook.*"))
+
+
+def test_weights_that_cannot_be_had_name_the_two_ways_out(tmp_path):
+    done = call(BIN / "vlm-counting", "run", "evaluate", "model=qwen2-vl-7b", "limit=9", results=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    line = next(line for line in done.stderr.splitlines() if "cannot be had" in line)
+    assert "checkpoint=" in line and "model=tiny-qwen2-vl" in line
+
+
+def test_an_unwritable_results_folder_says_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = call(BIN / "vlm-counting", "run", "evaluate", "limit=9", results=tmp_path / "file" / "results")
+    assert done.returncode == 1 and "VLM_COUNTING_RESULTS" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_parameter_of_every_verb_is_explained():
+    for verb in RUNS:
+        for name, (_, meaning) in declared_parameters(verb).items():
+            assert len(meaning) > 8, f"{verb}: {name}"
+
+
+def test_folders_of_paths_and_hub_names_are_safe(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    (tmp_path / "my set.tar.gz").write_text("")
+    parameters = {"run": "a/../b", "model": "hf:org/name", "dataset": str(tmp_path / "my set.tar.gz")}
+    assert run_folder(parameters) == tmp_path / "a--..--b" / "org--name" / "my_set"
+    with pytest.raises(UnknownName):
+        check_parameters("evaluate", {"model": "/no/such/folder"})

@@ -1,0 +1,245 @@
+"The docs site is built and opened in a browser: every page loads, every link leads somewhere, every figure is shown."
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tools import docs
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --proxy-server=direct:// --window-size=1280,900"
+)
+ELSEWHERE = re.compile(r"(@import|url\()\s*(url\()?['\"]?(https?:)?//")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    return docs.build(ROOT, tmp_path_factory.mktemp("docs") / "site")
+
+
+class Page(HTMLParser):
+    "What a page links to, what it loads, and the anchors it has."
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path, self.links, self.loads, self.anchors = path, [], [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.anchors |= {values[key] for key in ("id", "name") if values.get(key)}
+        if tag == "a" and values.get("href") is not None:
+            self.links.append(values["href"])
+        if tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload", "modulepreload"):
+            self.loads.append(values["href"])
+        if tag in ("script", "img", "iframe", "source", "video") and values.get("src"):
+            self.loads.append(values["src"])
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def target(page: Page, link: str) -> tuple[Path, str]:
+    "The file and the anchor that a relative link leads to."
+    parts = urlsplit(link)
+    path = (page.path.parent / unquote(parts.path)).resolve() if parts.path else page.path
+    return (path / "index.html" if path.is_dir() else path), unquote(parts.fragment)
+
+
+def test_every_notebook_has_a_page(site):
+    for notebook in (ROOT / "nbs").glob("*.ipynb"):
+        assert (site / "nbs" / f"{docs.page_name(notebook)}.html").exists(), f"no page for {notebook.name}"
+    assert "nbs/index.html" in (site / "index.html").read_text()
+
+
+def test_every_link_leads_somewhere(pages):
+    wrong = []
+    for page in pages.values():
+        for link in page.links:
+            if urlsplit(link).scheme in ("http", "https", "mailto", "data"):
+                continue
+            path, anchor = target(page, link)
+            if not path.exists():
+                wrong.append(f"{page.path.name}: {link} (no such page)")
+            elif anchor and path in pages and anchor not in pages[path].anchors:
+                wrong.append(f"{page.path.name}: {link} (no such place on that page)")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_fetched_from_elsewhere(pages, site):
+    sheets = list(site.rglob("*.css"))
+    wrong = [f"{sheet.name} imports a style from the net" for sheet in sheets if ELSEWHERE.search(sheet.read_text())]
+    assert sheets
+    for page in pages.values():
+        for load in page.loads:
+            scheme = urlsplit(load).scheme
+            if scheme in ("http", "https") or load.startswith("//"):
+                wrong.append(f"{page.path.name} loads {load}; for maths that means $...$: write it in words or code")
+            elif scheme != "data" and not target(page, load)[0].exists():
+                wrong.append(f"{page.path.name} loads {load}, which does not exist")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_names_in_backticks_are_links(pages, site):
+    core = pages[site / "nbs" / "core.html"]
+    assert any(target(core, link)[1] == "sample" for link in core.links)
+    others = [page for page in pages.values() if page.path.stem not in ("core", "index")]
+    places = [target(page, link) for page in others for link in page.links if not urlsplit(link).scheme]
+    assert (core.path, "sample") in places, "no page links to `Sample`"
+
+
+def test_pages_show_the_code_that_their_notebooks_export(pages, site):
+    text = (site / "nbs" / "core.html").read_text(encoding="utf-8")
+    assert "Source of Sample" in text and 'id="registry"' in text and "default_exp" not in text
+
+
+def test_names_are_linked_outside_code_only():
+    places = {"Sample": "core.ipynb#sample"}
+    text = "A `Sample` or `Sample()`, [`Sample`](x), `other`.\n\n```\n`Sample`\n```\n\n## `Sample`"
+    linked = docs.link_names(text, places)
+    assert linked.startswith(
+        "A [`Sample`](core.ipynb#sample) or [`Sample()`](core.ipynb#sample), [`Sample`](x), `other`."
+    )
+    assert linked.endswith("\n\n```\n`Sample`\n```\n\n## `Sample`")
+
+
+def test_links_between_notebooks_and_files():
+    text = "[a](00_core.ipynb#b) [c](../CHANGELOG.md) [d](../LICENSE) [e](https://example.org/1_x.ipynb)"
+    expected = "[a](core.ipynb#b) [c](changelog.md) [d](S/LICENSE) [e](https://example.org/1_x.ipynb)"
+    assert docs.fix_links(text, "S") == expected
+
+
+def test_captioned_figures_are_numbered_and_referred_to():
+    first = {"cell_type": "code", "source": "#| label: fig-b\n#| fig-cap: Two bars\nplot()"}
+    second = {"cell_type": "code", "source": '#| fig-cap: "Three"\nplot()'}
+    text = {"cell_type": "markdown", "source": "See @fig-b."}
+    docs.number_figures({"cells": [text, first, second]})
+    assert text["source"] == "See [Figure 1](#fig-b)."
+    assert '#| fig-cap: "Figure 1: Two bars"' in first["source"] and '"Figure 2: Three"' in second["source"]
+
+
+def test_signature_is_what_is_written():
+    source = (
+        '@dataclass\nclass A:\n    "One."\n\n    x: int  # how many\n\n    def go(self) -> int:\n        "Goes."\n'
+        '\n\ndef f(\n    a: int,  # first\n) -> A:  # best\n    "Does."\n    return A(a)'
+    )
+    entries = docs.reference(source, {})
+    assert (
+        '@dataclass\nclass A:\n    x: int  # how many\n    def go(self) -> int:\n        "Goes."\n```' in entries["A"]
+    )
+    assert "def f(\n    a: int,  # first\n) -> A:  # best\n```\n\nDoes." in entries["f"] and "A.go" in entries
+
+
+def shown_images(notebook: Path) -> int:
+    "How many pictures a notebook's visible cells have saved."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    visible = [cell for cell in cells if cell["cell_type"] == "code" and "#| hide\n" not in "".join(cell["source"])]
+    outputs = [output.get("data", {}) for cell in visible for output in cell["outputs"]]
+    return sum(bool({"image/png", "image/jpeg"} & set(data)) and "text/html" not in data for data in outputs)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    "Serves the site and keeps what was asked for in vain."
+
+    missing: list = []
+
+    def log_message(self, *_):
+        pass
+
+    def send_error(self, code, message=None, explain=None):
+        self.missing.append(f"{code} {self.path}")
+        super().send_error(code, message, explain)
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium and chromedriver on the PATH: the site was not opened in a browser")
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.chrome.service import Service
+
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
+            options.add_argument(flag)
+        driver = selenium.Chrome(options=options, service=Service(DRIVER))
+        driver.set_page_load_timeout(30)
+        yield driver
+        driver.quit()
+
+
+LOOK = """
+const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+const images = [...document.querySelectorAll('main img')];
+const sidebar = document.querySelector('#quarto-sidebar');
+return {title: document.title, heading: document.querySelectorAll('h1').length, wide: wide,
+        sidebar: sidebar ? sidebar.querySelectorAll('a').length : 0, images: images.length,
+        broken: images.filter(image => !image.complete || image.naturalWidth == 0 || image.width == 0).length};
+"""
+
+
+def test_pages_in_a_browser(browser, address, site, pages):
+    figures = {docs.page_name(path): shown_images(path) for path in (ROOT / "nbs").glob("*.ipynb")}
+    wrong = []
+    for path in pages:
+        name = path.relative_to(site).as_posix()
+        browser.get(f"{address}/{name}")
+        found = browser.execute_script(LOOK)
+        errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        wrong += [f"{name}: console error: {error}" for error in errors]
+        if name == "index.html":
+            continue
+        if not found["title"] or found["heading"] != 1:
+            wrong.append(f"{name}: title {found['title']!r}, {found['heading']} first-level headings, expected one")
+        if found["sidebar"] < 10:
+            wrong.append(f"{name}: no sidebar")
+        if found["broken"]:
+            wrong.append(f"{name}: {found['broken']} of {found['images']} images are not shown")
+        if found["images"] < figures.get(path.stem, 0):
+            wrong.append(f"{name}: shows {found['images']} images, the notebook has {figures[path.stem]}")
+        if found["wide"] > 1:
+            wrong.append(f"{name}: {found['wide']} pixels wider than the window")
+    wrong += [f"asked for in vain: {request}" for request in Quiet.missing]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_start_page_and_navigation(browser, address):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(f"{address}/")
+    WebDriverWait(browser, 10).until(lambda driver: driver.current_url.endswith("/nbs/index.html"))
+    browser.get(f"{address}/nbs/core.html")
+    sections = browser.execute_script(
+        "return [...document.querySelectorAll('#quarto-sidebar .sidebar-item-section > .sidebar-item-container')]"
+        ".map(item => item.innerText.trim())"
+    )
+    assert [name for name in sections if name] == ["Rooms", "Runs", "Paper"]
+    here = browser.execute_script("return document.querySelector('#quarto-sidebar a.active').innerText.trim()")
+    assert here == "core"
