@@ -222,7 +222,7 @@ class Registry(Mapping):
         return len(self._items)
 
     def __repr__(self) -> str:
-        return f"Registry of {len(self)} {self.kind}s: {', '.join(self)}"
+        return f"Registry of {self.kind}s ({len(self)}): {', '.join(self)}"
 
 # %% ../nbs/00_core.ipynb #99f3cd9c
 def project_root() -> Path | None:  # None when the package was installed without its repository

@@ -148,8 +148,16 @@ def _percent_axis(ax: Axes, label: str) -> None:
 
 def _legend(ax: Axes) -> None:
     "A legend to the right of the axes, where it can hide nothing."
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6, borderaxespad=0.2)
+    handles, labels = ax.get_legend_handles_labels()
+    if order := sorted(range(len(labels)), key=lambda i: labels[i].startswith("chance")):  # chance comes last
+        ax.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.02),
+            handlelength=1.6,
+            borderaxespad=0.2,
+        )
 
 # %% ../nbs/11_figures.ipynb #dec47b9f
 @FIGURES.add("accuracy_per_count")
@@ -219,26 +227,24 @@ def _heat_map(
     ax: Axes,
     shares: np.ndarray,  # (rows, columns), 0..1; drawn white where 0 and `zeros` is False, and where nan
     gaps: tuple[int, int] = (0, 0),  # how many of the last rows and columns are set apart
+    span: tuple[float, float] = (0, 1),  # shares that are lightest and darkest
     zeros: bool = True,  # write and colour zeros, too
 ) -> tuple[np.ndarray, np.ndarray]:  # (rows,) and (columns,) centres of the cells
     "Cells with their value in percent, dark = high; the first row on top."
-    edges = [
-        np.arange(size + 1) + 0.25 * (np.arange(size + 1) > size - gap)
-        for size, gap in zip(shares.shape, gaps, strict=True)
-    ]
     starts = [
         np.arange(size) + 0.25 * (np.arange(size) >= size - gap) for size, gap in zip(shares.shape, gaps, strict=True)
     ]
-    colours = matplotlib.colormaps["cividis_r"]
+    colours = matplotlib.colormaps["Blues"]
     for (row, column), share in np.ndenumerate(shares):
         if np.isnan(share) or (share == 0 and not zeros):
             continue
-        face, at = colours(share), (starts[1][column], starts[0][row])
+        depth = (share - span[0]) / ((span[1] - span[0]) or 1)
+        face, at = colours(0.08 + 0.87 * depth), (starts[1][column], starts[0][row])
         ax.add_patch(matplotlib.patches.Rectangle(at, 1, 1, facecolor=face, edgecolor="white", linewidth=1))
         light = np.dot(face[:3], (0.299, 0.587, 0.114)) > 0.5
         text = "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
         ax.text(at[0] + 0.5, at[1] + 0.5, text, ha="center", va="center", color=INK if light else "white")
-    ax.set(xlim=(0, edges[1][-1]), ylim=(edges[0][-1], 0), aspect="equal")
+    ax.set(xlim=(-0.04, starts[1][-1] + 1.04), ylim=(starts[0][-1] + 1.04, -0.04), aspect="equal")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return starts[0] + 0.5, starts[1] + 0.5
@@ -266,7 +272,7 @@ def plot_confusion(
         )
         ax.text(across[-1] + 0.7, down[row], f"n = {total:,.0f}", va="center", fontsize=8, color=FAINT)
     ax.axvspan(across[-1] - 0.5, across[-1] + 0.5, color="#f0f0f0", zorder=0)
-    _heading(ax, title, f"n = {totals.sum():,.0f} questions. Percent of each row; framed = right; white = never.")
+    _heading(ax, title, f"n = {totals.sum():,.0f} questions. Percent of a row; framed = right.")
     return ax
 
 # %% ../nbs/11_figures.ipynb #83383f0f
@@ -277,15 +283,23 @@ def plot_answers(
     ax: Axes | None = None,  # None: new ones
     title: str = "Answers against the truth",
 ) -> Axes:
-    "Bubbles of the answers given to each true count, with the mean answer; answers without a number are left out."
+    "Bubbles of the answers given to each true count, with their mean; no number, or more than twice the range: not drawn."
     _, totals = _fold(table)
-    ax = ax or new_axes(4.9, 4.2)
+    ax = ax or new_axes(5.6, 4.2)
     counts = table.drop(columns="unparsed")
     targets, answers = table.index.to_numpy(int), np.array([int(answer) for answer in counts])
-    given = counts.to_numpy(float)  # (targets, answers)
-    top = max(targets.max(), answers[answers <= 2 * targets.max()].max(initial=0))
-    row, column = np.nonzero(given * (answers <= top))
-    ax.plot([0, top + 1], [0, top + 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="right answer")
+    near = answers <= 2 * targets.max()  # one answer of 1000 must not flatten the figure
+    given, answers = counts.to_numpy(float)[:, near], answers[near]  # (targets, answers)
+    drawn, top = given.sum(axis=1), max(targets.max(), answers[given.any(axis=0)].max(initial=0))
+    row, column = np.nonzero(given)
+    ax.plot(
+        [0, targets.max() + 1],
+        [0, targets.max() + 1],
+        color=FAINT,
+        linewidth=1,
+        linestyle=(0, (4, 3)),
+        label="right answer",
+    )
     ax.scatter(
         targets[row],
         answers[column],
@@ -295,17 +309,23 @@ def plot_answers(
         linewidth=0.6,
         zorder=2,
     )
-    answered = given.sum(axis=1)
-    mean = np.divide(given @ answers, answered, out=np.full(len(targets), np.nan), where=answered > 0)
+    mean = np.divide(given @ answers, drawn, out=np.full(len(targets), np.nan), where=drawn > 0)
     ax.plot(
-        targets, mean, color=COLOURS[1], marker="_", markersize=11, markeredgewidth=2, label="mean answer", zorder=3
+        targets,
+        mean,
+        color=COLOURS[1],
+        marker="_",
+        markersize=11,
+        markeredgewidth=2,
+        label="mean of those drawn",
+        zorder=3,
     )
-    left_out = int(totals.sum() - answered.sum() + given[:, answers > top].sum())
+    left_out = int(totals.sum() - drawn.sum())
     ax.set(xlabel="True number of objects", ylabel="Answer", xticks=targets, aspect="equal")
     ax.set(
         xlim=(targets.min() - 0.7, targets.max() + 0.7),
         yticks=range(0, top + 1),
-        ylim=(min(targets.min(), answers.min()) - 0.7, top + 0.7),
+        ylim=(min(targets.min(), answers[column].min(initial=top)) - 0.7, top + 0.7),
     )
     _heading(
         ax, title, f"n = {totals.sum():,.0f} questions. Area: share of the true count. Not drawn: {left_out} answers."
@@ -421,12 +441,17 @@ def plot_entity_grid(
     means = grid.mean(axis=1)
     grid.loc["mean"] = grid.mean(axis=0)
     grid["mean"] = [*means, rows["accuracy"].mean()]
-    ax = ax or new_axes(4.2, 1.4 + 0.4 * len(grid))
-    down, across = _heat_map(ax, grid.to_numpy(), gaps=(1, 1))
+    ax, span = ax or new_axes(5.2, 1.4 + 0.46 * len(grid)), (rows["accuracy"].min(), rows["accuracy"].max())
+    down, across = _heat_map(ax, grid.to_numpy(), gaps=(1, 1), span=span)
     ax.set_xticks(across, grid.columns)
     ax.set_yticks(down, grid.index)
     ax.set(xlabel="Shape of the objects", ylabel="Colour of the objects")
-    _heading(ax, title, f"{_sizes(rows['n'])} questions a cell. Percent right; means are those of the cells.")
+    _heading(
+        ax,
+        title,
+        f"{_sizes(rows['n'])} questions a cell. Percent right, from {100 * span[0]:.0f} "
+        f"(light) to {100 * span[1]:.0f} (dark). Means: over the cells.",
+    )
     return ax
 
 # %% ../nbs/11_figures.ipynb #ea66a005

@@ -9,6 +9,7 @@ __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'COUNTS', 'DTYPES', '
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
+import math
 import re
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec

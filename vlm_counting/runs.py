@@ -226,9 +226,22 @@ def run(
     import papermill
 
     papermill.execute_notebook(
-        str(RUNS[verb]), f"{SCHEME}{verb}.ipynb", parameters=parameters, progress_bar=sys.stderr.isatty()
+        str(RUNS[verb]),
+        f"{SCHEME}{verb}.ipynb",
+        parameters=parameters,
+        progress_bar=sys.stderr.isatty(),
+        **_private_kernel(),
     )
     return run_folder(parameters)
+
+
+def _private_kernel() -> dict:
+    "Talk to the kernel over a local socket where its path is short enough, rather than over an open TCP port."
+    from jupyter_core.paths import jupyter_runtime_dir
+    from traitlets.config import Config
+
+    short = os.name == "posix" and len(jupyter_runtime_dir()) < 50  # a socket's path may have about 100 characters
+    return {"config": Config({"KernelManager": {"transport": "ipc"}})} if short else {}
 
 
 def summary(

@@ -816,7 +816,7 @@ def _draw_all(jobs: list[tuple[Path, dict]], workers: int | None) -> list[str]: 
 
 # %% ../nbs/01_stimuli.ipynb #836db3e0
 def _cached_hashes(folder: Path, wanted: dict[str, tuple[int, dict]], family: str) -> dict[int, str]:
-    "sha256 of each picture that is there and whole; `wanted`: uid -> (picture, factors). `FileExistsError` if not ours."
+    "sha256 of each picture that is there and whole; `FileExistsError` if the folder holds another set."
     try:
         listed = read_jsonl(folder / "manifest.jsonl")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # none yet, or damaged: it will be written anew

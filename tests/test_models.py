@@ -1,0 +1,129 @@
+"Guards for the room `models`: the log-probabilities are the model's own, and a broken checkpoint is noticed."
+
+import json
+import math
+import shutil
+
+import pytest
+
+from vlm_counting.core import Sample, UnknownName
+from vlm_counting.datasets import load_dataset
+from vlm_counting.models import MODELS, checkpoint_hashes, find_checkpoint, find_entry, load_model, twins_dir
+
+TWIN = twins_dir() / "tiny-qwen2-vl"
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load_model("tiny-qwen2-vl", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    closed, opened = load_dataset("balanced", limit=9), load_dataset("balanced-open", limit=9)
+    return closed[::2] + opened[::2]  # prompts of different lengths, so that a batch needs padding
+
+
+def test_answers_do_not_depend_on_the_batch(vlm, samples):
+    together, alone = vlm.answer(samples), [vlm.answer([sample])[0] for sample in samples]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-3)
+
+
+def longer(vlm, inputs: dict, text: str):
+    "The inputs with the tokens of `text` after the prompt: what the cache must agree with."
+    import torch
+
+    added = (
+        torch.tensor([vlm.tokenizer.encode(text, add_special_tokens=False)]) if text else torch.empty(1, 0, dtype=int)
+    )
+    fill = {"input_ids": added, "attention_mask": torch.ones_like(added), "mm_token_type_ids": torch.zeros_like(added)}
+    return {name: torch.cat([value, fill[name]], 1) if name in fill else value for name, value in inputs.items()}
+
+
+def test_log_probabilities_equal_whole_forward_passes(vlm, samples):
+    import torch
+
+    answer, inputs = vlm.answer(samples[:1])[0], vlm.encode(samples[:1])
+    assert len(answer.logprobs) == 21 and sum(map(math.exp, answer.logprobs)) <= 1 + 1e-6
+
+    def after(text: str):
+        with torch.inference_mode():
+            logits = vlm.model(**longer(vlm, inputs, text), use_cache=False).logits[0, -1]
+        return logits.log_softmax(-1)
+
+    digit = {n: vlm.tokenizer.encode(str(n), add_special_tokens=False)[0] for n in range(10)}
+    further = sum(after("1")[digit[n]].exp() for n in range(10))  # '1' that goes on as '10' ... '19'
+    expected = {3: after("")[digit[3]], 12: after("")[digit[1]] + after("1")[digit[2]]}
+    expected |= {20: after("")[digit[2]] + after("2")[digit[0]], 1: after("")[digit[1]] + torch.log1p(-further)}
+    for count, value in expected.items():
+        assert answer.logprobs[count] == pytest.approx(float(value), abs=2e-3), count
+
+
+def test_the_picture_matters(vlm, samples, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (672, 672)).save(tmp_path / "black.png")
+    blind = [Sample(s.uid, tmp_path / "black.png", s.question, s.target) for s in samples]
+    assert [a.text for a in vlm.answer(blind)] != [a.text for a in vlm.answer(samples)]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(TWIN, tmp_path / "copy")
+
+
+def test_a_folder_is_a_model_too(copy, samples, vlm):
+    other = load_model(str(copy), device="cpu")
+    assert other.weights == vlm.weights and other.processor_hash == vlm.processor_hash
+    assert other.answer(samples[:2]) == vlm.answer(samples[:2])
+
+
+def test_a_missing_head_is_noticed(copy):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks the weights 'lm_head.weight'"):
+        load_model("tiny-qwen2-vl", checkpoint=copy, device="cpu")
+
+
+def test_a_prompt_without_a_picture_is_noticed(copy):
+    template = (copy / "chat_template.jinja").read_text()
+    assert "<|image_pad|>" in template
+    (copy / "chat_template.jinja").write_text(template.replace("<|image_pad|>", ""))
+    with pytest.raises(ValueError, match="no image token '<|image_pad|>'"):
+        load_model("tiny-qwen2-vl", checkpoint=copy, device="cpu")
+
+
+def test_pickled_weights_are_not_opened(copy):
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_model("tiny-qwen2-vl", checkpoint=copy, device="cpu")
+
+
+def test_hashes_follow_content(copy):
+    weights, processor = checkpoint_hashes(TWIN)
+    assert checkpoint_hashes(copy) == (weights, processor)
+    config = json.loads((copy / "processor_config.json").read_text())
+    (copy / "processor_config.json").write_text(json.dumps(config | {"extra": 1}))
+    assert checkpoint_hashes(copy)[0] == weights and checkpoint_hashes(copy)[1] != processor
+
+
+def test_names_that_do_not_exist(tmp_path):
+    with pytest.raises(UnknownName, match="Did you mean 'qwen2-vl-7b'"):
+        find_entry("qwen2-vl-7B-instruct")
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        find_checkpoint("qwen2-vl-7b", MODELS["qwen2-vl-7b"], tmp_path)
+    with pytest.raises(ValueError, match="expected one of auto, float32"):
+        load_model("tiny-qwen2-vl", dtype="int8")
+    with pytest.raises(ValueError, match="this machine has"):
+        load_model("tiny-qwen2-vl", device="cuda:99" if not __import__("torch").cuda.is_available() else "mps")
+
+
+def test_every_entry_is_complete():
+    for name, spec in MODELS.items():
+        assert spec.licence and spec.citation, name
+        assert spec.repo.startswith("twin:") or len(spec.revision) == 40, f"{name}: pin the revision by its commit"
