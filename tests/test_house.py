@@ -276,6 +276,7 @@ TELLING = (
 def undocumented(source: str) -> list[str]:
     "What a reader of signatures misses: a docstring, and for each argument a comment beside it or a type of our own."
     lines, wrong = source.split("\n"), []
+    own = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     for node in ast.parse(source).body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
@@ -284,12 +285,12 @@ def undocumented(source: str) -> list[str]:
             wrong.append(f"{node.name} has no docstring")
         if isinstance(node, ast.ClassDef):
             continue
-        if node.args.kwarg or node.args.vararg:
-            wrong.append(f"{node.name} takes *args or **kwargs: name the arguments")
-        for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
+        gathered = [argument for argument in (node.args.vararg, node.args.kwarg) if argument]
+        for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, *gathered]:
             beside = argument.lineno > node.lineno and " # " in lines[argument.end_lineno - 1]
             told = re.search(rf"\b{argument.arg}\b", text or "")
-            typed = argument.annotation is not None and re.search(TELLING, ast.unparse(argument.annotation))
+            hint = ast.unparse(argument.annotation) if argument.annotation else ""
+            typed = re.search(TELLING, hint) or any(re.search(rf"\b{name}\b", hint) for name in own)
             if not (beside or told or typed):
                 wrong.append(f"{node.name}: what is the argument '{argument.arg}'? Add a comment beside it")
     return wrong

@@ -138,13 +138,19 @@ class Signatures:
     "nbdev's `exec_show_docs` without execution: what it shows is read from the notebook's exported cells."
 
     def __init__(self, nb, entries: dict[str, str]):
-        self.entries = entries
+        self.entries, self.heading = entries, ""
 
     def __call__(self, cell) -> None:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^##+ +`?([\w.]+)`?\s*$|^##+ ", cell.source or "", re.MULTILINE)
+            self.heading = headings[-1] if headings else self.heading
+            return
         match = re.search(r"^show_doc\(([\w.]+)", cell.source or "", re.MULTILINE)
         if cell.cell_type == "code" and match:
-            cell.cell_type, cell.outputs = "markdown", []
-            cell.source = f"::: {{.api}}\n\n{self.entries[match[1]]}\n\n:::"
+            entry = self.entries[match[1]]
+            if self.heading.lower() == match[1].lower():  # the chapter has a heading of that name: one is enough
+                entry = entry.split("\n", 1)[1]
+            cell.cell_type, cell.outputs, cell.source = "markdown", [], f"::: {{.api}}\n\n{entry}\n\n:::"
 
 
 class Links:
@@ -179,7 +185,7 @@ class SourceBelow:
     "nbdev's `mv_exports` for cells that define several things: signatures in their order, then the source, folded."
 
     def __init__(self, nb, entries: dict[str, str]):
-        self.nb, self.order = nb, list(entries.values())
+        self.nb, self.order = nb, [text.split("\n", 1)[1] for text in entries.values()]
 
     def place(self, cell) -> int:
         "Where a signature stands in the source."

@@ -70,13 +70,18 @@ class Prediction:
     factors: dict = field(default_factory=dict)  # of the `Sample`
 
 # %% ../nbs/00_core.ipynb #f3e6ec3e
-def to_record(item: Any) -> dict:  # JSON-able, paths as POSIX text
+def to_record(
+    item: Any,  # a dataclass, or a dict
+) -> dict:  # JSON-able, paths as POSIX text
     "A dataclass (or a dict) as a plain dict."
     record = asdict(item) if is_dataclass(item) else dict(item)
     return {key: value.as_posix() if isinstance(value, Path) else value for key, value in record.items()}
 
 
-def from_record(cls: type, record: dict) -> Any:
+def from_record(
+    cls: type,  # a dataclass
+    record: dict,  # field -> value
+) -> Any:  # an instance of `cls`
     "The dataclass `cls` from a dict. `ValueError` names a missing or an unknown field."
     known = {f.name for f in fields(cls)}
     extra = sorted(set(record) - known)
@@ -333,7 +338,7 @@ def versions() -> dict[str, str]:
             continue
     return found
 
-
+# %% ../nbs/00_core.ipynb #dbc3ae6e
 def git_commit() -> str:  # e.g. '1a2b3c4-dirty'; "" outside a clone
     "The commit of the clone that this package runs from."
     root = project_root()

@@ -11,7 +11,7 @@ import unicodedata
 from contextlib import nullcontext
 from pathlib import Path
 
-from .core import Prediction, Sample, hold_folder, read_jsonl, write_jsonl
+from .core import Answer, Prediction, Sample, hold_folder, read_jsonl, write_jsonl
 
 # %% ../nbs/04_evaluation.ipynb #bda016cc
 PAPER_WORDS = "none zero one two three four five six seven eight nine ten".split()
@@ -90,7 +90,11 @@ def parse_count(
     return RULES[rule](text)
 
 # %% ../nbs/04_evaluation.ipynb #8abfe2e4
-def to_prediction(sample: Sample, answer: "Answer", model: str) -> Prediction:  # noqa: F821
+def to_prediction(
+    sample: Sample,  # what was asked
+    answer: Answer,  # what was said
+    model: str,  # name of the one who said it
+) -> Prediction:
     "Parse an answer by both rules and join it to what was asked. Log-probabilities are kept to 4 decimals."
     logprobs = None if answer.logprobs is None else [round(float(value), 4) for value in answer.logprobs]
     counts = parse_count(answer.text), parse_count(answer.text, "paper")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'COUNTS', 'DTYPES', 'ModelSpec', 'twins_dir', 'find_checkpoint',
-           'checkpoint_hashes', 'VLM', 'count_tokens', 'count_logprobs', 'check_model', 'find_entry', 'pick_device',
-           'load_model']
+           'checkpoint_hashes', 'prompt_text', 'device_name', 'VLM', 'count_tokens', 'count_logprobs', 'check_model',
+           'find_entry', 'pick_device', 'load_model']
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
@@ -122,41 +122,47 @@ def checkpoint_hashes(
     return digests["weights"].hexdigest(), digests["processor"].hexdigest()
 
 # %% ../nbs/03_models.ipynb #4c4b4760
+def prompt_text(
+    spec: ModelSpec,
+    processor,  # of transformers, with a chat template unless `spec.prompt` stands in for it
+    question: str,  # as asked
+) -> str:
+    "What the model reads, template included: instruction, one space, question; the picture where the model wants it."
+    text = f"{INSTRUCTION} {question}"
+    if spec.prompt:
+        return spec.prompt.format(text=text)
+    parts = [{"type": "image"}, {"type": "text", "text": text}]
+    turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
+    return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+
+
+def device_name(
+    device,  # torch device
+) -> str:  # e.g. 'cpu', 'cuda:0 (NVIDIA H100)'
+    "A device in words, for the record of a run."
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+# %% ../nbs/03_models.ipynb #4e049403
 class VLM:
     "A loaded generative model: `answer(samples)` gives what it says and how likely it found each count."
 
     def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path):
         self.name, self.spec, self.model, self.processor, self.folder = name, spec, model, processor, Path(folder)
-        self.tokenizer = processor.tokenizer
+        self.tokenizer, self.device = processor.tokenizer, device_name(model.device)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.weights, self.processor_hash = checkpoint_hashes(folder)
 
-    @property
-    def device(self) -> str:
-        "e.g. 'cpu', or 'cuda:0 (NVIDIA H100)'."
-        import torch
-
-        device = self.model.device
-        return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
         return f"VLM {self.name}: {size / 1e6:,.1f} M parameters, {self.model.dtype}, on {self.device}"
 
-    def prompt(self, question: str) -> str:
-        "The text that the model reads, template included: instruction, one space, question."
-        text = f"{INSTRUCTION} {question}"
-        if self.spec.prompt:
-            return self.spec.prompt.format(text=text)
-        parts = [{"type": "image"}, {"type": "text", "text": text}]
-        turn = {"role": "user", "content": parts if self.spec.image_first else parts[::-1]}
-        return self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-
     def encode(self, samples: list[Sample]) -> dict:
         "Tensors of one padded batch, on the model's device: `input_ids` (samples, tokens), pixels, masks."
-        prompts = [self.prompt(sample.question) for sample in samples]
+        prompts = [prompt_text(self.spec, self.processor, sample.question) for sample in samples]
         images = [[load_image(sample.image)] for sample in samples]
         inputs = self.processor(text=prompts, images=images, padding=True, return_tensors="pt")
         inputs.pop("labels", None)  # PaliGemma's processor adds them; with them the loss is computed, as nan
@@ -179,7 +185,9 @@ class VLM:
 COUNTS = tuple(range(21))  # counts whose log-probability every answer carries
 
 
-def count_tokens(tokenizer) -> dict[int, tuple[int, ...]]:
+def count_tokens(
+    tokenizer,  # of transformers
+) -> dict[int, tuple[int, ...]]:  # count -> token numbers
     "The tokens of each count 0..20 as written in digits, without a leading space."
     return {count: tuple(tokenizer.encode(str(count), add_special_tokens=False)) for count in COUNTS}
 
@@ -238,7 +246,8 @@ def check_model(vlm: VLM, missing: list[str]) -> None:
             f"{vlm.folder} lacks the weights '{missing[0]}' ({len(missing)} in all); they would be random. "
             "Expected a complete checkpoint; download it again."
         )
-    inputs = vlm.processor(text=[vlm.prompt("How many?")], images=[[Image.new("RGB", (224, 224))]], return_tensors="pt")
+    prompt = prompt_text(vlm.spec, vlm.processor, "How many?")
+    inputs = vlm.processor(text=[prompt], images=[[Image.new("RGB", (224, 224))]], return_tensors="pt")
     inputs.pop("labels", None)
     token = vlm.tokenizer.convert_tokens_to_ids(vlm.spec.image_token or vlm.processor.image_token)
     if not (inputs["input_ids"] == token).any():

@@ -135,13 +135,15 @@ def _html(notebook: str) -> str:
     import nbformat
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url=""
-    )
+    node = nbformat.reads(notebook, as_version=4)
+    for output in [output for cell in node.cells for output in cell.get("outputs", [])]:
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # a bar; its text stays
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input=True)
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.log.setLevel("ERROR")  # it misses alternative texts, which matplotlib does not give
-    return exporter.from_notebook_node(nbformat.reads(notebook, as_version=4))[0]
+    return exporter.from_notebook_node(node)[0].replace('<script src=""></script>', "")
 
-
+# %% ../nbs/12_runs.ipynb #a5d1ce6e
 class RunNotebooks:
     "Writes papermill's output for the address `vlm-counting://VERB.ipynb` into the run's own folder."
 

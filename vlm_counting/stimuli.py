@@ -663,12 +663,16 @@ def matched_sizes(
 ) -> list[int]:  # (count,) sides in pixels, smaller ones first
     "Nearly equal sides whose shapes together light as many pixels as one object that fills its cell, or nearly so."
     area = {side: int(shape_mask(shape, side).sum()) for side in range(3, cell + 1)}
-    best = min(area, key=lambda side: abs(count * area[side] - area[cell]))
-    near = [side for side in range(best - 2, best + 3) if side in area]
-    mixes = [(low, high, few) for low in near for high in near if low <= high <= low + 2 for few in range(count + 1)]
-    low, high, few = min(
-        mixes, key=lambda m: (abs(m[2] * area[m[0]] + (count - m[2]) * area[m[1]] - area[cell]), m[1] - m[0])
-    )
+    middle = min(area, key=lambda side: abs(count * area[side] - area[cell]))
+    near = [side for side in range(middle - 4, middle + 5) if side in area]
+
+    def badness(mix: tuple[int, int, int]) -> tuple[float, int]:  # half a percent off is as good as exact
+        low, high, few = mix
+        off = abs(few * area[low] + (count - few) * area[high] - area[cell]) / area[cell]
+        return max(off, 0.005), high - low
+
+    mixes = [(low, high, few) for low in near for high in near if low <= high for few in range(count + 1)]
+    low, high, few = min(mixes, key=badness)
     return [low] * few + [high] * (count - few)
 
 

@@ -1,0 +1,100 @@
+"""How fast pictures are planned, drawn and written, and how large they are.
+
+Run `python benchmarks/stimuli.py`. It draws each family into a temporary folder and writes benchmarks/stimuli.md.
+"""
+
+import argparse
+import io
+import os
+import platform
+import shutil
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import PIL
+from PIL import Image
+
+from vlm_counting.stimuli import FAMILIES, Plan, draw, encode_png, generate, scene_of
+
+SHOWN = ("balanced", "clustered", "distractors_9_large_red_circle", "two_groups", "area_matched", "size_varied", "free")
+
+
+def seconds(function, *arguments, repeat: int = 1, **options) -> tuple[float, object]:
+    "Best wall time of `repeat` calls, and the last result."
+    best = float("inf")
+    for _ in range(repeat):
+        start = time.perf_counter()
+        result = function(*arguments, **options)
+        best = min(best, time.perf_counter() - start)
+    return best, result
+
+
+def encoders(number: int) -> list[str]:
+    "Our PNG writer against Pillow's, on the same pictures, one core; drawing not counted."
+    pictures = [draw(scene_of(row.factors)) for row in list(FAMILIES["balanced"](Plan("balanced")))[:: 17496 // number]]
+
+    def with_pillow(mode: str, level: int) -> int:
+        total = 0
+        for pixels, colours in pictures:
+            image, file = Image.fromarray(pixels), io.BytesIO()
+            image.putpalette([value for colour in colours for value in colour])
+            image = image if mode == "P" else image.convert(mode)
+            image.save(file, "PNG", compress_level=level)
+            total += file.tell()
+        return total
+
+    rows = [("ours, indexed", *seconds(lambda: sum(len(encode_png(*picture)) for picture in pictures), repeat=3))]
+    for mode, level in (("P", 1), ("P", 6), ("RGB", 1), ("RGB", 6)):
+        name = f"Pillow, {'indexed' if mode == 'P' else 'RGB'}, level {level}"
+        rows.append((name, *seconds(with_pillow, mode, level, repeat=2)))
+    return [f"| {name} | {1000 * t / len(pictures):.2f} | {size / len(pictures):.0f} |" for name, t, size in rows]
+
+
+def family_row(name: str, workers: int) -> str:
+    "Plan, draw and write a whole family; then once more from the cache."
+    folder = Path(tempfile.mkdtemp(prefix="stimuli-"))
+    try:
+        plan_time, rows = seconds(lambda: list(FAMILIES[name](Plan(name))), repeat=3)
+        first, samples = seconds(generate, name, folder, workers=workers)
+        images = {sample.image for sample in samples}
+        size = sum(path.stat().st_size for path in images) / len(images)
+        again, _ = seconds(generate, name, folder, workers=workers)
+        return (f"| {name} | {len(rows)} | {plan_time:.2f} | {len(images)} | {first:.1f} | "
+                f"**{len(images) / first:.0f}** | {size:.0f} | {again:.1f} |")  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    options = parser.parse_args()
+    generate("balanced", Path(tempfile.mkdtemp(prefix="stimuli-")), limit=1000, workers=options.workers)  # warm up
+    lines = [
+        "# Stimuli: speed and size",
+        "",
+        f"{date.today()}; {options.workers} worker processes on {os.cpu_count()} shared {platform.machine()} cores; "
+        f"Python {platform.python_version()}, Pillow {PIL.__version__}; 672 x 672 pixels. "
+        "Made by `python benchmarks/stimuli.py`.",
+        "",
+        "Images per second include everything: planning, drawing, encoding, hashing, writing each file and the manifest.",
+        "",
+        "| family | samples | plan (s) | images | generate (s) | images/s | PNG bytes per image | from the cache (s) |",
+        "|---|---|---|---|---|---|---|---|",
+        *(family_row(name, options.workers) for name in SHOWN),
+        "",
+        "Encoding alone, one core, pictures of `balanced`:",
+        "",
+        "| PNG writer | ms per image | bytes per image |",
+        "|---|---|---|",
+        *encoders(200),
+    ]
+    print("\n".join(lines))
+    options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

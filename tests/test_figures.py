@@ -1,0 +1,287 @@
+"Guards for room 11: what a figure shows is what the table says, nothing is cut off, bad tables are refused."
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from vlm_counting import figures
+from vlm_counting.core import Prediction, Sample
+
+COLOURS, SHAPES = ("red", "green", "blue", "magenta", "yellow", "cyan"), ("square", "circle", "triangle", "star")
+
+
+def count_rows(models=("one", "two")) -> pd.DataFrame:
+    rows = [
+        {
+            "model": model,
+            "target": target,
+            "n": 80 + target,
+            "accuracy": 1 - 0.09 * target - 0.05 * m,
+            "f1": 0.1 * target,
+        }
+        for m, model in enumerate(models)
+        for target in range(1, 10)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(low=table["accuracy"] - 0.04, high=table["accuracy"] + 0.02, support=table["n"])
+
+
+def entity_rows() -> pd.DataFrame:
+    rows = [{"colour": colour, "shape": shape} for shape in SHAPES for colour in COLOURS]
+    accuracy = np.linspace(0.3, 0.9, len(rows))
+    return pd.DataFrame(rows).assign(n=729, accuracy=accuracy, low=accuracy - 0.03, high=accuracy + 0.05)
+
+
+def crossed(extra=()) -> pd.DataFrame:
+    table = pd.DataFrame(np.diag([10, 8, 6]) + np.eye(3, k=-1, dtype=int), index=[2, 3, 4], columns=[2, 3, 4])
+    for answer in extra:
+        table[answer] = [0, 0, 1]
+    return table.assign(unparsed=[0, 2, 0])
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+
+
+DRAWN = {
+    "accuracy_per_count": lambda: figures.plot_accuracy_per_count(count_rows(), chance=1 / 9),
+    "f1_per_count": lambda: figures.plot_f1_per_count(count_rows(), chance=1 / 9),
+    "confusion": lambda: figures.plot_confusion(crossed((0, 1000))),
+    "answers": lambda: figures.plot_answers(crossed((0, 1000))),
+    "entities": lambda: figures.plot_entities(entity_rows()),
+    "entity_grid": lambda: figures.plot_entity_grid(entity_rows()),
+}
+
+
+def test_every_figure_is_tested_here():
+    assert set(DRAWN) | {"wrong_answers"} == set(figures.FIGURES)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_is_cut_off_and_n_is_stated(name):
+    "Each text lies on the sheet, tick labels of an axis do not touch, the caption says n, axes are labelled in words."
+    ax = DRAWN[name]()
+    figure = ax.figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, sheet = canvas.get_renderer(), figure.bbox
+    for text in figure.findobj(Text):
+        box = text.get_window_extent(renderer)
+        if text.get_visible() and text.get_text() and box.width and text.axes is not None:
+            assert box.x0 >= sheet.x0 - 1 and box.x1 <= sheet.x1 + 1, text.get_text()
+            assert box.y0 >= sheet.y0 - 1 and box.y1 <= sheet.y1 + 1, text.get_text()
+    for axis in (ax.xaxis, ax.yaxis):
+        boxes = [label.get_window_extent(renderer) for label in axis.get_ticklabels() if label.get_text()]
+        assert not any(one.overlaps(two) for one, two in zip(boxes, boxes[1:], strict=False))
+    assert any("n = " in text and "questions" in text for text in texts(figure))
+    assert len(ax.get_xlabel()) > 4 and len(ax.get_ylabel()) > 4 and ax.get_title(loc="left")
+    assert figure.get_facecolor() == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_table_and_settings_of_the_caller_are_untouched(name, monkeypatch):
+    before = dict(matplotlib.rcParams)
+    tables = {"count_rows": count_rows(), "entity_rows": entity_rows(), "crossed": crossed((0, 1000))}
+    for maker, table in tables.items():
+        monkeypatch.setitem(globals(), maker, lambda *_, table=table: table)
+    copies = {maker: table.copy() for maker, table in tables.items()}
+    DRAWN[name]()
+    for maker, table in tables.items():
+        pd.testing.assert_frame_equal(table, copies[maker])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_accuracy_and_interval_are_those_of_the_table():
+    ax = figures.plot_accuracy_per_count(count_rows(), chance=1 / 9)
+    first, second = ax.containers
+    rows = count_rows().query("model == 'two'")
+    line, _, (bars,) = second.lines
+    assert np.allclose(line.get_ydata(), 100 * rows["accuracy"])
+    assert np.allclose([path[:, 1] for path in bars.get_segments()], 100 * rows[["low", "high"]])
+    assert first.lines[0].get_color() != line.get_color()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two", "chance (11.1 %)"]
+    assert any("n = 81 to 89 questions" in text for text in texts(ax.figure))
+
+
+def test_order_of_rows_does_not_matter():
+    shuffled = count_rows(("one",)).sample(frac=1, random_state=0)
+    line = figures.plot_accuracy_per_count(shuffled).containers[0].lines[0]
+    assert list(line.get_xdata()) == list(range(1, 10)) and np.all(np.diff(line.get_ydata()) < 0)
+
+
+def test_missing_intervals_are_said():
+    ax = figures.plot_accuracy_per_count(count_rows().assign(low=np.nan, high=np.nan))
+    assert any("No interval" in text for text in texts(ax.figure))
+
+
+def test_f1_bars():
+    ax = figures.plot_f1_per_count(count_rows(("one",)))
+    assert np.allclose([bar.get_height() for bar in ax.patches], 10 * np.arange(1, 10))
+
+
+def test_confusion_shows_row_percentages_and_frames_the_diagonal():
+    ax = figures.plot_confusion(crossed((0, 1000)))
+    shown = texts(ax.figure)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["< 2", "2", "3", "4", "> 4", "no\nnumber"]
+    assert {"100", "73", "9", "18", "67", "11"} <= set(shown)  # 10/10, 8/11, 1/11, 2/11, 6/9, 1/9
+    assert {"n = 10", "n = 11", "n = 9"} <= set(shown)
+    frames = [patch for patch in ax.patches if not patch.get_fill()]
+    assert [(patch.get_x(), patch.get_y()) for patch in frames] == [(1, 0), (2, 1), (3, 2)]
+
+
+def test_answers_leave_out_what_is_no_number_or_far_too_large():
+    ax = figures.plot_answers(crossed((1000,)))
+    assert ax.get_ylim()[1] < 10 and "Not drawn: 3 without" in " ".join(texts(ax.figure)).replace("\n", " ")
+    mean = next(line for line in ax.lines if line.get_label() == "mean of those drawn").get_ydata()
+    assert np.allclose(mean, [2, (8 * 3 + 2) / 9, (6 * 4 + 3) / 7])
+
+
+def test_confusion_of_shares_is_refused():
+    table = crossed()
+    with pytest.raises(ValueError, match="not normalised"):
+        figures.plot_confusion(table.div(table.sum(axis=1), axis=0))
+
+
+def test_entities_are_drawn_at_their_colour_in_their_colour():
+    ax = figures.plot_entities(entity_rows())
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["red", "green", "blue", "cyan", "magenta", "yellow"]
+    clouds = [
+        cloud for cloud in ax.collections if len(cloud.get_offsets()) == 6 and cloud.get_label() != "mean of a colour"
+    ]
+    clouds = [cloud for cloud in clouds if hasattr(cloud, "get_sizes")]
+    assert len(clouds) == 4
+    for cloud, shape in zip(clouds, SHAPES, strict=True):
+        for (x, y), face in zip(cloud.get_offsets(), cloud.get_facecolors(), strict=True):
+            colour = ["red", "green", "blue", "cyan", "magenta", "yellow"][round(float(x))]
+            row = entity_rows().query(f"colour == '{colour}' and shape == '{shape}'").iloc[0]
+            assert np.isclose(y, 100 * row["accuracy"])
+            assert tuple(face[:3]) == matplotlib.colors.to_rgb(figures.COLOUR_FILLS[colour])
+
+
+def test_grid_means():
+    shown = texts(figures.plot_entity_grid(entity_rows()).figure)
+    wide = entity_rows().pivot(index="colour", columns="shape", values="accuracy")
+    for value in (*wide.mean(axis=0), *wide.mean(axis=1), wide.to_numpy().mean()):
+        assert f"{100 * value:.0f}" in shown
+
+
+def test_entities_that_are_missing_leave_a_hole():
+    rows = entity_rows().iloc[:-1]
+    figures.plot_entities(rows)
+    assert "nan" not in texts(figures.plot_entity_grid(rows).figure)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.plot_accuracy_per_count(count_rows().iloc[:0]), "empty"),
+        (lambda: figures.plot_accuracy_per_count(count_rows().drop(columns="low")), "no column 'low'"),
+        (lambda: figures.plot_accuracy_per_count(count_rows().drop(columns="model")), "several rows for target"),
+        (lambda: figures.plot_accuracy_per_count(count_rows("abcdefgh")), "8 values of 'model'"),
+        (lambda: figures.plot_f1_per_count(count_rows().drop(columns="f1")), "per_class"),
+        (lambda: figures.plot_entities(entity_rows().replace("red", "mauve")), "Unknown colour 'mauve'"),
+        (lambda: figures.plot_entity_grid(pd.concat([entity_rows()] * 2)), "several rows for colour"),
+        (lambda: figures.plot_confusion(pd.DataFrame()), "empty"),
+    ],
+)
+def test_bad_tables_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_no_table_at_all():
+    with pytest.raises(TypeError, match="Got list"):
+        figures.plot_entities([1])
+
+
+@pytest.fixture
+def asked(tmp_path):
+    "Twenty-four pictures, six of each count 1 to 4; the model says 2 throughout, once without a number."
+    samples, predictions = [], []
+    for index in range(24):
+        path = tmp_path / f"{index}.png"
+        Image.new("RGB", (40, 30), (10 * index, 0, 0)).save(path)
+        samples.append(Sample(f"demo/{index}", path, "How many dots are there? Choose from [1, 2].", 1 + index % 4))
+        said = None if index == 0 else 2
+        predictions.append(Prediction(f"demo/{index}", "m", "many" if said is None else "2", said, 2, 1 + index % 4))
+    return samples, predictions
+
+
+def captions(figure: Figure) -> list[str]:
+    return [ax.get_title() for ax in figure.axes if ax.get_title()]
+
+
+def test_wrong_answers_are_wrong_and_spread_over_counts(asked):
+    figure = figures.wrong_answers(*asked, count=6)
+    assert captions(figure) == [f'true {count}, said "2"' for count in (1, 1, 3, 3, 4, 4)]
+    assert "18 of 24 answers are wrong; 6 of them shown" in figure.get_suptitle()
+    assert captions(figures.wrong_answers(*asked, count=100)).count('true 1, said "many"') == 1
+    assert all("Choose from" not in text for text in texts(figure))
+
+
+def test_wrong_answers_are_the_same_each_time(asked):
+    one, two = (figures.wrong_answers(*asked, count=5)._repr_png_() for _ in range(2))
+    assert one == two and one.startswith(b"\x89PNG")
+
+
+def test_no_wrong_answer_is_said(asked):
+    samples, predictions = asked
+    right = [row for row in predictions if row.count == row.target]
+    assert any("no answer is wrong" in text for text in texts(figures.wrong_answers(samples, right)))
+
+
+def test_released_file_without_text(asked):
+    samples, predictions = asked
+    bare = [Prediction(row.uid, "m", "", row.count, None, row.target) for row in predictions]
+    assert {"true 1, said nothing", "true 1, said 2"} <= set(captions(figures.wrong_answers(samples, bare, count=100)))
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font has no Chinese; it draws boxes
+def test_strange_answers_stay_in_their_place(asked):
+    samples, predictions = asked
+    texts_of = ["$\\frac$", "$x^2$ \\frac $", "a\nb\tc", "很多", "x" * 400, "  ", "_{", "<b>"]
+    odd = [
+        Prediction(row.uid, "m", text, None, None, row.target) for row, text in zip(predictions, texts_of, strict=False)
+    ]
+    assert figures.wrong_answers(samples, odd)._repr_png_()
+
+
+def test_wrong_answers_refuse_what_does_not_fit(asked):
+    samples, predictions = asked
+    other = Prediction("demo/0", "n", "2", 2, 2, 1)
+    for arguments, message in [
+        ((samples, [*predictions, other]), "2 models"),
+        ((samples, []), "0 models"),
+        ((samples[:3], predictions), "have no sample"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            figures.wrong_answers(*arguments)
+    with pytest.raises(ValueError, match="at least 1"):
+        figures.wrong_answers(samples, predictions, count=0)
+
+
+def test_saved_files_are_the_same_each_time_and_white(tmp_path):
+    for name in ("one", "two"):
+        assert isinstance(figures.save_figure(DRAWN["confusion"](), tmp_path / "deep" / name), Figure)
+    for kind in ("png", "svg"):
+        one, two = ((tmp_path / "deep" / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
+        assert one == two
+    with Image.open(tmp_path / "deep" / "one.png") as image:
+        assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+
+
+def test_needs_no_display_and_no_pyplot():
+    code = (
+        "import sys, vlm_counting.figures as f; f.new_axes().figure._repr_png_();"
+        "print([name for name in ('matplotlib.pyplot', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
