@@ -1,5 +1,6 @@
 "Guards for room 11: what a figure shows is what the table says, nothing is cut off, bad tables are refused."
 
+import dataclasses
 import subprocess
 import sys
 
@@ -222,9 +223,27 @@ def captions(figure: Figure) -> list[str]:
 def test_wrong_answers_are_wrong_and_spread_over_counts(asked):
     figure = figures.wrong_answers(*asked, count=6)
     assert captions(figure) == [f'true {count}, said "2"' for count in (1, 1, 3, 3, 4, 4)]
-    assert "18 of 24 answers are wrong; 6 of them shown" in figure.get_suptitle()
+    assert "18 of 24 answers are wrong; 6 shown" in figure.get_suptitle()
     assert captions(figures.wrong_answers(*asked, count=100)).count('true 1, said "many"') == 1
     assert all("Choose from" not in text for text in texts(figure))
+
+
+@pytest.mark.parametrize("said", ["2", "There are many, many of them in this picture", "n" * 60])
+@pytest.mark.parametrize(
+    "question", ["How many dots?", "How many magnificent magenta plusses are there in this picture? " * 3]
+)
+def test_wrong_answers_leave_room_for_pictures_and_words(asked, said, question):
+    samples = [dataclasses.replace(sample, question=question) for sample in asked[0]]
+    predictions = [dataclasses.replace(row, text=said) for row in asked[1]]
+    figure = figures.wrong_answers(samples, predictions)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert all(ax.get_window_extent().width > 1.2 * figure.dpi for ax in figure.axes)
+    words = [*figure.findobj(lambda text: isinstance(text, Text) and text.get_fontsize() != 9)]  # 9: hidden tick labels
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in words if text.get_text()]
+    assert len(boxes) == 2 * 12 + 1
+    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i] if one.width and two.width)
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 for box in boxes)
 
 
 def test_wrong_answers_are_the_same_each_time(asked):

@@ -174,7 +174,7 @@ def plot_accuracy_per_count(
     by: str = "model",  # column that gives each series its colour; ignored if the table does not have it
     chance: float | None = None,  # share that guessing gets right, e.g. 1 / 9; None: no line
     bars: str = "95 % interval",  # what `low` and `high` are, in words
-    title: str = "Accuracy per count",
+    title: str = "Accuracy per count",  # in bold, above the caption
 ) -> Axes:
     "Share of right answers against the true count, one line per series."
     make = "score(predictions, by=('model', 'target'))"
@@ -247,7 +247,7 @@ def _heat_map(
 def plot_confusion(
     table: pd.DataFrame,  # (targets, answers) whole numbers: index = true counts, columns = counts and 'unparsed'
     ax: Axes | None = None,  # None: new ones
-    title: str = "Answers per true count",
+    title: str = "Answers per true count",  # in bold, above the caption
 ) -> Axes:
     "Row-normalised confusion matrix in percent; right answers framed, answers without a number set apart."
     folded, totals = _fold(table)
@@ -273,7 +273,7 @@ def plot_confusion(
 def plot_answers(
     table: pd.DataFrame,  # (targets, answers) whole numbers: index = true counts, columns = counts and 'unparsed'
     ax: Axes | None = None,  # None: new ones
-    title: str = "Answers against the truth",
+    title: str = "Answers against the truth",  # in bold, above the caption
 ) -> Axes:
     "Bubbles of the answers given to each true count, with their mean. Not drawn: no number, or above twice the range."
     (_, totals), counts, ax = _fold(table), table.drop(columns="unparsed"), ax or new_axes(5.6, 4.2)
@@ -286,7 +286,7 @@ def plot_answers(
     area = 330 * given[row, column] / totals[row]
     ax.plot([0, high + 1], [0, high + 1], color=FAINT, linewidth=1, linestyle="--", label="right answer")
     ax.scatter(targets[row], answers[column], area, color=COLOURS[5], edgecolor=INK, linewidth=0.6, zorder=2)
-    ax.plot(targets, mean, color=COLOURS[1], marker="_", markersize=11, label="mean of those drawn", zorder=3)
+    ax.plot(targets, mean, color=COLOURS[1], marker="_", markersize=11, markeredgewidth=2, label="mean of those drawn")
     ax.set(xlabel="True number of objects", ylabel="Answer", xticks=targets, yticks=range(bottom, top + 1))
     ax.set(xlim=(low - 0.7, high + 0.7), ylim=(bottom - 0.7, top + 0.7), aspect="equal")
     caption = f"n = {totals.sum():,.0f} questions. Area: share of the true count."
@@ -304,7 +304,7 @@ def plot_f1_per_count(
     ax: Axes | None = None,  # None: new ones
     by: str = "model",  # column that gives each series its colour; ignored if the table does not have it
     chance: float | None = None,  # F1 of guessing, e.g. 1 / 9; None: no line
-    title: str = "F1 per count",
+    title: str = "F1 per count",  # in bold, above the caption
 ) -> Axes:
     "F1 of every count as bars, side by side for several series."
     keys = ("target", by) if by in rows else ("target",)
@@ -360,7 +360,7 @@ def plot_entities(
     rows: pd.DataFrame,  # columns: colour, shape, n, accuracy, low, high (shares 0..1); one row an entity
     ax: Axes | None = None,  # None: new ones
     bars: str = "95 % interval",  # what `low` and `high` are, in words
-    title: str = "Accuracy per colour and shape",
+    title: str = "Accuracy per colour and shape",  # in bold, above the caption
 ) -> Axes:
     "One marker per entity (shape and colour as in the pictures), grouped by colour, with the mean of each colour."
     rows = _by_colour_and_shape(rows, ("n", "accuracy", "low", "high"))
@@ -382,7 +382,7 @@ def plot_entities(
     ax.grid(axis="y")
     ax.set_xticks(at, colours)
     ax.set(xlabel="Colour of the objects", ylabel="Accuracy (% of questions)", xlim=(-0.55, len(colours) - 0.45))
-    _heading(ax, title, f"{_sizes(rows['n'])} questions a marker. {_bars(rows, bars)} The axis is cut to the data.")
+    _heading(ax, title, f"{_sizes(rows['n'])} questions a marker. {_bars(rows, bars)} The axis is cut.")
     _legend(ax)
     return ax
 
@@ -392,7 +392,7 @@ def plot_entities(
 def plot_entity_grid(
     rows: pd.DataFrame,  # columns: colour, shape, n, accuracy (share 0..1); one row an entity
     ax: Axes | None = None,  # None: new ones
-    title: str = "Accuracy per colour and shape",
+    title: str = "Accuracy per colour and shape",  # in bold, above the caption
 ) -> Axes:
     "Accuracy of every entity in percent, colours down and shapes across, means of the entities set apart."
     rows = _by_colour_and_shape(rows, ("n", "accuracy"))
@@ -434,10 +434,25 @@ def _wrong(samples: list[Sample], predictions: list[Prediction]) -> list[tuple[S
 
 def _said(prediction: Prediction) -> str:
     "The answer as a caption; a released file may have kept the number only."
-    text = textwrap.shorten(prediction.text, 22, placeholder=" ...") or prediction.text.strip()[:22]
+    text = textwrap.shorten(prediction.text, 18, placeholder=" ...")
+    if text == "...":  # one very long word
+        text = prediction.text.split()[0][:12] + " ..."
     if text:
         return f'said "{text}"'
     return "said nothing" if prediction.count is None else f"said {prediction.count}"
+
+
+def _draw_wrong(ax: Axes, sample: Sample, prediction: Prediction) -> None:
+    "One picture of the sheet: truth and answer above, question and uid below; a dollar sign starts no formula."
+    image, said = load_image(sample.image), _said(prediction)
+    image.thumbnail((240, 240))
+    ax.imshow(image)
+    gap = " " if len(said) < 15 else "\n"
+    ax.set_title(f"true {sample.target},{gap}{said}", loc="center", fontsize=8, pad=4, parse_math=False)
+    question = textwrap.shorten(sample.question.split(" Choose from")[0], 58, placeholder=" ...")
+    note = "\n".join([*textwrap.wrap(question, 30), textwrap.shorten(sample.uid, 30, placeholder="...")])
+    below = {"textcoords": "offset points", "ha": "center", "va": "top", "annotation_clip": False, "parse_math": False}
+    ax.annotate(note, (0.5, 0), (0, -4), xycoords="axes fraction", fontsize=6.5, color=FAINT, **below)
 
 # %% ../nbs/11_figures.ipynb #ca281172
 @FIGURES.add("wrong_answers")
@@ -449,43 +464,32 @@ def wrong_answers(
     columns: int = 4,  # pictures side by side
     seed: int = 0,  # decides which pictures
 ) -> Picture:
-    "A sheet of pictures with the true count and the answer. When nothing is wrong, it says so. Errors: see `_wrong`."
+    "A sheet of pictures with the true count and the answer; it says so when nothing is wrong. Errors: see `_wrong`."
     wrong = _wrong(samples, predictions)
     answers = {sample.uid: prediction for sample, prediction in wrong}
     shown = stratify([sample for sample, _ in wrong], count, seed)
-    rows = max(1, -(-len(shown) // columns))
-    figure = Picture(figsize=(1.75 * columns, 0.75 + 2.15 * rows if shown else 1.2), layout="constrained")
-    figure.suptitle(
-        f"{predictions[0].model}: {len(wrong):,} of {len(predictions):,} answers are wrong"
-        + (f"; {len(shown)} of them shown" if len(shown) < len(wrong) else ""),
-        fontsize=10.5,
-        fontweight="bold",
-    )
+    title = f"{predictions[0].model}: {len(wrong):,} of {len(predictions):,} answers are wrong"
+    rows = -(-len(shown) // columns)
+    height = 0.75 + 2.25 * rows if shown else 1.2  # inches
+    figure = Picture(figsize=(1.75 * max(columns, 3), height))
+    title += f"; {len(shown)} shown" if len(shown) < len(wrong) else ""
+    figure.suptitle(title, y=1 - 0.1 / height, fontsize=10.5, fontweight="bold")
     if not shown:
         figure.text(0.5, 0.35, "Nothing to show: no answer is wrong.", ha="center", color=FAINT)
         return figure
-    for ax in figure.subplots(rows, columns, squeeze=False).flat:
+    room = {
+        "left": 0.015,
+        "right": 0.985,
+        "top": 1 - 0.75 / height,
+        "bottom": 0.55 / height,
+        "wspace": 0.1,
+        "hspace": 0.5,
+    }
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=room).flat
+    for ax, sample in zip(axes, sorted(shown, key=lambda sample: sample.target), strict=False):
+        _draw_wrong(ax, sample, answers[sample.uid])
+    for ax in figure.axes:
         ax.set_axis_off()
-    for ax, sample in zip(figure.axes, sorted(shown, key=lambda sample: sample.target), strict=False):
-        image = load_image(sample.image)
-        image.thumbnail((240, 240))
-        ax.imshow(image)
-        ax.set_title(
-            f"true {sample.target}, {_said(answers[sample.uid])}", loc="center", fontsize=8.5, parse_math=False
-        )
-        question = textwrap.shorten(sample.question.split(" Choose from")[0], 64, placeholder=" ...")
-        note = [*textwrap.wrap(question, 36), textwrap.shorten(sample.uid, 34, placeholder="...")]
-        ax.text(
-            0.5,
-            -0.04,
-            "\n".join(note),
-            transform=ax.transAxes,
-            ha="center",
-            va="top",
-            fontsize=6.5,
-            color=FAINT,
-            parse_math=False,
-        )  # a model's "$" is no formula
     return figure
 
 # %% ../nbs/11_figures.ipynb #e9706e95

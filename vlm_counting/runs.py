@@ -136,12 +136,16 @@ def _html(notebook: str) -> str:
     from nbconvert import HTMLExporter
 
     node = nbformat.reads(notebook, as_version=4)
-    for output in [output for cell in node.cells for output in cell.get("outputs", [])]:
-        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # a bar; its text stays
+    widget = (
+        "application/vnd.jupyter.widget-view+json"  # a progress bar; it would be drawn by a script from the network
+    )
+    for cell in node.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if widget not in output.get("data", {})]
     exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input=True)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.log.setLevel("ERROR")  # it misses alternative texts, which matplotlib does not give
-    return exporter.from_notebook_node(node)[0].replace('<script src=""></script>', "")
+    return re.sub(r'<script\s+src="">\s*</script>', "", exporter.from_notebook_node(node)[0])
 
 # %% ../nbs/12_runs.ipynb #a5d1ce6e
 class RunNotebooks:
