@@ -1,7 +1,7 @@
 """A real run, killed with SIGKILL at thirty random moments and started again, against one that was left alone.
 
-`python benchmarks/killed_runs.py` prints one line per kill and writes benchmarks/killed_runs.md. The toy version of this
-in tests/test_evaluation.py runs with every test; this one goes through the console command, papermill and the tiny twin.
+`python benchmarks/killed_runs.py` prints one line per kill and writes benchmarks/killed_runs.md. The toy version in
+tests/test_evaluation.py runs with every test; this one goes through console command, papermill, kernel and tiny twin.
 """
 
 import datetime
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = [str(Path(sys.executable).parent / "vlm-counting"), "run", "evaluate", "limit=216", "batch_size=4"]
+COMMAND = [str(Path(sys.executable).parent / "vlm-counting"), "run", "evaluate", "limit=1080", "batch_size=2"]
 COMPARED = [
     "predictions.jsonl",
     "scores.csv",
@@ -71,15 +71,18 @@ def main() -> None:
     same = {name: (folders["calm"] / name).read_bytes() == (folders["killed"] / name).read_bytes() for name in COMPARED}
     verdict = "; ".join(f"{name}: {'identical' if equal else 'DIFFERENT'}" for name, equal in same.items())
     print(verdict)
-    text = f"# A run killed {KILLS} times\n\n{datetime.date.today()}, 2 shared x86-64 cores. `python benchmarks/killed_runs.py`\n\n"
-    text += (
-        "`"
-        + " ".join(["vlm-counting", *COMMAND[1:]])
-        + "`, started again after every SIGKILL of the whole process group.\n\n"
-    )
-    (Path(__file__).parent / "killed_runs.md").write_text(
-        text + "\n".join(lines) + f"\n\nThen left alone: {verdict}.\n"
-    )
+    text = [
+        f"# A run killed {KILLS} times",
+        "",
+        f"{datetime.date.today()}, 2 shared x86-64 cores. `python benchmarks/killed_runs.py`",
+        "",
+        f"`{' '.join(['vlm-counting', *COMMAND[1:]])}`, started again after every SIGKILL of the whole process group.",
+        "",
+        *lines,
+        "",
+        f"Then left alone: {verdict}.",
+    ]
+    (Path(__file__).parent / "killed_runs.md").write_text("\n".join(text) + "\n")
     if not all(same.values()):
         raise SystemExit(1)
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import random
 import shutil
@@ -138,13 +139,11 @@ def read_back(name: str, png: bytes) -> tuple[int, Scene]:
 @lru_cache
 def released(name: str) -> tuple[list[Scene], list[str], list[int]]:
     "Scenes, questions and counts of a released archive, in order of their ids."
-    import json
-
     with tarfile.open(SHARED / "reference/archives" / f"{name}.tar.gz") as archive:
-        files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+        files = {Path(member.name).name: archive.extractfile(member).read() for member in archive if member.isfile()}
     pictures = [(path, data) for path, data in files.items() if path.endswith(".png")]
     scenes = dict(Parallel(n_jobs=2, batch_size=50)(delayed(read_back)(*picture) for picture in pictures))
-    asked, told = (json.loads(files[f"./{name}/{kind}.json"]) for kind in ("questions", "answers"))
+    asked, told = (json.loads(files[f"{kind}.json"]) for kind in ("questions", "answers"))
     (entity,) = {kind for question in asked.values() for kind in question}
     questions = [asked[str(i)][entity]["count_closed"] for i in range(len(asked))]
     counts = [told[str(i)][entity]["count_closed"] for i in range(len(asked))]
@@ -435,10 +434,10 @@ def test_all_seventy_sprites_are_read_back_in_every_format(scene, tmp_path):
     picture = render(scene)
     picture.save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(encode_png(*draw(scene)))
-    clear = picture.convert("RGBA")
-    clear.putdata([(255, 255, 255, 0) if pixel[:3] == (0, 0, 0) else pixel for pixel in clear.get_flattened_data()])
-    ways = [picture, picture.convert("RGBA"), picture.convert("P", palette=Image.Palette.ADAPTIVE), clear, np.asarray(picture),
-            np.asarray(clear), tmp_path / "a.png", str(tmp_path / "b.png")]  # fmt: skip
+    clear = np.asarray(picture.convert("RGBA")).copy()
+    clear[~clear[..., :3].any(axis=2)] = (255, 255, 255, 0)  # a transparent ground, white underneath
+    ways = [picture, picture.convert("RGBA"), picture.convert("P", palette=Image.Palette.ADAPTIVE), clear]
+    ways += [Image.fromarray(clear), np.asarray(picture), tmp_path / "a.png", str(tmp_path / "b.png")]
     assert len(scene.objects) == 70 and all(Scene.from_image(way) == scene for way in ways)
 
 

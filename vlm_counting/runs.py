@@ -189,7 +189,7 @@ _NO_VALUE = {
 _NO_VALUE |= {"--prepare-execute", "--log-output", "--report-mode"}
 _UNTOUCHED = {"--help-notebook", "-h", "--help", "--version", "--prepare-only"}
 
-
+# %% ../nbs/12_runs.ipynb #ba518246
 def with_output(
     arguments: list[str],  # of papermill, without the program's name
 ) -> list[str]:
@@ -249,7 +249,7 @@ def _private_kernel() -> dict:
     short = os.name == "posix" and len(jupyter_runtime_dir()) < 50  # a socket's path may have about 100 characters
     return {"config": Config({"KernelManager": {"transport": "ipc"}})} if short else {}
 
-
+# %% ../nbs/12_runs.ipynb #eb11dae9
 def summary(
     folder: Path,  # of a finished run
 ) -> str:

@@ -158,8 +158,7 @@ class Scene:
     def __post_init__(self):
         placed = sorted((Placed(*item) for item in self.objects), key=lambda item: item[1:])
         object.__setattr__(self, "objects", tuple(placed))
-        if not 1 <= self.grid <= self.image_size // 4:
-            raise ValueError(f"grid is {self.grid}, expected 1 to {self.image_size // 4} at {self.image_size} pixels.")
+        _check_grid(self.grid, self.image_size)
         _check_places(self)
 
     @property
@@ -203,6 +202,12 @@ class Scene:
 
     def _repr_png_(self) -> bytes:
         return encode_png(*draw(self))
+
+
+def _check_grid(grid: int, image_size: int) -> None:
+    "A cell needs at least 4 pixels."
+    if not 1 <= grid <= image_size // 4:
+        raise ValueError(f"grid is {grid}, expected 1 to {image_size // 4} cells a side at {image_size} pixels.")
 
 
 def _check_places(scene: Scene) -> None:
@@ -414,6 +419,11 @@ class Plan:
     image_size: int = 672  # pixels
     entities: tuple[Entity, ...] = ()  # none: the family's own
     counts: tuple[int, ...] = ()  # none: the family's own
+
+    def __post_init__(self):
+        _check_grid(self.grid, self.image_size)
+        if min(self.counts, default=1) < 1:
+            raise ValueError(f"counts are {list(self.counts)}, expected whole numbers of at least 1.")
 
     def random(self, topic: str) -> Callable[[int], list[int]]:
         "A function that shuffles 0..n-1; the same topic and seed give the same draws in every family."
