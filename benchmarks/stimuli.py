@@ -16,7 +16,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from vlm_counting.stimuli import FAMILIES, Plan, draw, encode_png, generate, scene_of
+from vlm_counting.stimuli import FAMILIES, Plan, Scene, draw, encode_png, generate
 
 SHOWN = ("balanced", "clustered", "distractors_9_large_red_circle", "two_groups", "area_matched", "size_varied", "free")
 
@@ -33,7 +33,8 @@ def seconds(function, *arguments, repeat: int = 1, **options) -> tuple[float, ob
 
 def encoders(number: int) -> list[str]:
     "Our PNG writer against Pillow's, on the same pictures, one core; drawing not counted."
-    pictures = [draw(scene_of(row.factors)) for row in list(FAMILIES["balanced"](Plan("balanced")))[:: 17496 // number]]
+    rows = list(FAMILIES["balanced"](Plan("balanced")))
+    pictures = [draw(Scene.from_factors(row.factors)) for row in rows[:: len(rows) // number]]
 
     def with_pillow(mode: str, level: int) -> int:
         total = 0
@@ -80,7 +81,7 @@ def main() -> None:
         f"Python {platform.python_version()}, Pillow {PIL.__version__}; 672 x 672 pixels. "
         "Made by `python benchmarks/stimuli.py`.",
         "",
-        "Images per second include everything: planning, drawing, encoding, hashing, writing each file and the manifest.",
+        "Images per second count everything: planning, drawing, encoding, hashing, writing files and manifest.",
         "",
         "| family | samples | plan (s) | images | generate (s) | images/s | PNG bytes per image | from the cache (s) |",
         "|---|---|---|---|---|---|---|---|",

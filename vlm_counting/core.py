@@ -53,7 +53,8 @@ class Answer:
     "What a model said to one sample, before anybody parses it."
 
     text: str  # decoded without special tokens
-    logprobs: list[float] | None = None  # (21,) natural log-probability that the answer is 0..20; None if not asked for
+    logprobs: list | None = None  # (21,) natural log-probability that the answer is 0..20; None where not to be had
+    count: int | None = None  # the count itself, where the model chose among offered ones instead of writing
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Prediction:
     count: int | None  # rule 'strict'; None = no number in it, never treated as a number
     count_paper: int | None  # rule 'paper', quirks included; None = no number in it
     target: int  # true count
-    logprobs: list[float] | None = None  # see `Answer`
+    logprobs: list | None = None  # see `Answer`
     factors: dict = field(default_factory=dict)  # of the `Sample`
 
 # %% ../nbs/00_core.ipynb #f3e6ec3e

@@ -222,7 +222,7 @@ def build_model(
     tokenizer,
     seed: int = 0,  # of the first weights
 ):  # Qwen2VLForConditionalGeneration, float32
-    "The real model class with 1.3 million fresh weights, larger than usual: so small a network learns sooner from them."
+    "The real model class with 1.3 million fresh weights; they start larger than usual, so that it learns sooner."
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -495,7 +495,7 @@ def place_tokens(
     questions: int,
     length: int,  # of a question with its answer
 ) -> tuple:  # torch tensors: positions (3, scenes, tokens); mask (1, 1, tokens, tokens), 0 or a very negative number
-    "Positions as Qwen2-VL counts them (time, row, column), and a mask that lets each question see only picture and itself."
+    "Positions as Qwen2-VL counts them (time, row, column); a mask that lets a question see only picture and itself."
     import torch
 
     scenes, cells = shown.shape
@@ -798,7 +798,7 @@ def sit_exam(
     write_training(folder, record)
     return record
 
-
+# %% ../nbs/13_raising.ipynb #bd828da3
 def ship(
     folder: Path,  # a twin that has sat its exam
     place: Path | None = None,  # None: inside this package

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'SHAPES', 'ENTITIES', 'UNSEEN', 'FAMILIES', 'DRAWING', 'shape_mask', 'plural', 'Entity', 'Placed', 'Scene',
-           'draw', 'render', 'read_scene', 'encode_png', 'Layout', 'Row', 'Plan', 'candidate_lists', 'plan_rows',
-           'scene_of', 'balanced', 'unseen_combinations', 'distracted', 'compactness', 'clustered', 'scattered',
-           'two_groups', 'matched_sizes', 'area_matched', 'size_varied', 'hull_area', 'hull_matched', 'free', 'ask',
-           'cache_folder', 'generate', 'contact_sheet']
+           'draw', 'render', 'encode_png', 'contact_sheet', 'Layout', 'Row', 'Plan', 'candidate_lists', 'plan_rows',
+           'ask', 'balanced', 'unseen_combinations', 'distracted', 'compactness', 'clustered', 'scattered',
+           'two_groups', 'matched_sizes', 'area_matched', 'size_varied', 'hull_area', 'hull_matched', 'free',
+           'cache_folder', 'generate']
 
 # %% ../nbs/01_stimuli.ipynb #9703be10
 import errno
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
 from .core import Registry, Sample, data_dir, load_image, read_jsonl, stratify, unknown, write_jsonl
@@ -94,7 +95,7 @@ def plural(
     "A shape's name in the plural, as the questions spell it."
     return _PLURAL.get(shape, shape + "s")
 
-
+# %% ../nbs/01_stimuli.ipynb #0e750309
 @dataclass(frozen=True)
 class Entity:
     "A kind of object: what a question asks for."
@@ -146,7 +147,7 @@ class Placed(NamedTuple):
     row: float  # in cells from the top
     column: float  # in cells from the left
 
-
+# %% ../nbs/01_stimuli.ipynb #5f45d546
 @dataclass(frozen=True)
 class Scene:
     "Objects on black. Two scenes are equal when they show the same objects in the same places."
@@ -186,24 +187,7 @@ class Scene:
         "How many objects answer to a question about this kind: same colour and shape, any size."
         return sum(item.entity.name == Entity.from_name(entity).name for item in self.objects)
 
-    def lit_area(self) -> int:
-        "Painted pixels."
-        return sum(int(shape_mask(item.entity.shape, self.box(item)[2]).sum()) for item in self.objects)
-
-    @classmethod
-    def from_image(cls, image: "Image.Image | np.ndarray | str | Path", grid: int = 9) -> "Scene":
-        "Read a picture back, see `read_scene`."
-        return read_scene(image, grid)
-
-    @classmethod
-    def from_factors(cls, factors: dict) -> "Scene":
-        "The scene of a `Sample` made here, from its factors alone, see `scene_of`."
-        return scene_of(factors)
-
-    def _repr_png_(self) -> bytes:
-        return encode_png(*draw(self))
-
-
+# %% ../nbs/01_stimuli.ipynb #cb1c3907
 def _check_grid(grid: int, image_size: int) -> None:
     "A cell needs at least 4 pixels."
     if not 1 <= grid <= image_size // 4:
@@ -251,6 +235,12 @@ def render(
     image.putpalette([value for colour in colours for value in colour])
     return image.convert("RGB")
 
+# %% ../nbs/01_stimuli.ipynb #94305d71
+@patch
+def lit_area(self: Scene) -> int:
+    "How many pixels are painted."
+    return sum(int(shape_mask(item.entity.shape, self.box(item)[2]).sum()) for item in self.objects)
+
 # %% ../nbs/01_stimuli.ipynb #52edc54b
 @lru_cache(maxsize=64)
 def _known_cells(cell: int, exact: bool) -> dict[bytes, tuple[str, str | int]]:
@@ -277,7 +267,9 @@ def _opaque_pixels(image: "Image.Image | np.ndarray | str | Path") -> np.ndarray
     return np.asarray(image.convert("RGB"))
 
 # %% ../nbs/01_stimuli.ipynb #8138ca72
-def read_scene(
+@patch(cls_method=True)
+def from_image(
+    cls: Scene,
     image: "Image.Image | np.ndarray | str | Path",  # square; RGB, RGBA, palette; array (size, size, 3 or 4) uint8
     grid: int = 9,  # cells along a side
 ) -> Scene:
@@ -299,7 +291,7 @@ def read_scene(
         objects.append(_read_cell(pixels[top : top + blank.cell, left : left + blank.cell], row, column))
     return Scene(tuple(objects), grid, len(pixels))
 
-
+# %% ../nbs/01_stimuli.ipynb #f9618ce4
 def _read_cell(pixels: np.ndarray, row: int, column: int) -> Placed:
     "The object in one cell."
     painted = (pixels[..., 0] | pixels[..., 1] | pixels[..., 2]) > 0
@@ -336,16 +328,15 @@ def _codes(stride: int) -> tuple[np.ndarray, np.ndarray]:  # (516,) values and (
         codes.append((value | (rest | distance << more) << bits, bits + more + 5 + extra))
     return tuple(np.array(column, dtype=np.int64) for column in zip(*codes, strict=True))
 
-
+# %% ../nbs/01_stimuli.ipynb #22a202ee
 def _deflate(data: np.ndarray, stride: int) -> bytes:
     "A zlib stream of (rows * stride,) uint8 in which a run equal to the row above is copied from there."
     literal = np.ones(len(data), dtype=bool)
     np.not_equal(data[stride:], data[:-stride], out=literal[stride:])
-    places = np.flatnonzero(literal)
-    for back in (1, 2):  # runs of one or two equal bytes are too short to copy
-        close = places[np.flatnonzero(np.diff(places) == back + 1)]
-        for step in range(1, back + 1):
-            literal[close + step] = True
+    places = np.append(np.flatnonzero(literal), len(data))
+    for length in (1, 2):  # so few equal bytes cannot be copied
+        before = places[np.flatnonzero(np.diff(places) == length + 1)]
+        literal[before + 1] = literal[before + length] = True
     places = np.append(np.flatnonzero(literal), len(data))
     runs = np.diff(places, prepend=-1) - 1
     long = np.maximum(runs - 3, 0) // 256
@@ -388,6 +379,55 @@ def encode_png(
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
+# %% ../nbs/01_stimuli.ipynb #02208ef4
+@patch
+def _repr_png_(self: Scene) -> bytes:
+    "So that a notebook shows a scene as a picture."
+    return encode_png(*draw(self))
+
+# %% ../nbs/01_stimuli.ipynb #142bb322
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    "Text cut to a width in pixels."
+    while text and font.getlength(text) > width:
+        text = text[:-2].rstrip(" …") + "…" if len(text) > 2 else ""
+    return text
+
+
+def _caption(sample: Sample) -> str:
+    factors = sample.factors
+    named = factors["entity"].replace("_", " ") if "entity" in factors else factors.get("label", "")
+    return f"{sample.target} {named}".strip()
+
+# %% ../nbs/01_stimuli.ipynb #c74def13
+def contact_sheet(
+    samples: list[Sample | Scene],  # in reading order
+    columns: int = 6,
+    size: int = 112,  # pixels along a side of each picture
+    captions: bool = True,  # write count and entity under each picture
+    titles: list[str] | None = None,  # one text for each picture instead, lines split by newline
+) -> Image.Image:  # RGB
+    "Many pictures on one white sheet. `ValueError` if there are none, or if titles do not match."
+    if not samples or (titles is not None and len(titles) != len(samples)):
+        raise ValueError(
+            f"Found {len(samples)} samples and {len(titles or ())} titles; expected at least one, and as many titles."
+        )
+    if titles is None:
+        titles = [_caption(sample) if captions and isinstance(sample, Sample) else "" for sample in samples]
+    font, gap = ImageFont.load_default(max(9, size // 11)), max(4, size // 16)
+    line, lines = round(1.3 * font.size), max(len(title.splitlines()) for title in titles)
+    height, rows, columns = size + lines * line + gap, -(-len(samples) // columns), min(columns, len(samples))
+    sheet = Image.new("RGB", (columns * (size + gap) + gap, rows * height + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (sample, title) in enumerate(zip(samples, titles, strict=True)):
+        top, left = gap + i // columns * height, gap + i % columns * (size + gap)
+        picture = render(sample) if isinstance(sample, Scene) else load_image(sample.image)
+        picture.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3)
+        pen.rectangle((left, top, left + size - 1, top + size - 1), fill="#e8e8e8")
+        sheet.paste(picture, (left + (size - picture.width) // 2, top + (size - picture.height) // 2))
+        for number, text in enumerate(title.splitlines()):
+            pen.text((left, top + size + number * line), _fitted(text, font, size), fill="#222222", font=font)
+    return sheet
+
 # %% ../nbs/01_stimuli.ipynb #930218f5
 FAMILIES = Registry("stimulus family", "Add one in 01_stimuli.ipynb.")  # name -> function from a `Plan` to rows
 
@@ -408,7 +448,7 @@ class Row(NamedTuple):
     target: int
     factors: dict
 
-
+# %% ../nbs/01_stimuli.ipynb #e7d5bce5
 @dataclass(frozen=True)
 class Plan:
     "What a family is asked for."
@@ -451,7 +491,7 @@ def candidate_lists(
     lists += list(drawn.values())
     return [lists[i] for i in shuffle(number)] if whole else lists
 
-
+# %% ../nbs/01_stimuli.ipynb #5055a7cb
 def plan_rows(
     plan: Plan,
     own: tuple[Entity, ...],  # entities, in order
@@ -476,8 +516,21 @@ def _factors(plan: Plan, entity: Entity, layout: Layout, options: list[int]) -> 
             "positions": [list(place) for place in layout.positions], **layout.factors,
             "options": list(options), "grid": plan.grid, "image_size": plan.image_size}  # fmt: skip
 
+# %% ../nbs/01_stimuli.ipynb #df59f604
+def ask(
+    factors: dict,  # needs colour, shape; and options for the closed form
+    form: str = "closed",  # 'closed': with a list to choose from; 'open': without
+) -> str:
+    "The question, as the paper words it. `ValueError` for an unknown form."
+    if form not in ("closed", "open"):
+        raise ValueError(f"form is {form!r}, expected 'closed' or 'open'.")
+    question = f"How many {factors['colour']} {plural(factors['shape'])} are there?"
+    return question if form == "open" else f"{question} Choose from [{', '.join(map(str, factors['options']))}]."
+
 # %% ../nbs/01_stimuli.ipynb #2dc8919d
-def scene_of(
+@patch(cls_method=True)
+def from_factors(
+    cls: Scene,
     factors: dict,  # of a `Sample` made in this room
 ) -> Scene:
     "The scene that the factors describe. `KeyError` names a factor that is missing."
@@ -557,7 +610,7 @@ def _described(entity: Entity) -> str:
     "In the singular with its size: 'small_red_star'."
     return f"{entity.size}_{entity.colour}_{entity.shape}"
 
-
+# %% ../nbs/01_stimuli.ipynb #6dfd2d48
 def distracted(plan: Plan, kind: str, number: int) -> Iterator[Row]:
     "Magenta circles among `number` objects of another kind. `ValueError` if that kind is the one asked for."
     entity, own = Entity.from_name(kind), (Entity("magenta", "circle"),)
@@ -586,7 +639,7 @@ def _compact_patterns(count: int) -> list[tuple]:  # each: offsets (row, column)
     best = min(compactness(cells) for cells in sets)
     return [cells for cells in sets if compactness(cells) < best + 1e-9]
 
-
+# %% ../nbs/01_stimuli.ipynb #a5ff6a10
 @FAMILIES.add("clustered")
 def clustered(plan: Plan) -> Iterator[Row]:
     "The most compact group around each inner cell, column by column."
@@ -594,7 +647,8 @@ def clustered(plan: Plan) -> Iterator[Row]:
     for count in plan.counts or range(2, 10):
         if not 1 <= count <= 9 or inner < 1:
             raise ValueError(
-                f"'clustered' fits 1 to 9 objects into 3 x 3 cells, not {count} into {plan.grid} x {plan.grid}."
+                f"'clustered' puts 1 to 9 objects into 3 x 3 cells of a grid, not {count} on "
+                f"{plan.grid} x {plan.grid}. Take a larger grid or smaller counts."
             )
         patterns, layouts[count] = _compact_patterns(count), []
         for number in range(inner**2):
@@ -603,7 +657,7 @@ def clustered(plan: Plan) -> Iterator[Row]:
             layouts[count].append(Layout(number, [[1 + row + down, 1 + column + right] for down, right in pattern], {}))
     return plan_rows(plan, ENTITIES, layouts)
 
-# %% ../nbs/01_stimuli.ipynb #a5ff6a10
+# %% ../nbs/01_stimuli.ipynb #a723ede6
 def _spread_cells(grid: int, count: int, shuffle: Callable[[int], list[int]]) -> list[list[int]]:
     "Random cells, each pair at least 3 steps apart. `ValueError` if a thousand attempts end in dead ends."
     for _ in range(1000):
@@ -628,6 +682,10 @@ def scattered(plan: Plan) -> Iterator[Row]:
                 break
             cells = _spread_cells(plan.grid, count, shuffle)
             distinct.setdefault(frozenset(map(tuple, cells)), cells)
+        else:
+            raise ValueError(
+                f"Found only {len(distinct)} layouts of {count} objects on a {plan.grid} x {plan.grid} grid."
+            )
         layouts[count] = [Layout(number, cells, {}) for number, cells in enumerate(distinct.values())]
     return plan_rows(plan, ENTITIES, layouts)
 
@@ -676,16 +734,16 @@ def matched_sizes(
     middle = min(area, key=lambda side: abs(count * area[side] - area[cell]))
     near = [side for side in range(middle - 4, middle + 5) if side in area]
 
-    def badness(mix: tuple[int, int, int]) -> tuple[float, int]:  # half a percent off is as good as exact
+    def badness(mix: tuple[int, int, int]) -> tuple[float, int]:  # one percent off is as good as exact
         low, high, few = mix
         off = abs(few * area[low] + (count - few) * area[high] - area[cell]) / area[cell]
-        return max(off, 0.005), high - low
+        return max(off, 0.01), high - low
 
     mixes = [(low, high, few) for low in near for high in near if low <= high for few in range(count + 1)]
     low, high, few = min(mixes, key=badness)
     return [low] * few + [high] * (count - few)
 
-
+# %% ../nbs/01_stimuli.ipynb #1ffb93fb
 @FAMILIES.add("area_matched")
 def area_matched(plan: Plan) -> Iterator[Row]:
     "The layouts of `balanced`; the lit area is that of one large object, whatever the count."
@@ -710,7 +768,7 @@ def size_varied(plan: Plan) -> Iterator[Row]:
 
     return plan_rows(plan, ENTITIES, _nested_layouts(plan, range(1, 10)), dress)
 
-# %% ../nbs/01_stimuli.ipynb #1ffb93fb
+# %% ../nbs/01_stimuli.ipynb #bff97473
 def hull_area(
     cells: Iterable[tuple[float, float]],  # (row, column)
 ) -> float:
@@ -730,7 +788,7 @@ def _turn(a: tuple, b: tuple, c: tuple) -> float:
     "Twice the signed area of a triangle; above 0 for a left turn."
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
-
+# %% ../nbs/01_stimuli.ipynb #a6ba5d43
 @FAMILIES.add("hull_matched")
 def hull_matched(plan: Plan) -> Iterator[Row]:
     "Three objects span a triangle, all others lie inside it; nested layouts."
@@ -741,8 +799,10 @@ def hull_matched(plan: Plan) -> Iterator[Row]:
     for _ in range(20000):
         corners = [cells[i] for i in shuffle(len(cells))[:3]]
         area = hull_area(corners)
+        if not whole / 4 <= area <= whole / 2:
+            continue
         inside = [cell for cell in cells if cell not in corners and hull_area([*corners, cell]) == area]
-        if whole / 4 <= area <= whole / 2 and len(inside) >= max(counts) - 3:
+        if len(inside) >= max(counts) - 3:
             orders.append([list(cell) for cell in [*corners, *(inside[i] for i in shuffle(len(inside)))]])
         if len(orders) == plan.grid**2:
             layouts = {n: [Layout(i, order[:n], {}) for i, order in enumerate(orders)] for n in counts}
@@ -775,17 +835,6 @@ def free(plan: Plan) -> Iterator[Row]:
     return plan_rows(plan, ENTITIES, layouts)
 
 # %% ../nbs/01_stimuli.ipynb #f1ab07e9
-def ask(
-    factors: dict,  # needs colour, shape; and options for the closed form
-    form: str = "closed",  # 'closed': with a list to choose from; 'open': without
-) -> str:
-    "The question, as the paper words it. `ValueError` for an unknown form."
-    if form not in ("closed", "open"):
-        raise ValueError(f"form is {form!r}, expected 'closed' or 'open'.")
-    question = f"How many {factors['colour']} {plural(factors['shape'])} are there?"
-    return question if form == "open" else f"{question} Choose from [{', '.join(map(str, factors['options']))}]."
-
-
 def _sample(row: Row, form: str, folder: Path) -> Sample:
     "A planned row as a sample; its picture may not be there yet."
     factors = row.factors | {"form": form}
@@ -795,7 +844,7 @@ def _sample(row: Row, form: str, folder: Path) -> Sample:
 # %% ../nbs/01_stimuli.ipynb #5e7684bc
 def _write_image(path: Path, factors: dict) -> str:  # sha256 of the file
     "Draw one picture and put it in place in one step."
-    data = encode_png(*draw(scene_of(factors)))
+    data = encode_png(*draw(Scene.from_factors(factors)))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
@@ -811,7 +860,7 @@ def _cannot_write(path: Path, error: OSError) -> OSError:
     return type(error)(error.errno, f"Cannot write {path}: {error.strerror}. {full} and generate again "
                        "(set VLM_COUNTING_DATA to move the cache); pictures that are there are kept.")  # fmt: skip
 
-
+# %% ../nbs/01_stimuli.ipynb #c9ee42c9
 def _write_images(jobs: list[tuple[Path, dict]]) -> list[str]:
     "A batch, one after the other."
     return [_write_image(path, factors) for path, factors in jobs]
@@ -861,7 +910,7 @@ def cache_folder(
         parts.append("counts" + "-".join(map(str, plan.counts)))
     return data_dir() / "stimuli" / f"v{DRAWING}" / plan.family / "-".join(parts)
 
-
+# %% ../nbs/01_stimuli.ipynb #6aeb0a3a
 def generate(
     family: str,  # a name in `FAMILIES`
     folder: Path | None = None,  # for images/ and manifest.jsonl; None: below `data_dir()`
@@ -887,7 +936,7 @@ def generate(
     write_jsonl(folder / "manifest.jsonl", ({**vars(s), "image": f"images/{s.image.name}"} for s in samples))
     return samples
 
-
+# %% ../nbs/01_stimuli.ipynb #5b40ea99
 def _draw_missing(folder: Path, wanted: dict[str, tuple[int, dict]], workers: int | None) -> dict[int, str]:
     "sha256 of every wanted picture, drawn where it is not there; `wanted`: uid -> (picture, factors)."
     pictures = dict(wanted.values())
@@ -899,46 +948,3 @@ def _draw_missing(folder: Path, wanted: dict[str, tuple[int, dict]], workers: in
         raise _cannot_write(folder, error) from None
     drawn = _draw_all([(folder / "images" / f"{number}.png", pictures[number]) for number in missing], workers)
     return hashes | dict(zip(missing, drawn, strict=True))
-
-# %% ../nbs/01_stimuli.ipynb #142bb322
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    "Text cut to a width in pixels."
-    while text and font.getlength(text) > width:
-        text = text[:-2].rstrip(" …") + "…" if len(text) > 2 else ""
-    return text
-
-
-def _caption(sample: Sample) -> str:
-    factors = sample.factors
-    named = factors["entity"].replace("_", " ") if "entity" in factors else factors.get("label", "")
-    return f"{sample.target} {named}".strip()
-
-
-def contact_sheet(
-    samples: list[Sample | Scene],  # in reading order
-    columns: int = 6,
-    size: int = 112,  # pixels along a side of each picture
-    captions: bool = True,  # write count and entity under each picture
-    titles: list[str] | None = None,  # one text for each picture instead, lines split by newline
-) -> Image.Image:  # RGB
-    "Many pictures on one white sheet. `ValueError` if there are none, or if titles do not match."
-    if not samples or (titles is not None and len(titles) != len(samples)):
-        raise ValueError(
-            f"Found {len(samples)} samples and {len(titles or ())} titles; expected at least one, and as many titles."
-        )
-    if titles is None:
-        titles = [_caption(sample) if captions and isinstance(sample, Sample) else "" for sample in samples]
-    font, gap = ImageFont.load_default(max(9, size // 11)), max(4, size // 16)
-    line, lines = round(1.3 * font.size), max(len(title.splitlines()) for title in titles)
-    height, rows, columns = size + lines * line + gap, -(-len(samples) // columns), min(columns, len(samples))
-    sheet = Image.new("RGB", (columns * (size + gap) + gap, rows * height + gap), "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, (sample, title) in enumerate(zip(samples, titles, strict=True)):
-        top, left = gap + i // columns * height, gap + i % columns * (size + gap)
-        picture = render(sample) if isinstance(sample, Scene) else load_image(sample.image)
-        picture.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3)
-        pen.rectangle((left, top, left + size - 1, top + size - 1), fill="#e8e8e8")
-        sheet.paste(picture, (left + (size - picture.width) // 2, top + (size - picture.height) // 2))
-        for number, text in enumerate(title.splitlines()):
-            pen.text((left, top + size + number * line), _fitted(text, font, size), fill="#222222", font=font)
-    return sheet
