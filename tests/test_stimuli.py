@@ -327,7 +327,7 @@ def test_two_groups_ask_both_kinds_of_one_picture():
         assert b["others"] == [{"entity": a["entity"], "count": first.target, "positions": a["positions"]}]
         shared = {"colour": a["colour"] == b["colour"], "shape": a["shape"] == b["shape"]}
         assert shared == {kind: kind == a["relation"] for kind in shared}
-        assert Scene.from_factors(a) == stimuli.scene_of(b)
+        assert Scene.from_factors(a) == Scene.from_factors(b)
     assert Counter(row.target for row in rows) == dict.fromkeys(range(1, 10), len(rows) // 9)
 
 

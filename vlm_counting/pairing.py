@@ -204,10 +204,10 @@ BODIES.add("tiny-clip", Body(
 
 # %% ../nbs/14_pairing.ipynb #46f81a54
 COCA = {
-    "embed_dim": 128, "custom_text": True,
+    "embed_dim": WIDTH, "custom_text": True,
     "vision_cfg": {
         "image_size": SIDE, "patch_size": PATCH, "layers": SEEING_BLOCKS + 2, "width": WIDTH, "head_width": 24, "mlp_ratio": 3,
-        "attentional_pool": True, "attn_pooler_heads": 8, "attn_pooler_queries": 32, "output_tokens": True,
+        "attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 32, "output_tokens": True,
     },
     "text_cfg": {
         "context_length": 76, "width": WIDTH, "heads": 4, "layers": 2, "mlp_ratio": 3, "embed_cls": True, "output_tokens": True,

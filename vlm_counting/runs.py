@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'CHECKS', 'SCHEME', 'PAPERMILL_IO', 'SHOWN', 'declared_parameters', 'check_parameters', 'run_folder',
-           'new_record', 'RunNotebooks', 'with_output', 'run', 'summary', 'main']
+           'new_record', 'RunNotebooks', 'with_output', 'run', 'summary', 'main', 'examination']
 
 # %% ../nbs/12_runs.ipynb #a2a67b8c
 import argparse
@@ -26,7 +26,7 @@ from vlm_counting.core import (
     write_atomic,
 )
 from .datasets import DATASETS
-from .models import DTYPES, MODELS, VLM, find_entry
+from .models import ATTENTION, DTYPES, MODELS, VLM, doctor, find_entry, load_model
 
 # %% ../nbs/12_runs.ipynb #25a43dcf
 RUNS = Registry("verb", "A verb is a notebook in nbs/ without a number.")
@@ -63,9 +63,12 @@ def _check_whole(name: str):
     return check
 
 
-def _check_dtype(value: str) -> None:
-    if value not in DTYPES:
-        raise UnknownName(unknown("dtype", value, DTYPES))
+def _check_choice(name: str, options: tuple[str, ...]):
+    def check(value: str) -> None:
+        if value not in options:
+            raise UnknownName(unknown(name, value, options))
+
+    return check
 
 
 def _check_device(value: str) -> None:
@@ -73,7 +76,13 @@ def _check_device(value: str) -> None:
         raise UnknownName(unknown("device", value, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
 
 
-CHECKS = {"model": find_entry, "dataset": _check_dataset, "dtype": _check_dtype, "device": _check_device}
+CHECKS = {
+    "model": find_entry,
+    "dataset": _check_dataset,
+    "dtype": _check_choice("dtype", DTYPES),
+    "device": _check_device,
+}
+CHECKS["attention"] = _check_choice("attention", ATTENTION)
 CHECKS |= {
     name: _check_whole(name) for name in ("limit", "batch_size", "max_new_tokens")
 }  # parameter -> check of its value
@@ -309,10 +318,8 @@ def _listing(kind: str) -> str:
     return "\n  ".join([f"{kind}:", *rows])
 
 # %% ../nbs/12_runs.ipynb #96926f04
-def main(
-    arguments: list[str] | None = None,  # None: of the command line
-) -> int:  # exit status: 0 done, 1 a run failed, 2 it was asked for wrongly
-    "The command `vlm-counting`."
+def _parser() -> argparse.ArgumentParser:
+    "The words that `vlm-counting` understands."
     parser = argparse.ArgumentParser(
         "vlm-counting", description="Does a vision-language model fail to see the count, or to say it?"
     )
@@ -322,19 +329,55 @@ def main(
     running = commands.add_parser("run", help="run a verb: vlm-counting run evaluate model=tiny-qwen2-vl limit=90")
     running.add_argument("verb")
     running.add_argument("values", nargs=argparse.REMAINDER, metavar="name=value")
-    options = parser.parse_args(arguments)
+    examining = commands.add_parser(
+        "doctor", help="what a model's answers depend on: vlm-counting doctor tiny-qwen2-vl"
+    )
+    examining.add_argument("model")
+    examining.add_argument("--checkpoint", help="local folder with the weights")
+    examining.add_argument("--device", default="auto")
+    examining.add_argument("--dtype", default="auto")
+    examining.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(
+    arguments: list[str] | None = None,  # None: of the command line
+) -> int:  # exit status: 0 done, 1 a run (or a check of the doctor) failed, 2 it was asked for wrongly
+    "The command `vlm-counting`."
+    options = _parser().parse_args(arguments)
     if options.command == "list":
         print(
             "\n".join(_listing(kind) for kind in ([options.kind] if options.kind else ["models", "datasets", "verbs"]))
         )
         return 0
     try:
+        if options.command == "doctor":
+            return _examine(options)
         given = _named_values(options.verb, options.values)
         check_parameters(options.verb, given)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OSError) as error:
         print(f"vlm-counting: {error}", file=sys.stderr)
         return 2
     return _run_and_report(options.verb, given)
+
+# %% ../nbs/12_runs.ipynb #c5e47367
+def examination(
+    rows: list[dict],  # from `doctor`
+) -> str:
+    "The doctor's rows as a table that a person can read."
+    marks, lines = {True: "ok", False: "NO", None: "--"}, []
+    for row in rows:
+        value = f"{row['value']:.2g}" if isinstance(row["value"], float) else row["value"]
+        lines.append(f"{marks[row['ok']]}  {row['check']:44} {value} (expected: {row['expected']})")
+    return "\n".join(lines)
+
+
+def _examine(options: argparse.Namespace) -> int:
+    "Load a model, print what the doctor finds, 1 if something is wrong."
+    find_entry(options.model)
+    rows = doctor(load_model(options.model, options.checkpoint, options.device, options.dtype))
+    print(json.dumps(rows, indent=2) if options.json else examination(rows))
+    return int(any(row["ok"] is False for row in rows))
 
 
 def _run_and_report(verb: str, given: dict) -> int:

@@ -264,7 +264,7 @@ def _opaque_pixels(image: "Image.Image | np.ndarray | str | Path") -> np.ndarray
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 # %% ../nbs/01_stimuli.ipynb #8138ca72
 @patch(cls_method=True)
@@ -296,9 +296,9 @@ def _read_cell(pixels: np.ndarray, row: int, column: int) -> Placed:
     "The object in one cell."
     painted = (pixels[..., 0] | pixels[..., 1] | pixels[..., 2]) > 0
     values, key = pixels[painted], painted.tobytes()
-    colour = next((name for name, value in COLOURS.items() if (values == value).all()), None)
+    colour = {value: name for name, value in COLOURS.items()}.get(tuple(values[0].tolist()))
     found = _known_cells(len(pixels), True).get(key) or _known_cells(len(pixels), False).get(key)
-    if colour is None or found is None:
+    if colour is None or found is None or (values != values[0]).any():
         raise ValueError(
             f"The cell at row {row}, column {column} holds no known object on its {len(values)} lit "
             f"pixels. Expected one of {len(COLOURS)} pure colours in one of {len(SHAPES)} shapes."
