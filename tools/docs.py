@@ -52,7 +52,7 @@ def symbols(
         places[f"vlm_counting.{module}"] = f"{page}.ipynb"
         for node in ast.parse(source.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                names = {node.name: f"{page}.ipynb#{node.name.lower()}"}
+                names = {defined_name(node): f"{page}.ipynb#{defined_name(node).lower()}"}
                 methods = [part for part in getattr(node, "body", []) if isinstance(part, ast.FunctionDef)]
                 if isinstance(node, ast.ClassDef):
                     names |= {f"{node.name}.{part.name}": names[node.name] for part in methods}
@@ -116,6 +116,14 @@ def signature(
     return textwrap.dedent("\n".join(lines[first - 1 : max(node.lineno, node.body[0].lineno - 1)]))
 
 
+def defined_name(
+    node: ast.FunctionDef | ast.ClassDef,
+) -> str:  # 'render', or 'Scene.render' for a method added to a class with fastcore's `patch`
+    "The name under which nbdev shows a definition."
+    patched = any(re.match(r"patch\b", ast.unparse(decorator)) for decorator in node.decorator_list)
+    return f"{ast.unparse(node.args.args[0].annotation)}.{node.name}" if patched else node.name
+
+
 def reference(
     source: str,  # of exported cells
     places: dict[str, str],  # see `symbols`
@@ -125,7 +133,7 @@ def reference(
     for node in ast.parse(source).body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
-        parts = [(node.name, node)]
+        parts = [(defined_name(node), node)]
         if isinstance(node, ast.ClassDef):
             parts += [(f"{node.name}.{part.name}", part) for part in node.body if isinstance(part, ast.FunctionDef)]
         for name, part in parts:
@@ -200,7 +208,7 @@ class SourceBelow:
             cells += sorted(shown, key=self.place) + ([source] if source is not None else [])
             source, shown = None, []
             if cell is not None and cell.cell_type == "code" and "exports" in cell.directives_:
-                parts = [node.name for node in ast.parse(cell.source).body if hasattr(node, "name")]
+                parts = [defined_name(node) for node in ast.parse(cell.source).body if hasattr(node, "name")]
                 if parts:  # constants and registry entries stay in sight
                     cell.source = f'#| code-fold: true\n#| code-summary: "Source of {", ".join(parts)}"\n{cell.source}'
                 source = cell

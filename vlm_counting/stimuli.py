@@ -11,6 +11,7 @@ __all__ = ['COLOURS', 'SHAPES', 'ENTITIES', 'UNSEEN', 'FAMILIES', 'DRAWING', 'sh
 
 # %% ../nbs/01_stimuli.ipynb #9703be10
 import errno
+import json
 import math
 import os
 import struct
@@ -501,20 +502,23 @@ def plan_rows(
     "One row for each entity, count and layout, in this order, which is that of the released sets."
     size = sum(len(group) for group in layouts.values())
     lists = candidate_lists(list(layouts), size, plan.random(f"candidates {list(layouts)}"))
+    flat = [(count, layout) for count, group in layouts.items() for layout in group]
     for block, entity in plan.blocks(own):
-        flat = ((count, layout) for count, group in layouts.items() for layout in group)
-        for step, (count, layout) in enumerate(flat):
-            index = block * size + step
-            factors = _factors(plan, entity, layout, lists[step]) | dress(entity, layout)
-            yield Row(index, index, count, factors)
+        about = _about(plan, entity)
+        for step, ((count, layout), options) in enumerate(zip(flat, lists, strict=True)):
+            factors = about | _placed(layout) | {"options": options} | dress(entity, layout)
+            yield Row(block * size + step, block * size + step, count, factors)
 
 
-def _factors(plan: Plan, entity: Entity, layout: Layout, options: list[int]) -> dict:
-    "What every row says about itself; the picture and the question follow from it."
-    return {"family": plan.family, "entity": entity.name, "colour": entity.colour, "shape": entity.shape,
-            "size": entity.size, "layout": layout.number,
-            "positions": [list(place) for place in layout.positions], **layout.factors,
-            "options": list(options), "grid": plan.grid, "image_size": plan.image_size}  # fmt: skip
+def _about(plan: Plan, entity: Entity) -> dict:
+    "What all rows of an entity say."
+    kind = {"entity": entity.name, "colour": entity.colour, "shape": entity.shape, "size": entity.size}
+    return {"family": plan.family, **kind, "grid": plan.grid, "image_size": plan.image_size}
+
+
+def _placed(layout: Layout) -> dict:
+    "What all rows of a layout say. Rows share these lists; samples get their own."
+    return {"layout": layout.number, "positions": layout.positions, **layout.factors}
 
 # %% ../nbs/01_stimuli.ipynb #df59f604
 def ask(
@@ -718,9 +722,10 @@ def two_groups(plan: Plan) -> Iterator[Row]:
                 groups = [(entity, first, cells[:first]), (_partner(entity, relation, step), second, cells[first:])]
                 for turn, ((kind, count, where), (other, rest, there)) in enumerate((groups, groups[::-1])):
                     layout = Layout(counts.index(rest) + turn * len(counts), where, {
-                        "others": [{"entity": other.name, "count": rest, "positions": [list(p) for p in there]}],
+                        "others": [{"entity": other.name, "count": rest, "positions": there}],
                         "pair": str(image), "relation": relation})  # fmt: skip
-                    yield Row(2 * image + turn, image, count, _factors(plan, kind, layout, lists[2 * asked + turn]))
+                    factors = _about(plan, kind) | _placed(layout) | {"options": lists[2 * asked + turn]}
+                    yield Row(2 * image + turn, image, count, factors)
 
 # %% ../nbs/01_stimuli.ipynb #ac9ee9b5
 @lru_cache(maxsize=4096)
@@ -837,7 +842,7 @@ def free(plan: Plan) -> Iterator[Row]:
 # %% ../nbs/01_stimuli.ipynb #f1ab07e9
 def _sample(row: Row, form: str, folder: Path) -> Sample:
     "A planned row as a sample; its picture may not be there yet."
-    factors = row.factors | {"form": form}
+    factors = json.loads(json.dumps(row.factors | {"form": form}))  # lists of its own, as if read from the manifest
     uid = f"{factors['family']}{'-open' if form == 'open' else ''}/{row.index}"
     return Sample(uid, folder / "images" / f"{row.image}.png", ask(factors, form), row.target, factors)
 
