@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'CONFIGS', 'COUNTS', 'NUMBER_WORDS', 'LIBRARIES', 'KINDS', 'DTYPES',
            'ATTENTION', 'ModelSpec', 'twins_dir', 'find_checkpoint', 'checkpoint_hashes', 'prompt_text', 'device_name',
-           'VLM', 'encode', 'image_token_id', 'image_size', 'image_tokens', 'count_tokens', 'count_logprobs',
-           'substitute_count', 'captions_for', 'Towers', 'Ranker', 'head_error', 'check_model', 'find_entry',
-           'pick_device', 'load_model', 'doctor']
+           'VLM', 'generate_answers', 'encode', 'image_token_id', 'image_size', 'image_tokens', 'count_tokens',
+           'count_logprobs', 'substitute_count', 'captions_for', 'Towers', 'Ranker', 'head_error', 'check_model',
+           'find_entry', 'pick_device', 'load_model', 'doctor']
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
@@ -225,16 +225,7 @@ class VLM:
 
     def answer_prepared(self, samples: list[Sample], inputs: dict, max_new_tokens: int = 5) -> list[Answer]:
         "Greedy text, and the log-probability of each count 0..20 where the answer starts."
-        import torch
-
-        steps = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": self.tokenizer.pad_token_id}
-        with torch.inference_mode():
-            inputs = inputs.to(self.place)
-            out = self.model.generate(**inputs, **steps, return_dict_in_generate=True, output_logits=True)
-            new = out.sequences[:, inputs["input_ids"].shape[1] :]
-            logprobs = count_logprobs(self, inputs, out)
-        texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        return [Answer(text.strip(), row) for text, row in zip(texts, logprobs.tolist(), strict=True)]
+        return generate_answers(self, inputs, max_new_tokens)
 
     def answer(self, samples: list[Sample], max_new_tokens: int = 5) -> list[Answer]:
         "One `Answer` a sample: `prepare`, then `answer_prepared`."
@@ -246,6 +237,24 @@ class VLM:
         return len(self.tokenizer.encode(text)) + image_tokens(self, image_size(sample.image))
 
 # %% ../nbs/03_models.ipynb #39ae05f5
+def generate_answers(
+    vlm: VLM,
+    inputs: dict,  # of one batch, from `prepare`
+    max_new_tokens: int = 5,  # the paper's length of an answer
+) -> list[Answer]:
+    "One greedy answer a row of the batch."
+    import torch
+
+    steps = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": vlm.tokenizer.pad_token_id}
+    with torch.inference_mode():
+        inputs = inputs.to(vlm.place)
+        out = vlm.model.generate(**inputs, **steps, return_dict_in_generate=True, output_logits=True)
+        new = out.sequences[:, inputs["input_ids"].shape[1] :]
+        logprobs = count_logprobs(vlm, inputs, out)
+    texts = vlm.processor.batch_decode(new, skip_special_tokens=True)
+    return [Answer(text.strip(), row) for text, row in zip(texts, logprobs.tolist(), strict=True)]
+
+
 def encode(
     vlm: VLM,
     questions: list[str],  # (samples,)

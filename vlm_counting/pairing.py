@@ -622,8 +622,9 @@ def examine_pair(
         cosines = (torch.cat(found) @ captions.T).numpy()
     predictions = []
     for sample, offer, row in zip(samples, offers, cosines, strict=True):
-        count = sample.factors["options"][int(np.argmax(row[[texts.index(text) for text in offer]]))]
-        predictions.append(Prediction(sample.uid, name, str(count), count, count, sample.target, None, sample.factors))
+        best = int(np.argmax(row[[texts.index(text) for text in offer]]))
+        count = sample.factors["options"][best]
+        predictions.append(Prediction(sample.uid, name, offer[best], count, count, sample.target, None, sample.factors))
     return predictions
 
 
@@ -638,7 +639,7 @@ def exam_rows(predictions: list[Prediction]) -> list[dict]:
     for prediction in predictions:
         factors, others = prediction.factors, prediction.factors.get("others") or [{"count": 0}]
         kept = {name: factors.get(name) for name in ("family", "entity", "pair")}
-        answer = {"target": prediction.target, "text": prediction.text, "count": prediction.count}
+        answer = {"target": prediction.target, "text": str(prediction.count), "count": prediction.count}
         rows.append({"form": "captions", "other": others[0]["count"]} | kept | answer)
     return rows
 

@@ -339,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
     examining.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
-
+# %% ../nbs/12_runs.ipynb #c35d57a3
 def main(
     arguments: list[str] | None = None,  # None: of the command line
 ) -> int:  # exit status: 0 done, 1 a run (or a check of the doctor) failed, 2 it was asked for wrongly
