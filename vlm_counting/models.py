@@ -11,8 +11,8 @@ __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'CONFIGS', 'COUNTS', 
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
-import math
 import re
+import warnings
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,6 +183,11 @@ def prompt_text(
     text = f"{INSTRUCTION} {question}"
     if spec.prompt:
         return spec.prompt.format(text=text)
+    if not processor.chat_template:
+        raise ValueError(
+            "This checkpoint has no chat template, so nobody knows how to ask it. Add an entry with `prompt=` "
+            "to MODELS in 03_models.ipynb."
+        )
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
     return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
@@ -254,7 +259,7 @@ def generate_answers(
     texts = vlm.processor.batch_decode(new, skip_special_tokens=True)
     return [Answer(text.strip(), row) for text, row in zip(texts, logprobs.tolist(), strict=True)]
 
-
+# %% ../nbs/03_models.ipynb #83615d10
 def encode(
     vlm: VLM,
     questions: list[str],  # (samples,)
@@ -574,6 +579,12 @@ def load_model(
     model, processor, missing = LIBRARIES[spec.library](spec, folder, numbers, place, spread, chosen)
     vlm = KINDS[spec.kind](name, spec, model, processor, folder)
     check_model(vlm, sorted(missing))
+    if name not in MODELS:
+        warnings.warn(
+            f"'{name}' has no entry in MODELS. Assumed: picture before text, and its own chat template, precision "
+            "and pixel budget. Unknown: licence, and how its authors ask it to count.",
+            stacklevel=2,
+        )
     return vlm
 
 # %% ../nbs/03_models.ipynb #cacb912d

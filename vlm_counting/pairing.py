@@ -63,7 +63,7 @@ def pair_upbringing(
     seed: int = 0,
 ) -> Upbringing:
     "How the two contrastive twins are brought up."
-    return Upbringing(name, seed, seeing_tail=1.0, tail=2.0, seeing_steps=700, scenes=12000, lessons=PAIR_LESSONS)
+    return Upbringing(name, seed, seeing_tail=1.2, tail=2.5, seeing_steps=700, scenes=12000, lessons=PAIR_LESSONS)
 
 # %% ../nbs/14_pairing.ipynb #f00133f4
 NUMBERLESS = 0.25  # share of captions that give no number although they might
@@ -146,13 +146,13 @@ def preprocess_clip(images: list):  # torch tensor (images, 3, 72, 72)
 
 # %% ../nbs/14_pairing.ipynb #3c3209d5
 def build_clip(tokenizer):  # CLIPModel
-    "Five vision blocks and two text layers, 96 wide, joined in 128 dimensions."
+    "Six vision blocks and two text layers, 96 wide, joined in 128 dimensions."
     from transformers import CLIPConfig, CLIPModel
 
     size = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": 4, "projection_dim": 128}
     numbers = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     text = size | numbers | {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 77}
-    vision = size | {"num_hidden_layers": SEEING_BLOCKS + 2, "image_size": SIDE, "patch_size": PATCH}
+    vision = size | {"num_hidden_layers": SEEING_BLOCKS + 3, "image_size": SIDE, "patch_size": PATCH}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 # %% ../nbs/14_pairing.ipynb #b259f709

@@ -45,8 +45,8 @@ class Lesson:
 EVERY_FORM = ("open", "brief open", "closed", "brief closed")
 LESSONS = (
     Lesson(250, ("bare",), scenes=24, questions=5, cells=32, point=True),
-    Lesson(450, ("bare", *EVERY_FORM), scenes=16, questions=4, cells=32, point=True),
-    Lesson(250, EVERY_FORM, scenes=12, questions=4, cells=81),
+    Lesson(550, ("bare", *EVERY_FORM), scenes=16, questions=4, cells=32, point=True),
+    Lesson(350, EVERY_FORM, scenes=12, questions=4, cells=81),
 )
 
 # %% ../nbs/13_raising.ipynb #192e562f
@@ -57,9 +57,9 @@ class Upbringing:
     name: str = "tiny-qwen2-vl"  # the folder it is shipped in
     seed: int = 0  # of first weights, scenes and questions
     seeing_tail: float = 1.0  # while it learns to see, counts 1..9 come with p(n) ~ n ** -seeing_tail
-    tail: float = 2.2  # while it learns to answer, with p(n) ~ n ** -tail; numbers in captions fall about so
-    groups: tuple[float, ...] = (0.3, 0.5, 0.2)  # share of scenes with one kind of object, two kinds, three
-    crowd: int = 18  # most objects in a scene it is asked about
+    tail: float = 2.0  # while it learns to answer, with p(n) ~ n ** -tail; numbers in captions fall about so
+    groups: tuple[float, ...] = (0.15, 0.6, 0.25)  # share of scenes with one kind of object, two kinds, three
+    crowd: int = 20  # most objects in a scene it is asked about
     never_asked: tuple[str, ...] = ("red squares", "green circles", "yellow stars", "cyan triangles")
     seeing_steps: int = 800  # of the optimiser, 48 scenes each
     scenes: int = 12000  # drawn for the questions

@@ -402,7 +402,7 @@ def _caption(sample: Sample) -> str:
 # %% ../nbs/01_stimuli.ipynb #c74def13
 def contact_sheet(
     samples: list[Sample | Scene],  # in reading order
-    columns: int = 6,
+    columns: int = 6,  # pictures side by side
     size: int = 112,  # pixels along a side of each picture
     captions: bool = True,  # write count and entity under each picture
     titles: list[str] | None = None,  # one text for each picture instead, lines split by newline
