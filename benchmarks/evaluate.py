@@ -2,13 +2,17 @@
 
 Run `python benchmarks/evaluate.py`. It prints a table and writes benchmarks/evaluate.json and benchmarks/evaluate.md.
 
-The loop is the libraries' own classes and nothing of ours: one process, samples in the given order, the processor called for
-each batch and then the model. Generative models: batches of 1 (as most published runs were made) and of 4, five new tokens,
-no log-probabilities. Encoders: one image at a time, its captions read and embedded again for every image.
+The loop is the libraries' own classes and nothing of ours: one process, samples in the given order, the processor
+called for each batch and then the model. Generative models: batches of 1 (as most published runs were made) and of 4,
+five new tokens, no log-probabilities. Encoders: one image at a time, its captions embedded again for every image.
 `predict` does more (log-probabilities of 21 counts) and ends in the same answers; the table says how many agree.
 
-`--real` is for a GPU: Qwen2-VL-7B and PaliGemma2-10B at full size with random weights in bfloat16 (speed does not depend on
-what the weights say): images/s, peak memory, and which share of the card's bf16 matrix rate the prefill reaches.
+torch gets one thread (`--threads`). Where other work runs on the machine, several threads wait for each other in
+circles, which slows small batches most and would flatter `predict`. A second core, if there is one, prepares the next
+batch.
+
+`--real` is for a GPU: Qwen2-VL-7B and PaliGemma2-10B at full size with random weights in bfloat16 (speed does not
+depend on what weights say): images/s, peak memory, and which share of the card's bf16 matrix rate the prefill reaches.
 `--real --small` tries the same code with a few thousand weights.
 """
 
@@ -29,7 +33,7 @@ import torch
 import transformers
 from PIL import Image
 
-from vlm_counting.core import Sample, load_image, stratify, versions
+from vlm_counting.core import Sample, stratify, versions
 from vlm_counting.evaluation import parse_count, predict
 from vlm_counting.models import INSTRUCTION, MODELS, VLM, ModelSpec, find_checkpoint, load_model, pick_device
 from vlm_counting.stimuli import generate
@@ -329,7 +333,7 @@ def real_rows(options) -> list[dict]:
         vlm.prepare(samples[:filled])
         row["prepare ms/image"] = 1000 * (time.perf_counter() - start) / filled
         rows.append(row)
-        print(table_row(row), row["prefill"], flush=True)
+        print(table_row(row), real_row(row), sep="\n", flush=True)
         del vlm, loop
         if options.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -352,13 +356,35 @@ def table_row(row: dict) -> str:
     return f"| {' | '.join(cells)} | {100 * row['same answers']:.1f} % |"
 
 
-HEAD = """| model | loop, batch 1 | loop, batch 4 | predict | times batch 1 | times batch 4 | CPU ms, batch 1 | CPU ms, predict | same answers |
-|---|---|---|---|---|---|---|---|---|"""
+PATHS = ("model", "loop, batch 1", "loop, batch 4", "predict", "times batch 1", "times batch 4")
+COLUMNS = (*PATHS, "CPU ms, batch 1", "CPU ms, predict", "same answers")
+REAL_COLUMNS = (
+    "model",
+    "prefill: samples",
+    "tokens",
+    "TFLOP/s",
+    "of matrix rate",
+    "peak memory (GiB)",
+    "prepare (ms/image)",
+)
+
+
+def head(columns: tuple) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+
+def real_row(row: dict) -> str:
+    prefill, peak = row["prefill"], row.get("peak memory GiB")
+    cells = [row["model"], prefill["samples"], prefill["tokens"]]
+    cells += [f"{prefill['TFLOP/s']:.3g} of {prefill['matrix rate']:.3g}", f"**{prefill['share of matrix rate']:.2f}**"]
+    cells += [f"{peak:.1f}" if peak else "-", f"{row['prepare ms/image']:.1f}"]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def report(rows: list[dict], real: list[dict], options) -> str:
     "The table as Markdown."
-    processor = f"{torch.get_num_threads()} torch threads on {os.cpu_count()} shared {platform.machine()} cores"
+    number = torch.get_num_threads()
+    processor = f"{number} torch thread{'s' * (number > 1)} on {os.cpu_count()} shared {platform.machine()} cores"
     found = {row["device"] for row in rows + real}
     lines = ["# Asking: images per second", "", f"{date.today()}; {processor}; device {', '.join(sorted(found))}; "
              f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}. "
@@ -368,16 +394,10 @@ def report(rows: list[dict], real: list[dict], options) -> str:
              "log-probabilities; `predict` does. Both take turns within one run. For encoders `predict` is timed over "
              f"{options.encoder_limit} samples, the embedding of the 216 captions included.", ""]  # fmt: skip
     if rows:
-        lines += [HEAD, *map(table_row, rows), ""]
+        lines += [*head(COLUMNS), *map(table_row, rows), ""]
     if real:
-        lines += ["Real architectures, random weights, bfloat16:", "", HEAD, *map(table_row, real), ""]
-        lines += ["| model | prefill: samples | tokens | TFLOP/s | share of matrix rate | peak memory (GiB) | prepare (ms/image) |",
-                  "|---|---|---|---|---|---|---|"]  # fmt: skip
-        for row in real:
-            p, peak = row["prefill"], row.get("peak memory GiB")
-            lines.append(f"| {row['model']} | {p['samples']} | {p['tokens']} | {p['TFLOP/s']:.3g} of {p['matrix rate']:.3g} | "
-                         f"{p['share of matrix rate']:.2f} | {f'{peak:.1f}' if peak else '-'} | {row['prepare ms/image']:.1f} |")  # fmt: skip
-        lines.append("")
+        lines += ["Real architectures, random weights, bfloat16:", "", *head(COLUMNS), *map(table_row, real), ""]
+        lines += [*head(REAL_COLUMNS), *map(real_row, real), ""]
     return "\n".join(lines)
 
 
@@ -388,6 +408,7 @@ def main() -> None:
     parser.add_argument("--encoder-limit", type=int, default=2160, help="samples that `predict` asks an encoder")
     parser.add_argument("--batch-size", default="auto", type=lambda text: int(text) if text.isdigit() else text)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument(
         "--real", action="store_true", help="full-size architectures, random weights; needs a GPU of 40 GiB"
     )
@@ -397,14 +418,15 @@ def main() -> None:
     options = parser.parse_args()
     options.device = pick_device(options.device)
     twins = [name for name, spec in MODELS.items() if spec.repo.startswith("twin:")]
-    print(HEAD)
+    torch.set_num_threads(options.threads)
+    print(*head(COLUMNS), sep="\n")
     rows = [] if options.real else twin_rows(twins if options.models is None else options.models, options)
     real = real_rows(options) if options.real else []
     text = report(rows, real, options)
     print(text)
     output = options.output.with_name(options.output.name + "-real" * options.real + "-small" * options.small)
-    record = {"date": str(date.today()), "versions": versions(), "threads": torch.get_num_threads(), "limit": options.limit,
-              "batch_size": options.batch_size, "rows": rows, "real": real}  # fmt: skip
+    record = {"date": str(date.today()), "versions": versions(), "threads": torch.get_num_threads()}
+    record |= {"limit": options.limit, "batch_size": options.batch_size, "rows": rows, "real": real}
     output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     output.with_suffix(".md").write_text(text, encoding="utf-8")
 

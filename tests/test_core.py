@@ -17,6 +17,7 @@ from vlm_counting.core import (
     claim_folder,
     file_hash,
     fingerprint,
+    load_image,
     read_jsonl,
     stratify,
     write_atomic,
@@ -39,7 +40,7 @@ def test_rows_survive_a_round_trip(tmp_path):
     assert read_jsonl(path, Sample) == rows[:1] and len(list(path.parent.iterdir())) == 1  # no temporary file is left
 
 
-@pytest.mark.parametrize("cut", range(1, 60, 7))
+@pytest.mark.parametrize("cut", range(2, 60, 7))
 def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path, cut):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"uid": "a"}, {"uid": "b", "text": "x" * 60}])
     os.truncate(path, path.stat().st_size - cut)
@@ -190,3 +191,48 @@ def test_a_fingerprint_depends_on_content_and_not_on_place(tmp_path):
     assert fingerprint(samples[:1]) == fingerprint([replace(samples[0], sha256=file_hash(tmp_path / "here"))])
     for change in ({"target": 4}, {"question": "?"}, {"uid": "a/1"}, {"factors": {}}, {"sha256": "0" * 64}):
         assert fingerprint([replace(samples[0], **change)]) != fingerprint(samples[:1])
+
+
+def test_a_batch_is_never_appended_to_half_a_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"uid": "a"}\n{"uid": "x')
+    with pytest.warns(UserWarning, match="torn last line"):
+        write_jsonl(path, [{"uid": "b"}], append=True)
+    assert [row["uid"] for row in read_jsonl(path)] == ["a", "b"]
+
+
+def test_a_last_line_that_only_lacks_its_newline_is_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"uid": "a"}\n{"uid": "b"}')
+    assert [row["uid"] for row in read_jsonl(path, repair=True)] == ["a", "b"]
+    assert path.read_text().endswith('"b"}\n')
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
+def test_what_is_no_json_is_refused_by_uid(tmp_path, value):
+    with pytest.raises(ValueError, match="record 'a/7' cannot be written"):
+        write_jsonl(tmp_path / "rows.jsonl", [{"uid": "a/7", "value": value}])
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_pictures_of_many_modes_are_read_alike(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    grey = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    assert (np.asarray(load_image(tmp_path / "8.png")) == np.asarray(load_image(tmp_path / "16.png"))).all()
+    turned = Image.fromarray(grey)
+    turned.getexif()[0x0112] = 6  # "rotate by 90 degrees to view"
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif())
+    assert load_image(tmp_path / "turned.jpg").size == (4, 256)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match="float.tiff: its pixels are of mode 'F'"):
+        load_image(tmp_path / "float.tiff")
+
+
+def test_a_limit_below_a_pair_is_refused():
+    pairs = [Sample(f"b/{i}", "0.png", "", i % 7, {"pair": str(i // 2)}) for i in range(40)]
+    with pytest.raises(ValueError, match="groups of 2"):
+        stratify(pairs, 1)

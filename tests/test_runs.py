@@ -124,6 +124,9 @@ def test_other_uses_of_papermill_are_left_alone(tmp_path):
         (["run", "evaluate", "device=gpu"], "No device named 'gpu'"),
         (["run", "evaluate", "seed"], "'seed' has no value"),
         (["run", "evaluate", "overwrite=yes"], "overwrite is 'yes', expected bool"),
+        (["run", "evaluate", "seed=-1"], "seed is -1, expected a whole number of at least 0"),
+        (["run", "evaluate", "seed=None"], "seed is None"),
+        (["doctor", "tiny-qwen"], "Did you mean 'tiny-qwen2-vl'?"),
     ],
 )
 def test_wrong_words_are_refused_with_the_nearest_right_one(words, complaint, capsys):
@@ -152,8 +155,8 @@ def test_a_folder_of_other_parameters_is_refused_and_kept(first_run):
     folder = results / "evaluate" / "tiny-qwen2-vl" / "balanced"
     before = {name: (folder / name).read_bytes() for name in [*COUNTED, "notebook.ipynb"]}
     done = call(BIN / "vlm-counting", "run", "evaluate", "limit=18", "batch_size=4", results=results)
-    assert done.returncode == 1 and "parameter 'limit' is 18 now and was 9" in done.stderr
-    assert "Traceback" not in done.stderr and "notebook-failed.ipynb" in done.stderr
+    assert done.returncode == 2 and "parameter 'limit' is 18 now and was 9" in done.stderr
+    assert "Traceback" not in done.stderr
     assert before == {name: (folder / name).read_bytes() for name in before}
     assert not list(folder.glob(".notebook.*"))
 
@@ -182,5 +185,53 @@ def test_folders_of_paths_and_hub_names_are_safe(monkeypatch, tmp_path):
     (tmp_path / "my set.tar.gz").write_text("")
     parameters = {"run": "a/../b", "model": "hf:org/name", "dataset": str(tmp_path / "my set.tar.gz")}
     assert run_folder(parameters) == tmp_path / "a--..--b" / "org--name" / "my_set"
+    assert run_folder(parameters | {"run": ".."}) == tmp_path / "_" / "org--name" / "my_set"
     with pytest.raises(UnknownName):
         check_parameters("evaluate", {"model": "/no/such/folder"})
+
+
+def test_python_values_of_every_kind_arrive_or_are_refused(tmp_path):
+    import numpy as np
+
+    given = {"dataset": tmp_path, "checkpoint": tmp_path, "limit": np.int64(4)}
+    found = check_parameters("evaluate", given)
+    assert (found["dataset"], found["checkpoint"], found["limit"]) == (str(tmp_path), str(tmp_path), 4)
+    with pytest.raises(UnknownName, match="Did you mean 'dataset'"):
+        check_parameters("evaluate", {"datast": tmp_path})
+    with pytest.raises(ValueError, match="limit is a object"):
+        check_parameters("evaluate", {"limit": object()})
+
+
+def test_help_names_every_parameter(capsys):
+    assert main(["run", "evaluate", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name}=" in printed for name in declared_parameters("evaluate"))
+
+
+def test_own_data_without_colours_and_shapes_is_scored(tmp_path):
+    "A folder in the released layout about things that are no stimuli of ours."
+    from PIL import Image
+
+    folder = tmp_path / "pets"
+    (folder / "images").mkdir(parents=True)
+    asked = {str(i): {"dogs": {"count": "How many dogs are there?"}} for i in range(4)}
+    (folder / "questions.json").write_text(json.dumps(asked))
+    (folder / "answers.json").write_text(json.dumps({i: {"dogs": {"count": int(i) + 1}} for i in asked}))
+    for i in asked:
+        Image.new("RGB", (90 + int(i), 60), "white").save(folder / "images" / f"{i}.png")
+    done = call(
+        BIN / "vlm-counting",
+        "run",
+        "evaluate",
+        f"dataset={folder}",
+        "limit=None",
+        results=tmp_path / "results",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    place = tmp_path / "results" / "evaluate" / "tiny-qwen2-vl" / "pets"
+    assert (place / "scores_per_entity.csv").exists() and not (place / "accuracy_per_entity.png").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pets",
+        "results",
+    ]  # nothing else is left where it was started

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'IDENTITY', 'Sample', 'Answer', 'Prediction', 'to_record', 'from_record', 'make_folder', 'write_atomic',
            'write_jsonl', 'read_jsonl', 'unknown', 'UnknownName', 'Registry', 'project_root', 'data_dir', 'results_dir',
-           'stratify', 'load_image', 'file_hash', 'fingerprint', 'versions', 'git_commit', 'peak_memory', 'RunRecord',
-           'identity', 'first_difference', 'hold_folder', 'claim_folder']
+           'stratify', 'to_rgb', 'load_image', 'file_hash', 'fingerprint', 'versions', 'git_commit', 'peak_memory',
+           'RunRecord', 'identity', 'first_difference', 'hold_folder', 'claim_folder']
 
 # %% ../nbs/00_core.ipynb #09e3df2c
 import hashlib
@@ -44,8 +44,10 @@ class Sample:
 
     def __post_init__(self):
         object.__setattr__(self, "image", Path(self.image))
-        if isinstance(self.target, bool) or not isinstance(self.target, int) or self.target < 0:
+        whole = not isinstance(self.target, bool) and hasattr(self.target, "__index__")  # int, or numpy's
+        if not whole or self.target < 0:
             raise ValueError(f"Sample '{self.uid}': target is {self.target!r}, expected a whole number >= 0.")
+        object.__setattr__(self, "target", int(self.target))
 
 # %% ../nbs/00_core.ipynb #89b05ebe
 @dataclass(frozen=True)
@@ -134,12 +136,13 @@ def write_jsonl(
     rows: Iterable,  # dataclasses or dicts
     append: bool = False,  # True: add the rows as one batch; False: replace the file
 ) -> Path:
-    "Write records as JSON lines. On `OSError` (disk full, ...) the file is as it was before."
-    data = "".join(json.dumps(to_record(row), ensure_ascii=False) + "\n" for row in rows).encode()
+    "Write records as JSON lines. On `OSError` (disk full, ...) the file is as it was before; `ValueError`: no JSON."
+    path, data = Path(path), b"".join(_line(row) for row in rows)
     if not append:
         return write_atomic(path, data)
-    path = Path(path)
     make_folder(path.parent)
+    if path.exists():
+        _mend_end(path)
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
@@ -156,22 +159,54 @@ def write_jsonl(
             ) from error
     return path
 
+
+def _line(row: Any) -> bytes:
+    "One record as one line of JSON."
+    record = to_record(row)
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The record '{record.get('uid', '?')}' cannot be written as JSON: {error}. Expected text, whole and "
+            "finite numbers, lists and dicts; None for a number that does not exist."
+        ) from None
+
 # %% ../nbs/00_core.ipynb #7f070204
+def _whole_bytes(data: bytes, path: Path) -> bytes:
+    "The data up to its last whole line; a last line that only lacks its newline is whole."
+    end = data.rfind(b"\n") + 1
+    if end == len(data):
+        return data
+    try:
+        json.loads(data[end:])
+        return data + b"\n"
+    except ValueError:
+        warnings.warn(f"{path}: dropped a torn last line ({len(data) - end} bytes without an end).", stacklevel=3)
+        return data[:end]
+
+
+def _mend_end(path: Path) -> None:
+    "Make a file end in a whole line."
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) in (b"", b"\n"):
+            return
+    write_atomic(path, _whole_bytes(path.read_bytes(), path))
+
+# %% ../nbs/00_core.ipynb #911851da
 def read_jsonl(
     path: Path,
     cls: type | None = None,  # e.g. `Prediction`; None: plain dicts
     repair: bool = False,  # cut a torn last line off the file as well
 ) -> list:
     "Read JSON lines; a torn last line is dropped with a warning. `ValueError` names file and line of any other damage."
-    path = Path(path)
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        warnings.warn(f"{path}: dropped a torn last line ({len(data) - whole} bytes without an end).", stacklevel=2)
-        if repair:
-            os.truncate(path, whole)
-    rows = []
-    for number, line in enumerate(data[:whole].splitlines(), start=1):
+    path, rows = Path(path), []
+    found = path.read_bytes()
+    data = _whole_bytes(found, path)
+    if repair and data != found:
+        write_atomic(path, data)
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
             row = json.loads(line)
             rows.append(from_record(cls, row) if cls else row)
@@ -189,9 +224,10 @@ def unknown(
     "The message for a name that does not exist: what was found, what there is, the nearest valid name."
     options = [str(option) for option in options]
     lower = {option.lower(): option for option in options}
-    close = get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.4)
+    close = get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.6)
     guess = f" Did you mean '{lower[close[0]]}'?" if close else ""
-    return f"No {kind} named '{name}'.{guess} There are: {', '.join(options) or 'none yet'}. {advice}".rstrip()
+    listed = ", ".join(options[:10]) + f" and {len(options) - 10} more" * (len(options) > 10)
+    return f"No {kind} named '{name}'.{guess} There are: {listed or 'none yet'}. {advice}".rstrip()
 
 # %% ../nbs/00_core.ipynb #0bf12a0e
 class UnknownName(KeyError):
@@ -267,6 +303,11 @@ def stratify(
         first = samples[unit[0]]
         strata.setdefault(first.target, {}).setdefault(first.factors.get("entity"), []).append(unit)
     queues = [_take_turns(list(group.values()), rng) for _, group in sorted(strata.items())]
+    smallest = min(map(len, units.values()), default=1)
+    if limit < smallest:
+        raise ValueError(
+            f"limit is {limit}, but these questions come in groups of {smallest}. Ask for at least {smallest}."
+        )
     order, kept = [unit for turn in zip_longest(*queues) for unit in turn if unit], []
     for unit in order:
         if len(kept) + len(unit) <= limit:
@@ -282,16 +323,27 @@ def _take_turns(groups: list[list], rng: Random) -> list:
     return [member for turn in zip_longest(*groups) for member in turn if member]
 
 # %% ../nbs/00_core.ipynb #7d15d419
+def to_rgb(
+    image: "PIL.Image.Image",  # noqa: F821
+) -> "PIL.Image.Image":  # noqa: F821
+    "A picture as the models see it: upright (EXIF), RGB, 8 bits; transparency is ignored, as `convert` does."
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        return upright.point(lambda value: value / 256).convert("L").convert("RGB")
+    if upright.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode '{upright.mode}', whose range is unknown; save it with 8 or 16 bits")
+    return upright.convert("RGB")
+
+
 def load_image(path: Path) -> "PIL.Image.Image":  # noqa: F821
-    "An image file as RGB, upright (EXIF). `ValueError` names a file that is no readable image."
-    from PIL import Image, ImageOps
+    "An image file through `to_rgb`. `ValueError` names a file that is no readable image."
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-            return upright.convert("RGB")
+            return to_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"No image at {path}. Was the dataset moved, or its cache cleared?") from None
     except Exception as error:
