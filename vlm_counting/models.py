@@ -28,7 +28,7 @@ class ModelSpec:
     "What one has to know to load a model and to ask it as the paper did."
 
     repo: str  # hub id, or 'twin:<name>' (ships inside this package), or 'folder:<path>'
-    revision: str = "main"  # commit of the hub repository; pinned, so that a run can be repeated
+    revision: str = "main"  # commit of the hub repository; 'main' where we could not look it up (runs record the hash)
     kind: str = "generative"  # a name in `KINDS`: 'generative' answers in words, 'contrastive' ranks captions
     library: str = "transformers"  # a name in `LIBRARIES`: who loads it
     model_class: str = "AutoModelForImageTextToText"  # in transformers
