@@ -276,6 +276,20 @@ def test_preparing_overlaps_with_answering():
     assert all(early)  # the next is begun before this one is answered
 
 
+def test_several_threads_may_prepare():
+    class Many(Letters):
+        prepare_threads = 3
+
+        def prepare(self, samples):
+            time.sleep(random.random() / 50)  # finished in another order than begun
+            self.events.append(("by", threading.current_thread().name))
+            return super().prepare(samples)
+
+    model = Many()
+    assert predict(model, words(60), batch_size=2, progress=False) == predict(Letters(), words(60), progress=False)
+    assert len({name for what, name in model.events if what == "by"}) == 3
+
+
 def test_an_interruption_does_not_wait_for_the_next_batches():
     model, start = Letters(pause=0.2, die_at=2), time.perf_counter()
     with pytest.raises(KeyboardInterrupt):

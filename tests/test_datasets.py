@@ -21,9 +21,11 @@ from vlm_counting.datasets import (
     DATASETS,
     annotate,
     audit,
+    check_source,
     export_parquet,
     export_released,
     extract_archive,
+    find_source,
     load_dataset,
 )
 
@@ -591,6 +593,34 @@ def test_tables_without_a_column_broken_or_offline(tmp_path):
 def test_every_family_is_a_dataset_in_both_forms():
     assert set(DATASETS) >= {name + end for name in stimuli.FAMILIES for end in ("", "-open")}
     assert len(stimuli.FAMILIES) >= 16
+
+
+def test_a_source_is_told_without_reading_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    make(tmp_path / "set"), (tmp_path / "empty").mkdir()
+    for name in ("set.tar.gz", "set.tgz", "a.jsonl", "a.parquet", "note.txt"):
+        (tmp_path / name).write_bytes(b"no such thing")
+    expected = {"balanced": "name", "balanced-open": "name", "hf:org/name@valid": "hub", "~/set": "released",
+                "~/set@train": "released", "~/set.tar.gz": "archive", "~/set.tgz": "archive", "~/a.jsonl": "manifest",
+                "~/a.parquet@test": "table", tmp_path / "set": "released"}  # fmt: skip
+    assert {name: find_source(name)[0] for name in expected} == expected
+    assert find_source("hf:org/name@valid") == ("hub", "org/name", "valid")
+    assert find_source("~/set@train") == ("released", str(tmp_path / "set"), "train")
+    assert [check_source(str(name)) for name in expected] == [None] * len(expected)
+    for wrong, error, message in (
+        ("balancd", KeyError, "Did you mean 'balanced'.*and .. more.*vlm-counting list datasets"),
+        ("~/gone", FileNotFoundError, "There is nothing at"),
+        ("gone@test", KeyError, "No dataset named 'gone@test'"),
+        ("@", KeyError, "No dataset named '@'"),
+        ("~/empty", ValueError, "one level too high"),
+        ("~/note.txt", ValueError, "no kind that can be read"),
+        ("hf:@test", ValueError, "Expected 'hf:org/name'"),
+    ):
+        for function in (check_source, load_dataset):
+            with pytest.raises(error, match=message):
+                function(wrong)
+    assert len(load_dataset("~/set")) == len(load_dataset(Path("~/set"))) == 3
 
 
 def test_a_dataset_is_one_decorated_function(tmp_path, monkeypatch):

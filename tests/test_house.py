@@ -24,11 +24,11 @@ SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 CONTRACT = {
     "core": "Sample Prediction Registry RunRecord write_jsonl read_jsonl data_dir results_dir",
     "stimuli": "FAMILIES Entity Scene render generate contact_sheet",
-    "datasets": "DATASETS load_dataset audit",
-    "models": "MODELS ModelSpec VLM load_model",
+    "datasets": "DATASETS load_dataset check_source audit",
+    "models": "MODELS ModelSpec VLM load_model doctor",
     "evaluation": "parse_count predict load_predictions",
-    "statistics": "score confusion interval",
-    "published": "load_release load_published",
+    "statistics": "score confusion interval compare response_curve",
+    "published": "load_release load_published regression_table",
     "figures": "FIGURES",
     "runs": "RUNS run main",
 }
@@ -252,6 +252,10 @@ def test_import_is_quick_and_without_torch():
 @pytest.mark.parametrize("module", sorted(order(), key=order().get))
 def test_a_room_is_imported_without_torch(module):
     seconds, heavy = import_seconds(f"vlm_counting.{module}")
+    tries = [seconds]
+    while min(tries) >= 1.5 and len(tries) < 4:  # the first import reads the disk; a busy machine is slow at times
+        tries.append(import_seconds(f"vlm_counting.{module}")[0])
+    assert min(tries) < 1.5, f"import vlm_counting.{module} took {tries} seconds, expected less than 1.5"
     assert not heavy, f"import vlm_counting.{module} loads {heavy[0]}: import it inside the function that needs it"
 
 

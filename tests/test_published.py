@@ -4,6 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
@@ -256,8 +257,32 @@ def test_regression_table():
     assert table.loc[("qwen2-vl-7b", "red_triangles"), "difference"] == pytest.approx(0, abs=1e-12)
     assert table.loc[("qwen2-vl-7b", "all"), "published_n"] == 9408
     assert table.loc[("paligemma2-10b", "all"), "verdict"] == "outside"
-    assert set(regression_table(example_predictions(), interval="none")["verdict"]) == {"no interval"}
+    blind = regression_table(example_predictions(), interval="none")
+    assert set(blind["verdict"]) == {"no interval"} and blind.attrs["judged"] == 0
     assert set(regression_table(example_predictions(), entities=False)["entity"]) == {"all"}
+
+
+def test_verdicts_err_in_five_percent_of_equal_runs():
+    "Two runs of the same model: the published number lies inside our own interval in 83 % of cases only."
+    rng, n = np.random.default_rng(0), 400
+    for size in (n, 4 * n, n // 4):
+        table = pd.DataFrame({"n": n, "published_n": size, "ours": rng.binomial(n, 0.6, 2000) / n})
+        table["published"] = rng.binomial(size, 0.6, 2000) / size
+        reach = 1.96 * (table["ours"] * (1 - table["ours"]) / n) ** 0.5
+        table = published._judged(table.assign(low=table["ours"] - reach, high=table["ours"] + reach))
+        assert 0.035 < (table["verdict"] == "outside").mean() < 0.065, size
+        assert table.attrs["outside"] == (table["verdict"] == "outside").sum() and table.attrs["judged"] == 2000
+        assert table.attrs["outside_by_chance"] == 100
+    naive = table["published"].between(table["low"], table["high"]).mean()
+    assert naive < 0.85
+
+
+def test_names_and_options_are_read_as_in_our_own_stimuli():
+    assert published._entity_factors("red_plusses") == {"entity": "red_plusses", "colour": "red", "shape": "plus",
+                                                        "size": "large"}  # fmt: skip
+    assert published._entity_factors("dogs") == {"entity": "dogs"}
+    asked = {"input": "How many red squares are there? Choose from [9, 2, 3].", "target": 2}
+    assert published._record_factors(("0", "red_squares"), asked, "clustered")["options"] == [9, 2, 3]
 
 
 def test_regression_table_without_counterpart():

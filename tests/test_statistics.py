@@ -1,6 +1,7 @@
 """Scores, intervals and comparisons, against hand counts, scikit-learn, scipy and simulated worlds."""
 
 import time
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.metrics import classification_report, f1_score
 
 from vlm_counting.core import Prediction, project_root, read_jsonl
 from vlm_counting.statistics import compare, confusion, interval, per_class, response_curve, score, tabulate
+from vlm_counting.stimuli import FAMILIES, Plan
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,13 @@ def test_errors():
         interval([])
     with pytest.raises(ValueError, match="at most two"):
         interval([0, 1], clusters=[[0, 1]] * 3)
+    rows = predictions([(1, 1)])
+    functions = [score, per_class, confusion, lambda some: compare(some, rows), lambda some: compare(rows, some)]
+    for wrong in ([{"target": 1, "count": 1}], "results", rows[0], None):
+        kind = type(wrong[0] if isinstance(wrong, list) else wrong).__name__
+        for function in functions:
+            with pytest.raises(TypeError, match=f"Found a {kind}, expected a list of Prediction"):
+                function(wrong)
     for function in (per_class, response_curve):
         with pytest.raises(ValueError, match="Leave 'target' out"):
             function(predictions([(1, 1)]), by="target")
@@ -194,6 +203,50 @@ def test_missing_and_single_factors_fall_back():
     assert score(bare)["low"].item() > score(rows)["low"].item()
     labelled = predictions([(2, 2)] * 20, label="dogs") + predictions([(2, 3)] * 20, label="cats")
     assert score(labelled)["high"].item() - score(labelled)["low"].item() > 0.9  # two labels, one always wrong
+
+
+def paired(pictures=200, family="two_groups"):
+    "Two questions to each picture, of different entities and layouts, always right or wrong together."
+    rng, rows = np.random.default_rng(0), []
+    for picture in range(pictures):
+        right = rng.random() < 0.5
+        for turn in range(2):
+            factors = {"family": family, "pair": str(picture), "entity": f"e{picture}-{turn}"}
+            factors["layout"] = 2 * picture + turn
+            rows.append(Prediction(f"{family}/{2 * picture + turn}", "m", "", 2, 2, 2 if right else 3, None, factors))
+    return rows
+
+
+def width(rows, **more):
+    row = score(rows, **more).iloc[0]
+    return row["high"] - row["low"]
+
+
+def test_two_questions_to_one_picture_are_relatives():
+    rows = [replace(row, target=2, count=2 if row.target == 2 else 3) for row in paired()]
+    alone = [replace(row, factors={k: v for k, v in row.factors.items() if k != "pair"}) for row in rows]
+    half = rows[::2]
+    assert width(rows, draws=4000) == pytest.approx(width(half, draws=4000), rel=0.08)
+    assert width(alone, draws=4000) == pytest.approx(width(rows, draws=4000) / 2**0.5, rel=0.08)
+    other = [replace(row, uid=f"x{row.uid}", factors=row.factors | {"family": "mine"}) for row in rows]
+    assert tabulate([*rows, *other])["_layout"].nunique() == 400  # the same pair in another family is another picture
+    gains = [replace(row, count=2) for row in rows]
+    both, single = (compare(side, [gains[i] for i in range(0, len(gains), step)], draws=4000).iloc[0]
+                    for side, step in ((rows, 1), (half, 2)))  # fmt: skip
+    assert both["high"] - both["low"] == pytest.approx(single["high"] - single["low"], rel=0.08)
+
+
+def test_pictures_of_the_same_places_are_relatives_too():
+    "In `two_groups` all entities share 72 arrangements; by its number a layout says where the asked objects stand."
+    rows = [row for row in FAMILIES["two_groups"](Plan("two_groups"))]
+    asked = [Prediction(f"d/{row.index}", "m", "", 1, 1, row.target, None, row.factors) for row in rows]
+    families = {}
+    for row, family in zip(rows, tabulate(asked)["_layout"], strict=True):
+        places = sorted(map(tuple, row.factors["positions"] + row.factors["others"][0]["positions"]))
+        families.setdefault(family, set()).add(tuple(places))
+    assert len(families) == 72 and all(len(places) == 1 for places in families.values())
+    mixed = tabulate([*asked, *crossed(entities=2, layouts=9)])["_layout"]
+    assert mixed.nunique() == 72 + 9 and mixed[len(asked) :].nunique() == 9
 
 
 def test_coverage():

@@ -435,10 +435,57 @@ def test_all_seventy_sprites_are_read_back_in_every_format(scene, tmp_path):
     picture.save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(encode_png(*draw(scene)))
     clear = np.asarray(picture.convert("RGBA")).copy()
-    clear[~clear[..., :3].any(axis=2)] = (255, 255, 255, 0)  # a transparent ground, white underneath
+    clear[~clear[..., :3].any(axis=2)] = (0, 0, 0, 0)  # a transparent ground
     ways = [picture, picture.convert("RGBA"), picture.convert("P", palette=Image.Palette.ADAPTIVE), clear]
     ways += [Image.fromarray(clear), np.asarray(picture), tmp_path / "a.png", str(tmp_path / "b.png")]
+    ways += [Sample("a/0", tmp_path / "a.png", "How many?", 1)]
     assert len(scene.objects) == 70 and all(Scene.from_image(way) == scene for way in ways)
+
+
+def test_a_scene_is_read_as_the_models_see_it(scene, tmp_path):
+    "The same picture as a file and in memory, whatever lies under its transparent ground."
+    clear = np.asarray(render(scene).convert("RGBA")).copy()
+    clear[~clear[..., :3].any(axis=2)] = (255, 255, 255, 0)  # white underneath
+    Image.fromarray(clear).save(tmp_path / "white.png")
+    assert np.asarray(load_image(tmp_path / "white.png")).any(axis=2).all()  # models see the white
+    for way in (clear, Image.fromarray(clear), tmp_path / "white.png"):
+        with pytest.raises(ValueError, match="outside the 9 x 9 grid|holds no known object"):
+            Scene.from_image(way)
+
+
+def test_a_sample_or_a_name_will_do(tmp_path):
+    sample = generate("distractors_5_small_red_star", tmp_path, limit=1)[0]
+    scene = Scene.from_factors(sample.factors)
+    assert Scene.from_image(sample) == scene and render(sample).tobytes() == render(scene).tobytes()
+    assert Scene((("red_star", 1, 1), ["small_blue_circles", 2, 2])).count("blue_circle") == 1
+    for call, error, message in (
+        (lambda: render(sample.factors), TypeError, "Found a dict, expected a Scene"),
+        (lambda: render(Sample("x", sample.image, "How many?", 1)), KeyError, "no factor 'colour'.*Scene.from_image"),
+        (lambda: Scene.from_factors({"colour": "red", "shape": "star"}), KeyError, "no factor 'positions'"),
+        (lambda: Scene((("red_star", 1),)), ValueError, "expected .entity or its name, row, column"),
+        (lambda: Scene((("red_sta", 1, 1),)), KeyError, "Did you mean 'star'"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_one_entity_or_count_needs_no_list(tmp_path):
+    star = [sample.sha256 for sample in generate("balanced", tmp_path / "a", entities=["red_stars"], counts=[3])]
+    for i, (entities, counts) in enumerate([("red_stars", 3), (Entity("red", "star"), np.int64(3))]):
+        assert [s.sha256 for s in generate("balanced", tmp_path / str(i), entities=entities, counts=counts)] == star
+
+
+def test_entities_of_any_size_are_placed(tmp_path):
+    sizes = [Entity("red", "star", 30), Entity("red", "star", 31), Entity("blue", "star", 30)]
+    samples = generate("balanced", tmp_path / "a", entities=sizes, limit=27)
+    assert {s.factors["size"] for s in samples} == {30, 31} and len({s.uid for s in samples}) == 27
+    assert all(Scene.from_image(s) == Scene.from_factors(s.factors) for s in samples)
+    alone = {s.uid: s.factors for s in generate("balanced", tmp_path / "b", entities=sizes[1], counts=None)}
+    assert all(alone[s.uid] == s.factors for s in samples if s.factors["size"] == 31)  # the same place in the set
+    with pytest.raises(ValueError, match="red stars of 75 pixels are larger than a cell, which has 74"):
+        generate("balanced", tmp_path / "c", entities=[Entity("red", "star", 75)])
+    for sample in generate("two_groups", tmp_path / "d", entities=["small_red_stars", sizes[2]], limit=8):
+        assert Scene.from_image(sample) == Scene.from_factors(sample.factors)
 
 
 def test_a_scene_comes_back_from_the_factors_of_its_sample(tmp_path):
@@ -501,7 +548,7 @@ def test_same_family_and_seed_same_bytes(tmp_path):
     files = [
         sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*") if p.is_file()) for n in ("one", "two")
     ]
-    assert files[0] == files[1] and len(files[0]) == 31  # 30 pictures for 60 questions, and the manifest
+    assert files[0] == files[1] and len(files[0]) == 33  # 30 pictures for 60 questions, manifest, set.json, .lock
     assert all((tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes() for path in files[0])
     assert (
         fingerprint(one)
@@ -566,24 +613,54 @@ def test_entities_keep_their_place_in_the_set(tmp_path):
 
 def test_a_folder_of_another_set_is_refused(tmp_path):
     generate("balanced", tmp_path, limit=9)
-    for other in (
-        {"family": "clustered"},
-        {"family": "balanced", "seed": 1},
-        {"family": "balanced", "image_size": 224},
+    for other, difference in (
+        ({"family": "clustered"}, "its family is 'balanced', not 'clustered'"),
+        ({"seed": 1}, "its seed is 0, not 1"),
+        ({"image_size": 224}, "its image_size is 672, not 224"),
+        ({"form": "open"}, "its form is 'closed', not 'open'"),
+        ({"counts": 9}, "its counts is \\[\\], not \\[9\\]"),
     ):
+        with pytest.raises(FileExistsError, match=f"holds another set: {difference}.*Choose another folder"):
+            generate(**({"family": "balanced", "limit": 9} | other), folder=tmp_path)
+    (tmp_path / "set.json").write_text("{")
+    with pytest.raises(FileExistsError, match="its set.json is damaged"):
+        generate("balanced", tmp_path, limit=9)
+    (tmp_path / "set.json").unlink()  # as in folders of earlier versions
+    for other in ({"family": "clustered"}, {"family": "balanced", "seed": 1}):
         with pytest.raises(FileExistsError, match="holds another set: its 'balanced/.*Choose another folder"):
             generate(**other, folder=tmp_path)
+    assert not (tmp_path / "set.json").exists()
+
+
+def test_a_folder_grows(tmp_path):
+    many, few = (generate("two_groups", tmp_path / "a", limit=limit) for limit in (30, 8))
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.*")}
+    assert generate("two_groups", tmp_path / "a", limit=30) == many and len(few) == 8
+    assert times == {path: path.stat().st_mtime_ns for path in times}  # nothing was drawn or written again
+    generate("two_groups", tmp_path / "a", entities="red_stars", limit=12)
+    for limit in (8, 30):
+        generate("two_groups", tmp_path / "b", limit=limit)
+    generate("two_groups", tmp_path / "c", entities="red_stars", limit=12)
+    generate("two_groups", tmp_path / "c", limit=30), generate("two_groups", tmp_path / "c", limit=8)
+    rows = read_jsonl(tmp_path / "a" / "manifest.jsonl", Sample)
+    numbers = [int(row.uid.split("/")[1]) for row in rows]
+    assert numbers == sorted(set(numbers)) and {s.uid for s in (*many, *few)} < {row.uid for row in rows}
+    manifests = [(tmp_path / name / "manifest.jsonl").read_bytes() for name in "abc"]
+    assert manifests[0] == manifests[2] != manifests[1]  # the same samples, the same bytes, in any order
 
 
 def test_two_processes_may_fill_one_cache(tmp_path):
     code = (
         "import sys; from vlm_counting.stimuli import generate; generate('balanced', sys.argv[1], limit=700, workers=1)"
     )
-    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    code = code.replace("700", "int(sys.argv[2])")
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), limit]) for limit in ("700", "30")]
     assert [process.wait() for process in both] == [0, 0]
     rows = read_jsonl(tmp_path / "manifest.jsonl", Sample)
-    assert len(rows) == 700 and all(sha256((tmp_path / r.image).read_bytes()).hexdigest() == r.sha256 for r in rows)
-    assert len(list((tmp_path / "images").iterdir())) == 700  # no temporary file is left
+    asked = {sample.uid for limit in (700, 30) for sample in generate("balanced", tmp_path, limit=limit)}
+    assert {row.uid for row in rows} == asked and len(rows) == len(asked) >= 700
+    assert all(sha256((tmp_path / r.image).read_bytes()).hexdigest() == r.sha256 for r in rows)
+    assert len(list((tmp_path / "images").iterdir())) == len(rows)  # no temporary file is left
 
 
 def test_the_cache_lies_below_the_data_folder(tmp_path, monkeypatch):
@@ -604,6 +681,9 @@ def test_the_cache_lies_below_the_data_folder(tmp_path, monkeypatch):
         ({"grid": 0}, "grid is 0"),
         ({"counts": [0, 3]}, "counts"),
         ({"counts": [90]}, "larger grid"),
+        ({"counts": 2.5}, "counts are .2.5., expected whole numbers"),
+        ({"family": "two_groups", "counts": 3}, "has no sample with counts .3."),
+        ({"family": "two_groups", "limit": 1}, "limit is 1.* groups of 2"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, wrong, message):

@@ -12,9 +12,11 @@ import math
 import re
 import sys
 import unicodedata
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
+from itertools import islice
 from pathlib import Path
 
 from .core import Answer, Prediction, Sample, hold_folder, read_jsonl, write_jsonl
@@ -172,6 +174,26 @@ def _name_samples(error: BaseException, samples: list[Sample]) -> None:
         error.add_note(which)
 
 # %% ../nbs/04_evaluation.ipynb #b55c4a79
+def _in_pieces(samples: list[Sample], fits) -> list[list[Sample]]:
+    "A batch, or its halves, quarters, ... until `fits(samples)`; a single sample always does."
+    if len(samples) == 1 or fits(samples):
+        return [samples]
+    half = len(samples) // 2
+    return _in_pieces(samples[:half], fits) + _in_pieces(samples[half:], fits)
+
+
+def _culprit(vlm, samples: list[Sample], error: Exception) -> Exception:
+    "The error of the first sample that cannot be prepared on its own."
+    for sample in samples:
+        try:
+            vlm.prepare([sample])
+        except Exception as alone:
+            _name_samples(alone, [sample])
+            return alone
+    _name_samples(error, samples)
+    return error
+
+# %% ../nbs/04_evaluation.ipynb #9768c230
 class Asker:
     "Asks a model batch by batch, and remembers how many tokens at once its device can hold."
 
@@ -183,39 +205,23 @@ class Asker:
         "Size of a batch, padding included."
         return len(samples) * max(self.lengths[sample.uid] for sample in samples)
 
-    def pieces(self, samples: list[Sample]) -> list[list[Sample]]:
-        "A batch, or its halves, quarters, ... if it is known to be too large."
-        if len(samples) == 1 or self.tokens(samples) <= self.room:
-            return [samples]
-        half = len(samples) // 2
-        return self.pieces(samples[:half]) + self.pieces(samples[half:])
+    def fits(self, samples: list[Sample]) -> bool:
+        return self.tokens(samples) <= self.room
 
     def prepare(self, samples: list[Sample]) -> list[tuple]:  # of (samples, inputs); inputs None: not prepared
         "The work before the device's: images read, prompts made into tokens."
-        if not hasattr(self.vlm, "prepare"):
-            return [(piece, None) for piece in self.pieces(samples)]
+        make = getattr(self.vlm, "prepare", lambda piece: None)
         try:
-            return [(piece, self.vlm.prepare(piece)) for piece in self.pieces(samples)]
+            return [(piece, make(piece)) for piece in _in_pieces(samples, self.fits)]
         except Exception as error:
             if _lacks_memory(error):
                 return [(samples, None)]
-            raise self.find_culprit(samples, error) from None
-
-    def find_culprit(self, samples: list[Sample], error: Exception) -> Exception:
-        "The error of the first sample that cannot be prepared on its own."
-        for sample in samples:
-            try:
-                self.vlm.prepare([sample])
-            except Exception as alone:
-                _name_samples(alone, [sample])
-                return alone
-        _name_samples(error, samples)
-        return error
+            raise _culprit(self.vlm, samples, error) from None
 
     def answer(self, samples: list[Sample], inputs=None) -> list[Answer]:
         "Answers to one batch; when the device runs out of memory, to its halves."
-        if len(pieces := self.pieces(samples)) > 1:
-            return [answer for piece in pieces for answer in self.answer(piece)]
+        if not (len(samples) == 1 or self.fits(samples)):
+            return [answer for piece in _in_pieces(samples, self.fits) for answer in self.answer(piece)]
         try:
             if inputs is not None:
                 return self.vlm.answer_prepared(samples, inputs, max_new_tokens=self.max_new_tokens)
@@ -225,22 +231,20 @@ class Asker:
                 _name_samples(error, samples)
                 raise
         inputs, larger_half = None, len(samples) - len(samples) // 2
-        _free_memory()
         self.room = min(self.room, self.tokens(samples) * larger_half // len(samples))
+        _free_memory()
         return self.answer(samples)
 
 # %% ../nbs/04_evaluation.ipynb #0dba7e8b
-def _ahead(prepare, batches: list) -> Iterator:
-    "`prepare(batch)` of every batch in turn; while one is used, a thread works on the next."
-    if not batches:
-        return
-    pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+def _ahead(prepare, batches: list, threads: int = 1) -> Iterator:
+    "`prepare(batch)` of every batch in turn; while one is used, threads work on the next ones."
+    pool, rest = ThreadPoolExecutor(threads, thread_name_prefix="prepare"), iter(batches)
     try:
-        coming = pool.submit(prepare, batches[0])
-        for batch in batches[1:]:
-            ready, coming = coming.result(), pool.submit(prepare, batch)
+        coming = deque(pool.submit(prepare, batch) for batch in islice(rest, threads))
+        while coming:
+            ready = coming.popleft().result()
+            coming.extend(pool.submit(prepare, batch) for batch in islice(rest, 1))
             yield ready
-        yield coming.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -278,8 +282,11 @@ def shard_samples(
     return samples[int(match[1]) - 1 :: int(match[2])]
 
 
-def shard_path(path: Path, shard: str) -> Path:
-    "predictions.jsonl -> predictions.1-of-4.jsonl"
+def shard_path(
+    path: Path,  # of the whole, e.g. predictions.jsonl
+    shard: str,  # 'i/n'
+) -> Path:  # e.g. predictions.1-of-4.jsonl
+    "The file that one part of a run is written to."
     return path.with_name(f"{path.stem}.{shard.replace('/', '-of-')}{path.suffix}")
 
 # %% ../nbs/04_evaluation.ipynb #ca9aa73b
@@ -325,7 +332,7 @@ def _ask(
     batches, lengths = _plan(vlm, samples, batch_size)
     batches, asker = _without_broken(path, batches, done), Asker(vlm, lengths, max_new_tokens)
     bar = tqdm(total=len(samples), initial=len(done), desc=vlm.name, unit="image", mininterval=1, disable=not progress)
-    with bar, closing(_ahead(asker.prepare, batches)) as prepared:
+    with bar, closing(_ahead(asker.prepare, batches, getattr(vlm, "prepare_threads", 1))) as prepared:
         for pieces in prepared:
             rows = []
             for piece, inputs in pieces:
@@ -389,7 +396,7 @@ def _count_shards(folder: Path) -> int:
         )
     return numbers[0]
 
-
+# %% ../nbs/04_evaluation.ipynb #9df2d9dd
 def merge_shards(
     folder: Path,  # holds predictions.1-of-n.jsonl ... predictions.n-of-n.jsonl
     samples: list[Sample],  # all of them, in the order that they were sharded in

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'FOLDERS', 'example_predictions', 'find_releases', 'load_release', 'classification_report', 'load_published',
-           'regression_table']
+           'difference_interval', 'regression_table']
 
 # %% ../nbs/10_published.ipynb #f00d3344
 import json
@@ -18,6 +18,7 @@ import pandas as pd
 from .core import Prediction, UnknownName, project_root, read_jsonl, unknown
 from .evaluation import parse_count
 from .statistics import score
+from .stimuli import entity_factors, read_options
 
 # %% ../nbs/10_published.ipynb #8e628115
 def _shipped(name: str) -> Path:
@@ -64,11 +65,9 @@ def _place(folder: Path) -> tuple[str, str, str, str]:  # model, experiment, fam
 
 # %% ../nbs/10_published.ipynb #608e2cc8
 def _entity_factors(entity: str) -> dict[str, str]:
-    "Colour and shape of a released entity name such as 'red_triangles'; nothing for other names."
-    colour, _, shape = entity.partition("_")
-    singular = {"squares": "square", "circles": "circle", "triangles": "triangle", "stars": "star", "plusses": "plus"}
-    known = {"colour": colour, "shape": singular[shape], "size": "large"} if shape in singular else {}
-    return {"entity": entity} | known
+    "Colour, shape and size of a released entity name such as 'red_triangles'; nothing for other names."
+    known = entity_factors(entity)
+    return known | {"size": "large"} if "shape" in known else known
 
 
 def _order_factors(family: str, index: int, target: int) -> dict[str, object]:
@@ -150,8 +149,8 @@ def _record_factors(keys: tuple[str, ...], record: dict, family: str) -> dict[st
     if keys[0].isdigit():
         factors |= _order_factors(family, int(keys[0]), record["target"])
         factors |= {"row": int(keys[0])} if len(keys) == 1 else {}
-    if options := re.search(r"Choose from \[([\d, ]+)\]", question):
-        factors["options"] = [int(number) for number in options[1].split(",")]
+    if options := read_options(question):
+        factors["options"] = options
     if label := re.fullmatch(r"How many (.+) are there\?", question) if family == "pixmo-count" else None:
         factors["label"] = label[1]
     return factors
@@ -224,6 +223,20 @@ def load_published(
         raise UnknownName(unknown("published metric", lost[0], known))
     return table[table["metric"].isin(wanted or known)].reset_index(drop=True)
 
+# %% ../nbs/10_published.ipynb #c0be0b72
+def difference_interval(
+    ours: pd.Series,  # accuracies
+    low: pd.Series,  # lower ends of their 95 % intervals
+    high: pd.Series,  # upper ends
+    size: pd.Series,  # numbers of pictures behind ours
+    published: pd.Series,  # accuracies
+    published_size: pd.Series,  # numbers of pictures behind the published ones
+) -> tuple[pd.Series, pd.Series]:  # low and high of ours - published
+    "95 % intervals of differences, both sides being samples; NaN without an interval or a published number."
+    wider = np.sqrt(1 + size / published_size)
+    difference = ours - published
+    return difference - (ours - low) * wider, difference + (high - ours) * wider
+
 # %% ../nbs/10_published.ipynb #d3994a8d
 def _experiment(prediction: Prediction) -> tuple[str, str]:  # experiment, dataset, as in `load_published`
     "Which published experiment a prediction belongs to."
@@ -239,10 +252,8 @@ def regression_table(
     predictions: Iterable[Prediction],  # any models and datasets
     entities: bool = True,  # a row for each entity too, not only for 'all'
     interval: str = "bootstrap",  # a name in `statistics.INTERVALS`
-) -> (
-    pd.DataFrame
-):  # model, experiment, dataset, entity, n, ours, low, high, published, published_n, difference, verdict
-    "Our accuracies beside the published ones. `ValueError` without predictions; 'not published' where they have none."
+) -> pd.DataFrame:  # model, experiment, dataset, entity, n, ours, low, high, published, published_n, difference, ...
+    "Our accuracies beside the published ones, with a verdict for each. `ValueError` without predictions."
     groups, rows, key = {}, [], ["model", "experiment", "dataset", "entity"]
     for prediction in predictions:
         groups.setdefault((prediction.model, *_experiment(prediction)), []).append(prediction)
@@ -258,8 +269,19 @@ def regression_table(
     theirs = theirs.pivot(index=key, columns="metric", values="value").reset_index()
     table = ours.merge(theirs.rename(columns={"accuracy": "published", "support": "published_n"}), how="left", on=key)
     table["difference"] = table["ours"] - table["published"]
-    within = table["published"].between(table["low"] - 1e-9, table["high"] + 1e-9)
+    return _judged(table)
+
+
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    "The table with columns difference_low, difference_high and verdict, and the tally in `attrs`."
+    ends = difference_interval(*(table[name] for name in ("ours", "low", "high", "n", "published", "published_n")))
+    table["difference_low"], table["difference_high"] = ends
+    within = (ends[0] <= 1e-9) & (ends[1] >= -1e-9)
     table["verdict"] = np.where(within, "inside interval", "outside")
     table.loc[table["low"].isna(), "verdict"] = "no interval"
     table.loc[table["published"].isna(), "verdict"] = "not published"
+    outside, judged = (
+        int(table["verdict"].isin(names).sum()) for names in (["outside"], ["outside", "inside interval"])
+    )
+    table.attrs = {"judged": judged, "outside": outside, "outside_by_chance": round(0.05 * judged, 2)}
     return table

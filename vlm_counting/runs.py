@@ -30,7 +30,7 @@ from vlm_counting.core import (
     unknown,
     write_atomic,
 )
-from .datasets import DATASETS
+from .datasets import DATASETS, check_source
 from .models import ATTENTION, DTYPES, MODELS, VLM, doctor, find_entry, load_model
 
 # %% ../nbs/12_runs.ipynb #25a43dcf
@@ -56,19 +56,12 @@ def declared_parameters(verb: str) -> dict[str, tuple]:  # name -> (default, wha
     return found
 
 # %% ../nbs/12_runs.ipynb #b25d1ae5
-def _check_dataset(name: str) -> None:
-    if name not in DATASETS and not name.startswith("hf:") and not Path(name).expanduser().exists():
-        raise UnknownName(
-            unknown("dataset", name, DATASETS, "The path of a folder, archive or manifest will do as well.")
-        )
-
-
-def _check_whole(name: str, least: int, all_means: str = ""):
+def _check_whole(name: str, least: int, special: str | None = "", meaning: str = ""):
     def check(value: int | None) -> None:
-        if value is None and all_means:
+        if special != "" and value == special:
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}{all_means}.")
+            raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}{meaning}.")
 
     return check
 
@@ -88,13 +81,16 @@ def _check_device(value: str) -> None:
 
 CHECKS = {
     "model": find_entry,
-    "dataset": _check_dataset,
+    "dataset": check_source,
     "dtype": _check_choice("dtype", DTYPES),
     "device": _check_device,
 }
 CHECKS["attention"] = _check_choice("attention", ATTENTION)
-CHECKS |= {"limit": _check_whole("limit", 1, ", or None for all"), "seed": _check_whole("seed", 0)}
-CHECKS |= {name: _check_whole(name, 1) for name in ("batch_size", "max_new_tokens")}  # parameter -> check of its value
+CHECKS |= {"limit": _check_whole("limit", 1, None, ", or None for all"), "seed": _check_whole("seed", 0)}
+CHECKS |= {
+    "batch_size": _check_whole("batch_size", 1, "auto", ", or 'auto'"),
+    "max_new_tokens": _check_whole("max_new_tokens", 1),
+}
 
 # %% ../nbs/12_runs.ipynb #38e969ad
 PLAIN = (str, int, float, list, dict, type(None))  # types that a parameter may have, as JSON has

@@ -42,8 +42,8 @@ def tabulate(
     by: Sequence[str] | str = (),  # columns to keep: 'target', 'model', 'uid' or factors such as 'entity'
     rule: str = "strict",  # or 'paper'
 ) -> pd.DataFrame:  # the by-columns, then _target, _answer (NaN = unparsed), _correct, _layout, _entity
-    "One row a prediction. `ValueError` without predictions; `KeyError` names a factor that is not there."
-    predictions, by = list(predictions), [by] if isinstance(by, str) else list(by)
+    "One row a prediction. `ValueError` without any, `TypeError` for other things; `KeyError` names a missing factor."
+    predictions, by = _checked(predictions), [by] if isinstance(by, str) else list(by)
     if not predictions:
         raise ValueError("There are no predictions to score. Was the run's limit 0, or the filter too narrow?")
     if rule not in RULES:
@@ -54,9 +54,21 @@ def tabulate(
     table["_target"] = [row.target for row in predictions]
     table["_answer"] = [_answer(row, rule) for row in predictions]
     table["_correct"] = (table["_target"] == table["_answer"]).astype(float)
-    table["_layout"] = [_value(row, "layout") for row in predictions]
+    table["_layout"] = _layouts(predictions)
     table["_entity"] = [row.factors.get("entity", row.factors.get("label")) for row in predictions]
     return table
+
+# %% ../nbs/05_statistics.ipynb #17f1620d
+def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
+    "A list of predictions. `TypeError` names the first thing that is none."
+    several = isinstance(predictions, Iterable) and not isinstance(predictions, str)
+    rows = list(predictions) if several else []
+    if wrong := [row for row in rows if not isinstance(row, Prediction)][:1] if several else [predictions]:
+        raise TypeError(
+            f"Found a {type(wrong[0]).__name__}, expected a list of Prediction. Read a file of them with "
+            "`load_predictions(path)`, or make one of a dict with `from_record(Prediction, row)`."
+        )
+    return rows
 
 
 def _check_factor(predictions: list[Prediction], name: str, column: pd.Series) -> None:
@@ -70,6 +82,36 @@ def _check_factor(predictions: list[Prediction], name: str, column: pd.Series) -
             f"{missing} of {len(predictions)} predictions have no factor '{name}'. "
             "Score the sets that have it on their own."
         )
+
+# %% ../nbs/05_statistics.ipynb #0c908967
+def _joined(*labellings: Sequence) -> list[str]:  # one family name an answer
+    "Families of answers that agree in some label, directly or through others. None agrees with nothing."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    numbers = {}  # (labelling, label) -> node, after those of the answers
+    count = len(labellings[0])
+    links = []
+    for way, labels in enumerate(labellings):
+        known = [(answer, label) for answer, label in enumerate(labels) if label is not None]
+        links += [(answer, numbers.setdefault((way, label), count + len(numbers))) for answer, label in known]
+    answers, nodes = np.array(links, dtype=int).reshape(-1, 2).T
+    size = count + len(numbers)
+    graph = coo_array((np.ones(len(links)), (answers, nodes)), shape=(size, size))
+    return [f"family {number}" for number in connected_components(graph, directed=False)[1][:count]]
+
+
+def _layouts(predictions: list[Prediction]) -> list:
+    "The layout family of each answer: its layout's number, or where a picture is asked twice, see above."
+    layouts = [_value(row, "layout") for row in predictions]
+    if all(row.factors.get("pair") is None for row in predictions):
+        return layouts
+    pairs, places = [], []
+    for row, layout in zip(predictions, layouts, strict=True):
+        family, pair = row.factors.get("family"), row.factors.get("pair")
+        pairs.append(None if pair is None else (family, pair))
+        places.append(layout if pair is None or layout is None else (family, row.target, layout))
+    return _joined(pairs, places)
 
 # %% ../nbs/05_statistics.ipynb #9da409fe
 def _codes(labels: Sequence) -> np.ndarray:  # (n,) int, 0..levels - 1
@@ -194,13 +236,14 @@ def interval(
     return INTERVALS[method](values, given, strata, draws, level, seed)
 
 # %% ../nbs/05_statistics.ipynb #777e2548
-def _macro_f1(target: np.ndarray, answer: np.ndarray) -> float:
-    "Mean F1 over the true counts that occur; an unparsed answer belongs to no class."
-    counts = np.unique(target)
+def _classes(target: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:  # each (true counts that occur,)
+    "Precision, recall, F1 and support of each true count; 0 where nothing was answered. Unparsed belongs to no class."
+    counts, support = np.unique(target, return_counts=True)
     hits = np.array([np.sum((target == count) & (answer == count)) for count in counts])
-    support = np.array([np.sum(target == count) for count in counts])
     answered = np.array([np.sum(answer == count) for count in counts])
-    return float(np.mean(2 * hits / (support + answered)))
+    precision = np.divide(hits, answered, out=np.zeros(len(counts)), where=answered > 0)
+    f1 = 2 * hits / (support + answered)
+    return {"target": counts, "precision": precision, "recall": hits / support, "f1": f1, "support": support}
 
 
 def _measure(group: pd.DataFrame, single: bool) -> dict[str, float]:
@@ -209,7 +252,7 @@ def _measure(group: pd.DataFrame, single: bool) -> dict[str, float]:
     error = (answer - target)[~np.isnan(answer)]
     some = error if error.size else np.array([np.nan])
     return {
-        "macro_f1": np.nan if single else _macro_f1(target, answer),
+        "macro_f1": np.nan if single else _classes(target, answer)["f1"].mean(),
         "mae": np.abs(some).mean(),
         "rmse": np.sqrt((some**2).mean()),
         "bias": some.mean(),
@@ -244,19 +287,14 @@ def per_class(
     by: Sequence[str] | str = (),  # a table for each combination, one below the other; not 'target'
     rule: str = "strict",  # or 'paper'
 ) -> pd.DataFrame:  # by-columns, target, precision, recall, f1, support
-    "Precision, recall and F1 of each true count. Errors as in `score`. Source: scikit-learn, zero_division 0."
-    from sklearn.metrics import precision_recall_fscore_support
-
+    "Precision, recall and F1 of each true count, as scikit-learn has them. Errors as in `score`."
     by, parts = [by] if isinstance(by, str) else list(by), []
     if "target" in by:
         raise ValueError("per_class has a row for every target anyway. Leave 'target' out of `by`.")
     table = tabulate(predictions, by, rule)
     for names, group in table.groupby(by) if by else [((), table)]:
-        counts = np.unique(group["_target"])
-        answer = group["_answer"].fillna(-1)  # a class of its own that is no label
-        values = precision_recall_fscore_support(group["_target"], answer, labels=counts, zero_division=0)
-        columns = dict(zip(("precision", "recall", "f1", "support"), values, strict=True))
-        parts.append(pd.DataFrame(dict(zip(by, names, strict=True)) | {"target": counts} | columns))
+        values = _classes(group["_target"].to_numpy(), group["_answer"].to_numpy())
+        parts.append(pd.DataFrame(dict(zip(by, names, strict=True)) | values))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/05_statistics.ipynb #a3f115c7
@@ -276,7 +314,7 @@ def confusion(
 # %% ../nbs/05_statistics.ipynb #b4a8971e
 def _by_uid(predictions: Iterable[Prediction], which: str) -> dict[str, Prediction]:
     "Predictions by uid. `ValueError` if a uid occurs twice."
-    predictions = list(predictions)
+    predictions = _checked(predictions)
     found = {row.uid: row for row in predictions}
     if len(found) < len(predictions):
         raise ValueError(

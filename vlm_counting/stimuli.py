@@ -951,13 +951,16 @@ def _listed(folder: Path) -> list[dict]:
         return []
 
 
-def _cached_hashes(folder: Path, wanted: dict[str, tuple[int, dict]], family: str) -> dict[int, str]:
-    "sha256 of each picture that is there and whole; `FileExistsError` if the folder holds another set."
+def _cached_hashes(
+    folder: Path, listed: list[dict], wanted: dict[str, tuple[int, dict]], family: str
+) -> dict[int, str]:
+    "sha256 of each wanted picture that is listed and whole; `FileExistsError` if the folder holds another set."
     good = {}
-    for row in _listed(folder):
-        number, factors = wanted.get(row["uid"], (None, row["factors"]))
-        if row["factors"] != factors or factors.get("family") != family:
-            raise _another_set(folder, f"its '{row['uid']}' is not what '{family}' would draw")
+    for row in listed:
+        uid, known = row.get("uid"), row.get("factors") or {}
+        number, factors = wanted.get(uid, (None, known))
+        if known != factors or factors.get("family") != family:
+            raise _another_set(folder, f"its '{uid}' is not what '{family}' would draw")
         if number is not None and number not in good:
             path = folder / "images" / f"{number}.png"
             if path.exists() and sha256(path.read_bytes()).hexdigest() == row["sha256"]:
@@ -985,28 +988,35 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _claim(folder: Path, plan: Plan, form: str) -> None:
-    "Write down which set a folder belongs to. `FileExistsError` names the first thing in which it differs."
-    path, entities = folder / "set.json", {"entities"}  # a set may be drawn entity by entity
-    ours = {name: value for name, value in vars(plan).items() if name not in entities} | {
-        "form": form,
-        "drawing": DRAWING,
-    }
-    ours = json.loads(json.dumps(ours))
-    if not path.exists():
-        with _alone(folder):
-            if not path.exists():
-                write_atomic(path, json.dumps(ours, indent=2) + "\n")
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+def _check_set(folder: Path, ours: dict) -> None:
+    "`FileExistsError` names the first thing in which the folder's set differs."
+    try:
+        theirs = json.loads((folder / "set.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except ValueError:
+        raise _another_set(folder, "its set.json is damaged") from None
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise _another_set(folder, f"its {name} is {theirs.get(name)!r}, not {value!r}")
 
 
-def _list_samples(folder: Path, samples: list[Sample]) -> None:
-    "Add samples to a folder's manifest, which stays in the order of the whole set."
+def _claim(folder: Path, ours: dict) -> None:
+    "Make the folder and write down which set it belongs to."
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    if not (folder / "set.json").exists():
+        with _alone(folder):
+            _check_set(folder, ours)  # another process may have been faster
+            write_atomic(folder / "set.json", json.dumps(ours, indent=2) + "\n")
+
+# %% ../nbs/01_stimuli.ipynb #274859b8
+def _list_samples(folder: Path, listed: list[dict], samples: list[Sample]) -> None:
+    "Add samples to a folder's manifest, unless it lists them already. It stays in the order of the whole set."
     rows = {s.uid: {**vars(s), "image": f"images/{s.image.name}"} for s in samples}
-    known = {row["uid"]: row for row in _listed(folder)}
+    known = {row["uid"]: row for row in listed}
     if all(known.get(uid) == row for uid, row in rows.items()):
         return  # so a cache that may only be read will do
     with _alone(folder):
@@ -1050,13 +1060,17 @@ def generate(
         raise ValueError(f"Family '{family}' has no sample{asked}. Ask for more counts (two groups differ in theirs).")
     rows = stratify(planned, limit, seed)
     samples = [_sample(row, form, folder) for row in rows]
-    _make_images(folder)
-    _claim(folder, plan, form)
-    hashes = _draw_missing(
-        folder, {s.uid: (row.image, s.factors) for s, row in zip(samples, rows, strict=True)}, workers
-    )
+    wanted = {sample.uid: (row.image, sample.factors) for sample, row in zip(samples, rows, strict=True)}
+    about = json.loads(
+        json.dumps({**vars(plan), "entities": [], "form": form, "drawing": DRAWING})
+    )  # drawn entity by entity
+    _check_set(folder, about)
+    listed = _listed(folder)
+    hashes = _cached_hashes(folder, listed, wanted, family)
+    _claim(folder, about)
+    hashes |= _draw_missing(folder, {n: factors for n, factors in wanted.values() if n not in hashes}, workers)
     samples = [replace(sample, sha256=hashes[row.image]) for sample, row in zip(samples, rows, strict=True)]
-    _list_samples(folder, samples)
+    _list_samples(folder, listed, samples)
     return samples
 
 # %% ../nbs/01_stimuli.ipynb #5b40ea99
@@ -1069,17 +1083,7 @@ def _chosen(
     return tuple(Entity.from_name(entity) for entity in entities), tuple(sorted(set(counts)))
 
 
-def _make_images(folder: Path) -> None:
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
-
-
-def _draw_missing(folder: Path, wanted: dict[str, tuple[int, dict]], workers: int | None) -> dict[int, str]:
-    "sha256 of every wanted picture, drawn where it is not there; `wanted`: uid -> (picture, factors)."
-    pictures = dict(wanted.values())
-    hashes = _cached_hashes(folder, wanted, next(iter(pictures.values()))["family"])
-    missing = [number for number in pictures if number not in hashes]
-    drawn = _draw_all([(folder / "images" / f"{number}.png", pictures[number]) for number in missing], workers)
-    return hashes | dict(zip(missing, drawn, strict=True))
+def _draw_missing(folder: Path, missing: dict[int, dict], workers: int | None) -> dict[int, str]:
+    "Draw pictures of a folder by their numbers; gives the sha256 of each."
+    drawn = _draw_all([(folder / "images" / f"{number}.png", factors) for number, factors in missing.items()], workers)
+    return dict(zip(missing, drawn, strict=True))
