@@ -11,6 +11,7 @@ __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'CONFIGS', 'COUNTS', 
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
+import os
 import re
 import warnings
 from dataclasses import dataclass, field, replace
@@ -218,6 +219,8 @@ class VLM:
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.spelt = count_tokens(self.tokenizer)  # once: the tokeniser belongs to whoever prepares the next batch
+        self.token_budget = 16384 if self.place.type == "cuda" else 2048  # of one batch, with batch_size='auto'
 
     def __repr__(self) -> str:
         weights = list(self.model.parameters())
@@ -281,8 +284,11 @@ def image_size(path: Path) -> tuple[int, int]:  # width, height in pixels
     "Size of an image file, read from its header."
     from PIL import Image
 
-    with Image.open(path) as image:
-        return image.size
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError:
+        return load_image(path).size  # says what is wrong with the file
 
 
 def image_tokens(
@@ -333,12 +339,11 @@ def count_logprobs(
     "Log-probability that the answer starts with each count 0..20, further digits excluded where a longer count exists."
     import torch
 
-    spelt = count_tokens(vlm.tokenizer)
-    prefixes = sorted({tokens[:end] for tokens in spelt.values() for end in range(len(tokens))}, key=len)
+    prefixes = sorted({tokens[:end] for tokens in vlm.spelt.values() for end in range(len(tokens))}, key=len)
     following = {prefix: _next_logprobs(vlm, inputs, out, prefix) for prefix in prefixes}
-    digits = sorted({tokens[0] for tokens in spelt.values()})
+    digits = sorted({tokens[0] for tokens in vlm.spelt.values()})
     rows = []
-    for tokens in spelt.values():
+    for tokens in vlm.spelt.values():
         total = sum(following[tokens[:end]][:, token] for end, token in enumerate(tokens))
         if tokens in following:  # '1' and '2' where '10' and '20' are spelt digit by digit
             total = total + torch.log1p(-following[tokens][:, digits].exp().sum(-1).clamp(max=1 - 1e-6))
@@ -389,12 +394,13 @@ class Towers:
     embed_texts: object  # function: list of str -> (texts, dim)
     scale: float  # factor of the cosine before the softmax
 
-
+# %% ../nbs/03_models.ipynb #17960bd7
 class Ranker(VLM):
     "A loaded contrastive model: chooses the caption that fits best."
 
     def _set_up(self) -> None:
         self.towers, self._texts = self.processor, {}  # caption -> unit vector (dim,)
+        self.prepare_threads = min(4, max(1, (os.cpu_count() or 1) // 2))  # its `prepare` shares nothing
 
     def length(self, sample: Sample) -> int:
         "Every picture is resized to the same size."

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import Prediction, Registry, file_hash, load_image, versions, write_atomic
+from .core import Prediction, Registry, Sample, file_hash, load_image, versions, write_atomic
 from .models import twins_dir
 from vlm_counting.raising import (
     CELLS,
@@ -62,7 +62,7 @@ NEVER_NUMBERED = ("red squares", "green circles", "yellow stars", "cyan triangle
 
 def pair_upbringing(
     name: str,  # in `BODIES`
-    seed: int = 0,
+    seed: int = 0,  # of first weights, scenes and captions
 ) -> Upbringing:
     "How the two contrastive twins are brought up."
     return Upbringing(
@@ -135,7 +135,9 @@ class Body:
 BODIES = Registry("body", "Add one in 14_pairing.ipynb.")
 
 # %% ../nbs/14_pairing.ipynb #e919acd2
-def build_clip_processor(tokenizer):  # CLIPProcessor
+def build_clip_processor(
+    tokenizer,  # of `build_pair_tokenizer`
+):  # CLIPProcessor
     "The real processor: shortest edge to 72 pixels, the middle 72 x 72 of them."
     from transformers import CLIPImageProcessor, CLIPProcessor
 
@@ -144,13 +146,17 @@ def build_clip_processor(tokenizer):  # CLIPProcessor
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
-def preprocess_clip(images: list):  # torch tensor (images, 3, 72, 72)
+def preprocess_clip(
+    images,  # PIL images
+):  # torch tensor (images, 3, 72, 72)
     "Pictures as the real processor gives them to the model."
     processor = build_clip_processor(build_pair_tokenizer())
     return processor.image_processor(images, return_tensors="pt")["pixel_values"]
 
 # %% ../nbs/14_pairing.ipynb #3c3209d5
-def build_clip(tokenizer):  # CLIPModel
+def build_clip(
+    tokenizer,  # of `build_pair_tokenizer`
+):  # CLIPModel
     "Six vision blocks and two text layers, 96 wide, joined in 128 dimensions."
     from transformers import CLIPConfig, CLIPModel
 
@@ -161,7 +167,10 @@ def build_clip(tokenizer):  # CLIPModel
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 # %% ../nbs/14_pairing.ipynb #b259f709
-def see_clip(model, pixels):
+def see_clip(
+    model,  # of this body's class
+    pixels,  # torch tensor (images, 3, 72, 72)
+):
     "The first blocks of CLIP's vision tower."
     tower = model.vision_model
     states = tower.pre_layrnorm(tower.embeddings(pixels))
@@ -170,20 +179,30 @@ def see_clip(model, pixels):
     return states
 
 
-def gather_clip(model, states):
+def gather_clip(
+    model,  # of this body's class
+    states,  # torch tensor (images, 82, dim), the class token first
+):
     "The remaining blocks: the class token collects the picture's vector."
     for block in model.vision_model.encoder.layers[SEEING_BLOCKS:]:
         states = block(states, attention_mask=None)
     return model.visual_projection(model.vision_model.post_layernorm(states[:, 0])), states
 
 # %% ../nbs/14_pairing.ipynb #6638657d
-def read_clip(model, ids):
+def read_clip(
+    model,  # of this body's class
+    ids,  # torch tensor (captions, length) token ids, padded
+):
     "CLIP's text tower: the end token collects the caption's vector."
     out = model.text_model(input_ids=ids, attention_mask=(ids != model.config.text_config.pad_token_id).long())
     return model.text_projection(out.pooler_output), out.last_hidden_state
 
 # %% ../nbs/14_pairing.ipynb #ff3aea87
-def save_clip(model, tokenizer, folder: Path) -> None:
+def save_clip(
+    model,  # of this body's class
+    tokenizer,  # of `build_pair_tokenizer`
+    folder: Path,  # made if need be
+) -> None:
     "An ordinary `from_pretrained` folder."
     model.save_pretrained(folder)
     build_clip_processor(tokenizer).save_pretrained(folder)
@@ -229,14 +248,18 @@ COCA = {
 COCA_PIXELS = {"mean": MEAN, "std": SPREAD, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 # %% ../nbs/14_pairing.ipynb #3fad2b9f
-def coca_config(tokenizer) -> dict:
+def coca_config(
+    tokenizer,  # of `build_pair_tokenizer`
+) -> dict:
     "What goes into open_clip_config.json."
     words = {"vocab_size": len(tokenizer), "pad_id": tokenizer.pad_token_id}
     towers = {tower: COCA[tower] | words for tower in ("text_cfg", "multimodal_cfg")}
     return {"model_cfg": COCA | towers, "preprocess_cfg": COCA_PIXELS}
 
 
-def build_coca(tokenizer):  # open_clip.CoCa
+def build_coca(
+    tokenizer,  # of `build_pair_tokenizer`
+):  # open_clip.CoCa
     "Five vision blocks with a pool of 32 queries, two text layers, and two layers that write captions."
     from open_clip import CoCa
 
@@ -244,7 +267,9 @@ def build_coca(tokenizer):  # open_clip.CoCa
     return CoCa(**{key: value for key, value in config.items() if key != "custom_text"})
 
 # %% ../nbs/14_pairing.ipynb #f37cf70f
-def preprocess_coca(images):
+def preprocess_coca(
+    images,  # PIL images
+):
     "open_clip's preprocessing: shortest edge to 72 pixels, the middle 72 x 72 of them."
     import torch
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -253,7 +278,10 @@ def preprocess_coca(images):
     return torch.stack([transform(image) for image in images])
 
 # %% ../nbs/14_pairing.ipynb #685b6358
-def see_coca(model, pixels):
+def see_coca(
+    model,  # of this body's class
+    pixels,  # torch tensor (images, 3, 72, 72)
+):
     "The first blocks of CoCa's vision tower."
     states = model.visual._embeds(pixels)
     for block in model.visual.transformer.resblocks[:SEEING_BLOCKS]:
@@ -261,7 +289,10 @@ def see_coca(model, pixels):
     return states
 
 
-def gather_coca(model, states):
+def gather_coca(
+    model,  # of this body's class
+    states,  # torch tensor (images, 82, dim), the class token first
+):
     "The remaining blocks and the pool: its first query collects the picture's vector, the others serve the writer."
     for block in model.visual.transformer.resblocks[SEEING_BLOCKS:]:
         states = block(states)
@@ -269,7 +300,10 @@ def gather_coca(model, states):
     return pooled @ model.visual.proj, tokens
 
 # %% ../nbs/14_pairing.ipynb #c95347ee
-def read_coca(model, ids):
+def read_coca(
+    model,  # of this body's class
+    ids,  # torch tensor (captions, length) token ids, padded
+):
     "CoCa's text tower on captions cut behind the first padding; its class token keeps the place it has behind all 76."
     import torch
     from torch.func import functional_call
@@ -280,12 +314,20 @@ def read_coca(model, ids):
     )
 
 
-def write_coca(model, picture, words):
+def write_coca(
+    model,  # of this body's class
+    picture,  # torch tensor (captions, tokens, dim), of `gather`
+    words,  # torch tensor (captions, length, dim), of `read`
+):
     "CoCa's caption writer: logits of each next word."
     return model.text_decoder(picture, words)
 
 # %% ../nbs/14_pairing.ipynb #e3d9b0a6
-def save_coca(model, tokenizer, folder: Path) -> None:
+def save_coca(
+    model,  # of this body's class
+    tokenizer,  # of `build_pair_tokenizer`
+    folder: Path,  # made if need be
+) -> None:
     "A folder that `open_clip` opens as 'local-dir:...'."
     from safetensors.torch import save_file
 
@@ -333,7 +375,9 @@ class Pair:
     captions: object  # torch tensor (240, length) token ids of `all_captions`, at least one padding at each end
 
 
-def start_weights(model) -> None:
+def start_weights(
+    model,  # of this body's class
+) -> None:
     "Weights larger than usual; attention starts by looking at what is alike (keys equal queries)."
     import torch
 
@@ -397,7 +441,7 @@ def split_weights(pair: Pair) -> tuple[list, list]:  # torch parameters: of the 
 
 def teach_pair_seeing(
     pair: Pair,
-    upbringing: Upbringing,
+    upbringing: Upbringing,  # which decides everything
     rng: np.random.Generator,
 ) -> Iterator[dict]:  # a row of the learning curve every 50 steps
     "Train the first vision blocks; norm and heads are thrown away afterwards."
@@ -471,8 +515,8 @@ def writing_loss(
 # %% ../nbs/14_pairing.ipynb #0c671ba4
 def lesson_step(
     pair: Pair,
-    world: World,
-    lesson: Lesson,
+    world: World,  # pictures that are remembered
+    lesson: Lesson,  # the stretch of learning this step belongs to
     rng: np.random.Generator,
 ) -> tuple:  # torch scalar; share of right numbers, 0..1
     "Loss on freshly chosen captions of remembered scenes."
@@ -509,7 +553,7 @@ def draw_pair_exams(
 # %% ../nbs/14_pairing.ipynb #e61ddf38
 def pair_quiz(
     pair: Pair,
-    exams: list[World],
+    exams: list[World],  # of `draw_pair_exams`
 ) -> dict[str, float]:  # share of scenes with all numbers right; few = no count above 4
     "Choose among nine captions for every kind of every scene."
     import torch
@@ -528,8 +572,8 @@ def pair_quiz(
 # %% ../nbs/14_pairing.ipynb #613fdcdb
 def teach_pairing(
     pair: Pair,
-    world: World,
-    upbringing: Upbringing,
+    world: World,  # pictures that are remembered
+    upbringing: Upbringing,  # which decides everything
     rng: np.random.Generator,
 ) -> Iterator[dict]:  # a row of the learning curve every 50 steps
     "Train everything behind the first vision blocks, lesson by lesson."
@@ -550,7 +594,7 @@ def teach_pairing(
 # %% ../nbs/14_pairing.ipynb #563a587d
 def grow_pair(
     pair: Pair,
-    upbringing: Upbringing,
+    upbringing: Upbringing,  # which decides everything
 ) -> Iterator[dict]:  # rows of the learning curve
     "Both stages, one after the other. All chance comes from the upbringing's seed."
     rng, quiz_rng = (np.random.default_rng([upbringing.seed, purpose]) for purpose in (0, 1))
@@ -578,7 +622,7 @@ def read_pair_training(folder: Path) -> dict:
 
 # %% ../nbs/14_pairing.ipynb #dc14c6a9
 def raise_pair(
-    upbringing: Upbringing,
+    upbringing: Upbringing,  # which decides everything
     folder: Path,  # made if need be; a twin that is in it is replaced
     follow: Callable[[dict], None] | None = None,  # called with each row of the learning curve, e.g. print
 ) -> Path:  # the folder: a checkpoint as the library writes it, and `training.json`
@@ -633,7 +677,7 @@ def examine_pair(
     return predictions
 
 
-def offered_captions(sample) -> list[str]:
+def offered_captions(sample: Sample) -> list[str]:
     "One caption for each candidate count of a `Sample`, in their order."
     return [CAPTION.format(count, sample.factors["entity"].replace("_", " ")) for count in sample.factors["options"]]
 

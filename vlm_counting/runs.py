@@ -127,7 +127,7 @@ def check_parameters(
             raise ValueError(f"{name} is {value!r}, expected {type(default).__name__} as in {name}={default!r}.")
     return parameters
 
-
+# %% ../nbs/12_runs.ipynb #054416c5
 def own_parameters(
     verb: str,  # a name in `RUNS`
     names: dict,  # a notebook's `globals()`, asked in its first cell after the parameters
@@ -163,7 +163,10 @@ def _record(verb: str, parameters: dict) -> RunRecord:
     return RunRecord(verb, kept, seeds={"seed": parameters["seed"]} if "seed" in parameters else {})
 
 
-def check_folder(verb: str, parameters: dict) -> None:
+def check_folder(
+    verb: str,  # a name in `RUNS`
+    parameters: dict,  # from `check_parameters`
+) -> None:
     "`FileExistsError` if the run's folder belongs to a run with other parameters: said before a model is loaded."
     folder = run_folder(parameters)
     if parameters.get("overwrite") or not (folder / "run.json").exists():
