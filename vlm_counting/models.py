@@ -455,7 +455,7 @@ def head_error(
     hook.remove()
     return float((logits - again).abs().max()), float(logits.abs().max())
 
-
+# %% ../nbs/03_models.ipynb #f3887289
 def check_model(vlm: VLM, missing: list[str]) -> None:
     "`ValueError` if weights are missing, the picture does not reach the prompt, or states and logits do not agree."
     from PIL import Image

@@ -156,7 +156,7 @@ def run_folder(parameters: dict) -> Path:  # need not exist
     ]
     return results_dir().joinpath(*parts)
 
-
+# %% ../nbs/12_runs.ipynb #99b70a11
 def _record(verb: str, parameters: dict) -> RunRecord:
     "What is known of a run from its parameters alone."
     kept = {name: value for name, value in parameters.items() if name not in ("run", "overwrite", "seed")}
