@@ -535,7 +535,7 @@ def _load_transformers(
     )  # fmt: skip
     return model.eval(), towers, report["missing_keys"]
 
-
+# %% ../nbs/03_models.ipynb #e5971aa5
 def _load_open_clip(
     spec: ModelSpec, folder: Path, dtype: str, place: str, spread: bool, attention: str | None
 ) -> tuple:

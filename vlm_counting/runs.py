@@ -365,7 +365,7 @@ def _named_values(verb: str, words: list[str]) -> dict:
         given[name] = _value(text, declared.get(name, (None,))[0])
     return given
 
-
+# %% ../nbs/12_runs.ipynb #e4abe783
 def verb_help(
     verb: str,  # a name in `RUNS`
 ) -> str:
