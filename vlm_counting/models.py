@@ -77,7 +77,7 @@ MODELS.add("llava-onevision-7b", ModelSpec(
 MODELS.add("internvl3-8b", ModelSpec(
     repo="OpenGVLab/InternVL3-8B-hf", revision="259a3b64a14623c0ec91a045cb43f7c5af5fa6af",
     image_token="<IMG_CONTEXT>", licence="Apache-2.0", citation="Zhu et al. 2025, arXiv:2504.10479",
-))  # fmt: skip
+));  # fmt: skip
 
 # %% ../nbs/03_models.ipynb #d42748df
 MODELS.add("CLIP", ModelSpec(
@@ -89,7 +89,7 @@ MODELS.add("CoCa", ModelSpec(
     repo="laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k",
     kind="contrastive", library="open_clip", dtype="float32", licence="MIT",
     citation="Yu et al. 2022, arXiv:2205.01917; weights by LAION",
-))  # fmt: skip
+));  # fmt: skip
 
 # %% ../nbs/03_models.ipynb #90ca6745
 def _twin(real: str, name: str) -> None:
