@@ -193,6 +193,7 @@ def test_folders_of_paths_and_hub_names_are_safe(monkeypatch, tmp_path):
 def test_python_values_of_every_kind_arrive_or_are_refused(tmp_path):
     import numpy as np
 
+    (tmp_path / "manifest.jsonl").write_text("")
     given = {"dataset": tmp_path, "checkpoint": tmp_path, "limit": np.int64(4)}
     found = check_parameters("evaluate", given)
     assert (found["dataset"], found["checkpoint"], found["limit"]) == (str(tmp_path), str(tmp_path), 4)

@@ -98,7 +98,7 @@ def test_stops_after_the_answer(twin, tmp_path):
 
     sample = raising.generate("balanced", tmp_path, limit=9, seed=13)[:1]
     with torch.inference_mode():
-        out = twin.model.generate(**twin.encode(sample), max_new_tokens=5, do_sample=False)
+        out = twin.model.generate(**twin.prepare(sample), max_new_tokens=5, do_sample=False)
     end = twin.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert out[0, -1] == end and twin.tokenizer.decode(out[0, -2:]).endswith("<|im_end|>")
     assert twin.model.generation_config.eos_token_id == end
