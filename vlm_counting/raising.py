@@ -430,11 +430,8 @@ def name_things(
     "Centre and scale the image tokens; a colour's or shape's word becomes the mean of what it names."
     import torch
 
-    kinds, last, words_of = (
-        torch.from_numpy(cells),
-        pupil.model.get_submodule(pupil.body.last),
-    )
-    pupil.model.get_input_embeddings()
+    kinds, last = torch.from_numpy(cells), pupil.model.get_submodule(pupil.body.last)
+    words_of = pupil.model.get_input_embeddings()
     objects, kinds = tokens[kinds != EMPTY], kinds[kinds != EMPTY]
     means = torch.stack([objects[kinds == kind].mean(0) for kind in range(len(KINDS))])
     centre, means = means.mean(0), means.unflatten(0, (SHAPE_COUNT, COLOUR_COUNT))
