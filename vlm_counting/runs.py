@@ -149,12 +149,15 @@ def _slug(name: str, place: bool = True) -> str:
     return re.sub(r"[^\w.+-]|^\.+", "_", name)
 
 
-def run_folder(parameters: dict) -> Path:  # need not exist
+def run_folder(
+    parameters: dict,  # from `check_parameters`
+    verb: str = "notebooks",  # names the folder of a verb that has none of these parameters, as train_twins
+) -> Path:  # need not exist
     "The folder of a run with these parameters."
     parts = [
         _slug(str(parameters[key]), place=key != "run") for key in ("run", "model", "dataset") if parameters.get(key)
     ]
-    return results_dir().joinpath(*parts)
+    return results_dir().joinpath(*(parts or [verb]))
 
 # %% ../nbs/12_runs.ipynb #99b70a11
 def _record(verb: str, parameters: dict) -> RunRecord:
@@ -168,7 +171,7 @@ def check_folder(
     parameters: dict,  # from `check_parameters`
 ) -> None:
     "`FileExistsError` if the run's folder belongs to a run with other parameters: said before a model is loaded."
-    folder = run_folder(parameters)
+    folder = run_folder(parameters, verb)
     if parameters.get("overwrite") or not (folder / "run.json").exists():
         return
     earlier, record = RunRecord.load(folder), _record(verb, parameters)
@@ -230,7 +233,7 @@ class RunNotebooks:
     def write(self, buf: str, path: str) -> None:
         verb, meta = Path(path.removeprefix(SCHEME)).stem, json.loads(buf)["metadata"]["papermill"]
         parameters = check_parameters(verb, meta["parameters"])
-        folder = run_folder(parameters)
+        folder = run_folder(parameters, verb)
         partial = folder / f".notebook.{os.getpid()}.ipynb"
         if not meta.get("end_time"):
             write_atomic(partial, buf)
@@ -303,7 +306,7 @@ def run(
         papermill.execute_notebook(
             str(RUNS[verb]), f"{SCHEME}{verb}.ipynb", parameters=parameters, progress_bar=sys.stderr.isatty(), **kernel
         )
-    return run_folder(parameters)
+    return run_folder(parameters, verb)
 
 
 @contextmanager
@@ -324,6 +327,8 @@ def summary(
     "What a run found, for a terminal: its record, its tables and where its pictures are."
     import pandas as pd
 
+    if not (folder / "run.json").exists():
+        return f"Open {folder / 'report.html'} to see what it did."
     record = RunRecord.load(folder)
     seconds = record.sessions[-1]["seconds"]
     lines = [f"{record.model} on {record.dataset}: {record.samples} samples, {seconds:.0f} s on {record.device}", ""]
@@ -458,7 +463,7 @@ def _run_and_report(verb: str, given: dict) -> int:
     "Run a verb, print its summary, or the one line that says why it failed."
     from papermill.exceptions import PapermillExecutionError
 
-    folder = run_folder(check_parameters(verb, given))
+    folder = run_folder(check_parameters(verb, given), verb)
     try:
         print(summary(run(verb, **given)))
     except PapermillExecutionError as error:
