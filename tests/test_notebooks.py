@@ -1,6 +1,7 @@
 "Every numbered notebook runs from top to bottom, in this process; cells flagged `slow` or `gpu` are left out."
 
 import os
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -17,8 +18,20 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, "no numbered notebook in nbs/"
 
 
+@pytest.fixture
+def fresh_package():
+    "The package as a new process finds it: a notebook that adds to another room's registry must not find itself there."
+    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "vlm_counting"}
+    for name in ours:
+        del sys.modules[name]
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vlm_counting"]:
+        del sys.modules[name]
+    sys.modules.update(ours)
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(notebook, monkeypatch, capsys):
+def test_notebook(notebook, fresh_package, monkeypatch, capsys):
     monkeypatch.setenv("IN_TEST", "1")  # run_notebook sets it and would leave it set
     here = os.getcwd()
     passed, _ = run_notebook(notebook, skip_flags=SETTINGS["DEFAULT"]["tst_flags"].split())
