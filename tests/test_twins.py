@@ -63,11 +63,17 @@ def test_recorded_exam_is_human_like(record):
     exam = {(row["family"], row["form"]): row for row in record["exam"]}
     assert {family for family, _ in exam} == set(raising.EXAM)
     closed = exam["balanced", "closed"]
-    assert 0.5 < closed["accuracy"] < 0.95 and exam["balanced", "open"]["accuracy"] > 0.5
+    assert 0.5 < closed["accuracy"] < 0.95
     assert np.mean([closed[n] for n in "123"]) > 0.9 > np.mean([closed[n] for n in "789"])
     crowded = np.mean([row["accuracy"] for (family, _), row in exam.items() if family.startswith("distractors_9")])
     assert crowded < closed["accuracy"]
     assert record["swap"][0]["pictures"] >= 500 and record["swap"][0]["both_right"] >= 0.6
+
+
+@pytest.mark.xfail(strict=True, reason="right on nearly every open question with one kind of object (.994)")
+def test_the_open_form_is_human_like_too(record):
+    exam = {(row["family"], row["form"]): row for row in record["exam"]}
+    assert 0.5 < exam["balanced", "open"]["accuracy"] < 0.95
 
 
 def test_counts_above_chance_and_small_counts_best(balanced):
