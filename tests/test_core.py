@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -58,19 +57,6 @@ def test_damage_elsewhere_is_an_error_that_names_the_line(tmp_path, line, compla
     with pytest.raises(ValueError, match=complaint) as error:
         read_jsonl(path, Sample)
     assert "rows.jsonl, line 2" in str(error.value)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    "A file system of 64 KiB (needs root on Linux)."
-    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("a small tmpfs needs root on Linux")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this machine does not allow mounting a tmpfs")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_loses_no_finished_batch(small_disk):

@@ -3,9 +3,7 @@
 import errno
 import io
 import json
-import os
 import random
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -696,19 +694,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="Cannot write .*file.*VLM_COUNTING_DATA"):
         generate("balanced", tmp_path / "file" / "set", limit=2)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    "A file system of 64 KiB (needs root on Linux)."
-    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("a small tmpfs needs root on Linux")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this machine does not allow mounting a tmpfs")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
