@@ -364,11 +364,13 @@ def test_merging_names_what_is_missing(tmp_path):
         merge_shards(tmp_path, samples)
     for shard in ("1/4", "2/4", "4/4"):
         predict(Letters(), samples, path, 1, progress=False, shard=shard)
-    with pytest.raises(FileNotFoundError, match=r"predictions.3-of-4.jsonl is missing. Start that part: shard='3/4'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"part-3-of-4.predictions.jsonl is missing. Start that part: shard='3/4'"
+    ):
         merge_shards(tmp_path, samples)
     with pytest.raises(KeyboardInterrupt):
         predict(Letters(die_at=2), samples, path, 1, progress=False, shard="3/4")
-    with pytest.raises(ValueError, match=r"predictions.3-of-4.jsonl lacks 2 of 3 samples.*shard='3/4'"):
+    with pytest.raises(ValueError, match=r"part-3-of-4.predictions.jsonl lacks 2 of 3 samples.*shard='3/4'"):
         merge_shards(tmp_path, samples)
     assert not path.exists()
     predict(Letters(), samples, path, 1, progress=False, shard="3/4")

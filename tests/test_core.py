@@ -222,3 +222,17 @@ def test_a_limit_below_a_pair_is_refused():
     pairs = [Sample(f"b/{i}", "0.png", "", i % 7, {"pair": str(i // 2)}) for i in range(40)]
     with pytest.raises(ValueError, match="groups of 2"):
         stratify(pairs, 1)
+
+
+def test_a_part_belongs_to_its_run(tmp_path):
+    with claim_folder(replace(RECORD), tmp_path / "part-1-of-2"):
+        pass
+    with pytest.raises(FileExistsError, match=r"part-1-of-2 belongs to another run: weights is 'other' now"):
+        with claim_folder(replace(RECORD, weights="other"), tmp_path):
+            pass
+    assert not (tmp_path / "run.json").exists()
+    with claim_folder(replace(RECORD), tmp_path):
+        pass
+    assert len(RunRecord.load(tmp_path).sessions) == 1
+    with claim_folder(replace(RECORD, weights="other"), tmp_path, overwrite=True):
+        assert (tmp_path / "replaced" / "part-1-of-2" / "run.json").exists()

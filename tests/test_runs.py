@@ -236,3 +236,17 @@ def test_own_data_without_colours_and_shapes_is_scored(tmp_path):
         "pets",
         "results",
     ]  # nothing else is left where it was started
+
+
+def test_parts_of_a_run_are_joined_by_the_same_command_without_shard(first_run, tmp_path):
+    words = [BIN / "vlm-counting", "run", "evaluate", "limit=9", "--batch-size", "4"]
+    parts = [subprocess.Popen([*words, f"shard={part}/2"], env=os.environ | {"VLM_COUNTING_RESULTS": str(tmp_path)},
+                              stdout=subprocess.DEVNULL) for part in (1, 2)]  # fmt: skip
+    assert [part.wait(timeout=300) for part in parts] == [0, 0]
+    done = call(*words, results=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, folder = (results / "evaluate" / "tiny-qwen2-vl" / "balanced" for results in (first_run[0], tmp_path))
+    for name in ("scores.csv", "scores_per_count.csv", "confusion.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    record = json.loads((folder / "part-2-of-2" / "run.json").read_text())
+    assert record["samples"] == 4 and record["parameters"].keys().isdisjoint({"shard", "run"})

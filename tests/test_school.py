@@ -7,18 +7,24 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from vlm_counting import raising, siblings
+from vlm_counting import pairing, raising, siblings
 from vlm_counting.core import file_hash
-from vlm_counting.models import INSTRUCTION, twins_dir
+from vlm_counting.models import INSTRUCTION, MODELS, twins_dir
 
 SIBLINGS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
 SHIPPED = [name for name in SIBLINGS if (twins_dir() / name).exists()]
 EVERY = ["tiny-qwen2-vl", *SIBLINGS]
+MATCHERS = ["tiny-clip", "tiny-coca"]
 TEXT_FIRST = {"tiny-llava-next-interleave", "tiny-llava-onevision"}
 
 
-def test_siblings_are_in_the_registry():
-    assert set(EVERY) <= set(raising.ARCHITECTURES)
+def test_one_school_for_all():
+    assert set(raising.ARCHITECTURES) == {*EVERY, *MATCHERS}
+    courses = {name: body.course for name, body in raising.ARCHITECTURES.items()}
+    assert all(courses[name] is raising.ANSWERING for name in EVERY)
+    assert all(courses[name] is pairing.MATCHING for name in MATCHERS)
+    for name, body in raising.ARCHITECTURES.items():
+        assert raising.upbringing_for(name, 3).seed == 3 and body.entry in MODELS
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -119,7 +119,7 @@ def test_ship_refuses_a_twin_without_exam(tmp_path):
     with pytest.raises(ValueError, match="has not sat the exam"):
         raising.ship(folder, tmp_path / "place")
     raising.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.3}]})
-    with pytest.raises(ValueError, match="30% of them"):
+    with pytest.raises(ValueError, match="30% of 'two_groups' right twice; shipping needs 60%"):
         raising.ship(folder, tmp_path / "place")
     assert not (tmp_path / "place").exists()
     raising.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.7}]})

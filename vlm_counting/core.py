@@ -493,23 +493,26 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
     "Refuse a folder of another run, or move its files to `replaced/` when told to overwrite."
     kept = ("replaced", "notebook-failed.ipynb")
     others = [path for path in folder.iterdir() if path.name not in kept and not path.name.startswith(".")]
+    parts = [path for path in others if path.name.startswith("part-")]  # shards of the same run
     record.sessions = []
     if overwrite:
         shutil.rmtree(folder / "replaced", ignore_errors=True)
         for path in others:
             (folder / "replaced").mkdir(exist_ok=True)
             path.rename(folder / "replaced" / path.name)
-    elif (folder / "run.json").exists():
-        earlier = RunRecord.load(folder)
+        return
+    for owned in (folder, *parts):
+        earlier = RunRecord.load(owned) if (owned / "run.json").exists() else record
         if difference := first_difference(record, earlier):
             raise FileExistsError(
-                f"{folder} belongs to another run: {difference}. Choose another run name "
+                f"{owned} belongs to another run: {difference}. Choose another run name "
                 "(run=...), or pass overwrite=True to replace it."
             )
-        record.sessions = earlier.sessions
-    elif others:
+        record.sessions = earlier.sessions if owned == folder else record.sessions
+    strange = [path.name for path in others if path not in parts]
+    if strange and not (folder / "run.json").exists():
         raise FileExistsError(
-            f"{folder} holds '{others[0].name}' but no run.json, so it is not a run of ours. "
+            f"{folder} holds '{strange[0]}' but no run.json, so it is not a run of ours. "
             "Choose another folder, or pass overwrite=True to replace it."
         )
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_WORDS', 'RULES', 'TOKEN_BUDGET', 'MOST', 'parse_count', 'to_prediction', 'load_predictions', 'plan_batches',
-           'Asker', 'read_answered', 'shard_samples', 'shard_path', 'predict', 'merge_shards']
+           'Asker', 'in_batches', 'read_answered', 'shard_samples', 'shard_path', 'plan_samples', 'check_uids',
+           'predict', 'merge_shards']
 
 # %% ../nbs/04_evaluation.ipynb #46787c4c
 import gc
@@ -182,11 +183,11 @@ def _in_pieces(samples: list[Sample], fits) -> list[list[Sample]]:
     return _in_pieces(samples[:half], fits) + _in_pieces(samples[half:], fits)
 
 
-def _culprit(vlm, samples: list[Sample], error: Exception) -> Exception:
+def _culprit(prepare, samples: list[Sample], error: Exception) -> Exception:
     "The error of the first sample that cannot be prepared on its own."
     for sample in samples:
         try:
-            vlm.prepare([sample])
+            prepare([sample])
         except Exception as alone:
             _name_samples(alone, [sample])
             return alone
@@ -195,10 +196,12 @@ def _culprit(vlm, samples: list[Sample], error: Exception) -> Exception:
 
 # %% ../nbs/04_evaluation.ipynb #9768c230
 class Asker:
-    "Asks a model batch by batch, and remembers how many tokens at once its device can hold."
+    "Does a model's work batch by batch, and remembers how many tokens at once its device can hold."
 
-    def __init__(self, vlm, lengths: dict[str, int], max_new_tokens: int):
-        self.vlm, self.lengths, self.max_new_tokens = vlm, lengths, max_new_tokens  # lengths: uid -> tokens
+    def __init__(self, lengths: dict[str, int], make, work):
+        self.lengths = lengths  # uid -> tokens
+        self.make = make  # function: samples -> inputs
+        self.work = work  # function: samples, inputs (None: not made) -> list, one result a sample
         self.room = math.inf  # tokens; more were too many
 
     def tokens(self, samples: list[Sample]) -> int:
@@ -210,22 +213,19 @@ class Asker:
 
     def prepare(self, samples: list[Sample]) -> list[tuple]:  # of (samples, inputs); inputs None: not prepared
         "The work before the device's: images read, prompts made into tokens."
-        make = getattr(self.vlm, "prepare", lambda piece: None)
         try:
-            return [(piece, make(piece)) for piece in _in_pieces(samples, self.fits)]
+            return [(piece, self.make(piece)) for piece in _in_pieces(samples, self.fits)]
         except Exception as error:
             if _lacks_memory(error):
                 return [(samples, None)]
-            raise _culprit(self.vlm, samples, error) from None
+            raise _culprit(self.make, samples, error) from None
 
-    def answer(self, samples: list[Sample], inputs=None) -> list[Answer]:
-        "Answers to one batch; when the device runs out of memory, to its halves."
+    def answer(self, samples: list[Sample], inputs=None) -> list:
+        "Results of one batch; when the device runs out of memory, of its halves."
         if not (len(samples) == 1 or self.fits(samples)):
             return [answer for piece in _in_pieces(samples, self.fits) for answer in self.answer(piece)]
         try:
-            if inputs is not None:
-                return self.vlm.answer_prepared(samples, inputs, max_new_tokens=self.max_new_tokens)
-            return self.vlm.answer(samples, max_new_tokens=self.max_new_tokens)
+            return self.work(samples, inputs)
         except Exception as error:
             if not _lacks_memory(error) or len(samples) == 1:
                 _name_samples(error, samples)
@@ -247,6 +247,21 @@ def _ahead(prepare, batches: list, threads: int = 1) -> Iterator:
             yield ready
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def in_batches(
+    asker: Asker,
+    batches: list[list[Sample]],  # from `plan_samples`
+    threads: int = 1,  # that prepare
+) -> Iterator[tuple[list[Sample], list]]:
+    "Each batch with its results, one a sample; while a batch is worked on, the next one is prepared."
+    with closing(_ahead(asker.prepare, batches, threads)) as prepared:
+        for pieces in prepared:
+            done, results = [], []
+            for piece, inputs in pieces:
+                results += asker.answer(piece, inputs)
+                done += piece
+            yield done, results
 
 # %% ../nbs/04_evaluation.ipynb #e249af7b
 def read_answered(
@@ -285,9 +300,9 @@ def shard_samples(
 def shard_path(
     path: Path,  # of the whole, e.g. predictions.jsonl
     shard: str,  # 'i/n'
-) -> Path:  # e.g. predictions.1-of-4.jsonl
-    "The file that one part of a run is written to."
-    return path.with_name(f"{path.stem}.{shard.replace('/', '-of-')}{path.suffix}")
+) -> Path:  # e.g. part-1-of-4/predictions.jsonl
+    "The file that one part of a run is written to, in a folder of its own."
+    return path.parent / f"part-{shard.replace('/', '-of-')}" / path.name
 
 # %% ../nbs/04_evaluation.ipynb #ca9aa73b
 def _length(vlm, sample: Sample) -> int:
@@ -298,8 +313,12 @@ def _length(vlm, sample: Sample) -> int:
         raise
 
 
-def _plan(vlm, samples: list[Sample], batch_size: int | str) -> tuple[list[list[Sample]], dict[str, int]]:
-    "Batches of samples, and the tokens of each uid. A model that cannot tell lengths is asked in the given order."
+def plan_samples(
+    vlm,  # a model with or without `length` and `token_budget`
+    samples: list[Sample],  # all of them, so that what is asked together does not depend on what is done already
+    batch_size: int | str = "auto",  # see `plan_batches`
+) -> tuple[list[list[Sample]], dict[str, int]]:  # batches; uid -> tokens
+    "Which samples are asked together. A model that cannot tell lengths is asked in the given order."
     if hasattr(vlm, "length"):
         lengths, budget = [_length(vlm, sample) for sample in samples], getattr(vlm, "token_budget", TOKEN_BUDGET)
     else:
@@ -329,22 +348,26 @@ def _ask(
     "Ask what is not in `done`; add the answers to it, and batch by batch to the file."
     from tqdm.auto import tqdm
 
-    batches, lengths = _plan(vlm, samples, batch_size)
-    batches, asker = _without_broken(path, batches, done), Asker(vlm, lengths, max_new_tokens)
+    batches, lengths = plan_samples(vlm, samples, batch_size)
+    batches = _without_broken(path, batches, done)
+
+    def work(piece: list[Sample], inputs) -> list[Answer]:
+        if inputs is None:
+            return vlm.answer(piece, max_new_tokens=max_new_tokens)
+        return vlm.answer_prepared(piece, inputs, max_new_tokens=max_new_tokens)
+
+    asker = Asker(lengths, getattr(vlm, "prepare", lambda piece: None), work)
     bar = tqdm(total=len(samples), initial=len(done), desc=vlm.name, unit="image", mininterval=1, disable=not progress)
-    with bar, closing(_ahead(asker.prepare, batches, getattr(vlm, "prepare_threads", 1))) as prepared:
-        for pieces in prepared:
-            rows = []
-            for piece, inputs in pieces:
-                answers = zip(piece, asker.answer(piece, inputs), strict=True)
-                rows += [to_prediction(sample, answer, vlm.name) for sample, answer in answers]
+    with bar, closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
+        for batch, answers in answered:
+            rows = [to_prediction(sample, answer, vlm.name) for sample, answer in zip(batch, answers, strict=True)]
             if path:
                 write_jsonl(path, rows, append=True)
             done |= {row.uid: row for row in rows}
             bar.update(len(rows))
 
 
-def _check_uids(samples: list[Sample]) -> None:
+def check_uids(samples: list[Sample]) -> None:
     "`ValueError` names a uid that occurs twice."
     seen = set()
     for sample in samples:
@@ -362,14 +385,17 @@ def predict(
     batch_size: int | str = 16,  # samples asked at once, or 'auto'
     max_new_tokens: int = 5,  # the paper's length of an answer
     progress: bool = True,  # show a bar
-    shard: str | None = None,  # 'i/n': ask that part only, into predictions.<i>-of-<n>.jsonl; see `merge_shards`
+    shard: str | None = None,  # 'i/n': ask that part only, into part-<i>-of-<n>/; see `merge_shards`
 ) -> list[Prediction]:  # in the order of the samples
-    "Ask `vlm` every sample, batch by batch. Resumes; one writer at a time (`BlockingIOError`). Errors name the sample."
+    "Ask `vlm` every sample not asked yet. Resumes; one writer at a time (`BlockingIOError`). Errors name the sample."
     plan_batches([], batch_size)
-    _check_uids(samples)
-    samples = shard_samples(samples, shard) if shard else samples
-    path = shard_path(Path(path), shard) if path and shard else Path(path) if path else None
-    with hold_folder(path.parent / f".{path.stem}" if shard else path.parent) if path else nullcontext():
+    check_uids(samples)
+    path = Path(path) if path else None
+    if path and not shard and not path.exists() and any(path.parent.glob(f"part-*/{path.name}")):
+        return merge_shards(path.parent, samples, path.name)
+    if shard:
+        samples, path = shard_samples(samples, shard), shard_path(path, shard) if path else None
+    with hold_folder(path.parent) if path else nullcontext():
         done = read_answered(path, samples, vlm.name) if path else {}
         if len(done) < len(samples):
             _ask(vlm, samples, path, done, batch_size, max_new_tokens, progress)
@@ -381,15 +407,10 @@ def predict(
 # %% ../nbs/04_evaluation.ipynb #2f334a6d
 def _count_shards(folder: Path) -> int:
     "How many parts a folder's shards are out of. `FileNotFoundError` if there are none, `ValueError` if they disagree."
-    names = [
-        re.fullmatch(r"predictions\.\d+-of-(\d+)\.jsonl", path.name)
-        for path in sorted(folder.glob("predictions.*.jsonl"))
-    ]
+    names = [re.fullmatch(r"part-\d+-of-(\d+)", path.name) for path in sorted(folder.glob("part-*"))]
     numbers = sorted({int(match[1]) for match in names if match})
     if not numbers:
-        raise FileNotFoundError(
-            f"No shards in {folder}. Expected files such as predictions.1-of-4.jsonl; run with shard='1/4'."
-        )
+        raise FileNotFoundError(f"No shards in {folder}. Expected folders such as part-1-of-4; run with shard='1/4'.")
     if len(numbers) > 1:
         raise ValueError(
             f"{folder} holds shards of {numbers[0]} and of {numbers[1]} parts. Delete those that are not wanted."
@@ -398,14 +419,15 @@ def _count_shards(folder: Path) -> int:
 
 # %% ../nbs/04_evaluation.ipynb #9df2d9dd
 def merge_shards(
-    folder: Path,  # holds predictions.1-of-n.jsonl ... predictions.n-of-n.jsonl
+    folder: Path,  # holds part-1-of-n/predictions.jsonl ... part-n-of-n/predictions.jsonl
     samples: list[Sample],  # all of them, in the order that they were sharded in
+    name: str = "predictions.jsonl",  # of each part's file, and of the whole
 ) -> list[Prediction]:  # in the order of the samples
-    "Join the parts into predictions.jsonl. `FileNotFoundError`, `ValueError` name a part that is missing or not whole."
+    "Join the parts into one file. `FileNotFoundError`, `ValueError` name a part that is missing or not whole."
     folder = Path(folder)
     number, merged = _count_shards(folder), {}
     for shard in (f"{part}/{number}" for part in range(1, number + 1)):
-        path, part = shard_path(folder / "predictions.jsonl", shard), shard_samples(samples, shard)
+        path, part = shard_path(folder / name, shard), shard_samples(samples, shard)
         if part and not path.exists():
             raise FileNotFoundError(f"{path} is missing. Start that part: shard='{shard}'.")
         rows = {row.uid: row for row in read_jsonl(path, Prediction)} if part else {}
@@ -422,5 +444,5 @@ def merge_shards(
         merged |= rows
     predictions = [merged[sample.uid] for sample in samples]
     with hold_folder(folder):
-        write_jsonl(folder / "predictions.jsonl", predictions)
+        write_jsonl(folder / name, predictions)
     return predictions

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['EVERY_FORM', 'LESSONS', 'KINDS', 'COLOUR_COUNT', 'SHAPE_COUNT', 'GRID', 'CELLS', 'EMPTY', 'SPECIAL', 'CHAT', 'BEFORE',
-           'BETWEEN', 'AFTER', 'ARCHITECTURES', 'CLOSED', 'FORMS', 'DISTRACTORS', 'EXAM', 'Lesson', 'Upbringing',
-           'shorten', 'draw_kinds', 'draw_cells', 'draw_scene', 'draw_scenes', 'corpus', 'build_tokenizer',
-           'build_processor', 'build_config', 'build_model', 'Architecture', 'upbringing_for', 'Pupil', 'show_kinds',
-           'patch_table', 'enrol', 'patches', 'look', 'scale_rate', 'take_step', 'seeing_loss', 'tower_weights',
-           'teach_seeing', 'name_things', 'Form', 'tokenise_form', 'World', 'remember', 'choose_questions',
+           'BETWEEN', 'AFTER', 'ARCHITECTURES', 'CLOSED', 'FORMS', 'ANSWERING', 'DISTRACTORS', 'EXAM', 'Lesson',
+           'Upbringing', 'shorten', 'draw_kinds', 'draw_cells', 'draw_scene', 'draw_scenes', 'corpus',
+           'build_tokenizer', 'build_processor', 'build_config', 'build_model', 'save', 'Course', 'Architecture',
+           'upbringing_for', 'Answerer', 'Pupil', 'show_kinds', 'patch_table', 'enrol', 'patches', 'look', 'scale_rate',
+           'take_step', 'seeing_loss', 'tower_weights', 'naming_heads', 'teach_seeing', 'name_things',
+           'prepare_answering', 'Form', 'tokenise_form', 'tokenise_forms', 'World', 'remember', 'choose_questions',
            'write_questions', 'choose_cells', 'place_tokens', 'read_questions', 'say', 'answering_loss',
-           'pointing_loss', 'Hint', 'read_packed', 'draw_exams', 'quiz', 'lesson_loss', 'teach_answering', 'read_tower',
-           'inherit_seeing', 'grow', 'save', 'raise_twin', 'write_training', 'read_training', 'examine', 'mark',
-           'swap_test', 'sit_exam', 'ship', 'plot_upbringing']
+           'pointing_loss', 'Hint', 'read_packed', 'draw_exams', 'quiz', 'lesson_loss', 'both_right', 'teach_lessons',
+           'read_tower', 'inherit_seeing', 'grow', 'raise_twin', 'write_training', 'weights_file', 'read_training',
+           'examine', 'mark', 'swap_test', 'sit_exam', 'ship', 'plot_upbringing']
 
 # %% ../nbs/13_raising.ipynb #545d665c
 import json
@@ -20,7 +21,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Lesson:
     "One stretch of learning to answer."
 
     steps: int  # of the optimiser
-    forms: tuple[str, ...]  # names in `FORMS`; each step draws one
+    forms: tuple[str, ...]  # names in `FORMS`, of which each step draws one; who learns from captions has no choice
     scenes: int  # in each step
     questions: int  # about each scene; none sees another's answer
     cells: int  # image tokens shown: all objects and some empty cells; 81 is the whole image
@@ -69,7 +70,7 @@ class Upbringing:
 
 
 def shorten(
-    upbringing: Upbringing,
+    upbringing: Upbringing,  # which decides everything
     share: float,  # of all steps and scenes, 0..1; there is always at least one of each
 ) -> Upbringing:
     "The same upbringing in less time, to see whether everything works. `ValueError` if the share is no share."
@@ -86,7 +87,7 @@ GRID, CELLS, EMPTY = 9, 81, -1  # cells along a side; all cells; what stands in 
 
 
 def draw_kinds(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # where chance comes from
     number: int,  # 1..4
 ) -> np.ndarray:  # (number,) indices into KINDS, all different
     "Kinds for one scene. Half of the time they share colours and shapes, so that both words of a name matter."
@@ -97,7 +98,7 @@ def draw_kinds(
 
 
 def draw_cells(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # where chance comes from
     number: int,  # objects to place
 ) -> np.ndarray:  # (number,) cells 0..80, all different
     "Places for all objects of a scene: anywhere, or (one scene in four) huddled in a small window."
@@ -109,7 +110,7 @@ def draw_cells(
 
 # %% ../nbs/13_raising.ipynb #810d743a
 def draw_scene(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # where chance comes from
     groups: tuple[float, ...],  # share of scenes with 1, 2, ... kinds
     tail: float = 0.0,  # counts 1..9 are drawn with p(n) ~ n ** -tail; 0: all alike
     crowd: int = 30,  # most objects; fuller scenes are drawn again
@@ -127,7 +128,7 @@ def draw_scene(
 
 
 def draw_scenes(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # where chance comes from
     number: int,  # how many scenes
     groups: tuple[float, ...],  # share of scenes with one kind of object, two kinds, three, ...
     tail: float = 0.0,  # counts come with p(n) ~ n ** -tail
@@ -248,7 +249,39 @@ def build_model(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
-# %% ../nbs/13_raising.ipynb #a7875b28
+# %% ../nbs/13_raising.ipynb #f6aa0679
+def save(
+    model,  # of the twin's class in transformers
+    processor,  # of the twin's class in transformers
+    folder: Path,  # made if need be
+) -> None:
+    "Save model and processor as `from_pretrained` expects them."
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    logging.enable_progress_bar()
+    processor.save_pretrained(folder)
+
+# %% ../nbs/13_raising.ipynb #bde4afef
+@dataclass(frozen=True)
+class Course:
+    "What differs between learning to answer and learning to match: after seeing, in the quiz, and in the exam."
+
+    prepare: Callable | None  # (pupil, upbringing, rng) -> None: done once, between the two stages
+    tokenise: Callable  # (pupil) -> all that lessons ask or offer, in tokens
+    learn: Callable  # (pupil, world, lesson, those tokens, rng) -> loss of one step; share of right numbers, 0..1
+    quiz: Callable  # (pupil, exams, rng) -> shares of scenes: one_few, one_many, two_few, two_many
+    rate: float  # highest learning rate of the lessons
+    all_scenes: bool  # learn from scenes too in which no kind may be numbered
+    form: str  # how the exam's record calls its questions
+    also_open: bool  # the exam asks 'balanced' in the open form as well
+    seed: int  # of the exam's pictures; the upbringings of `ANSWERING` were chosen on draws with seed 1
+    merit: Callable  # (record of the exam) -> share that decides whether the twin ships; None before the exam
+    merit_words: str  # what that is a share of
+    pass_mark: float  # least merit
+
+# %% ../nbs/13_raising.ipynb #267ef80f
 @dataclass(frozen=True)
 class Architecture:
     "What the school has to know about a class of models. `pupil, cells, small` are as in `look`."
@@ -257,17 +290,15 @@ class Architecture:
     build_model: Callable  # (processor, seed) -> model of that class
     tabulate: Callable  # (processor) -> torch tensor (49, 81, values), see `Pupil`
     see: Callable  # (pupil, cells, small) -> (scenes, 81, width), of the vision tower: what stage one trains
-    look: Callable  # the same -> (scenes, 81, width): what is remembered for stage two
-    project: Callable  # (model, remembered) -> (scenes, cells, dim): the image tokens
-    read: Callable  # (pupil, image, shown, ids, hint) -> states at the last two tokens; the hint's loss
-    tower: str  # how the names of the tower's weights begin
-    last: str  # the linear layer that the image tokens come from
-    after: str  # what stands between question and answer
+    look: Callable  # the same -> (scenes, tokens, width): what is remembered for stage two
+    _: KW_ONLY
+    course: Course  # what it learns after seeing
     entry: str  # name in `MODELS` whose prompt it learns: its own, or the real model's
-    stop: float = 0.1  # how much stopping after the answer counts in its loss
-    ask: Callable = str  # a question as it stands in the prompt
+    tower: str | tuple[str, ...]  # how the names of the weights begin that stage one trains
+    normed: bool = False  # stage one norms what the tower sees; the norm is thrown away
     eager: bool = False  # the hint reads attentions, which only eager attention gives
     helper: Callable | None = None  # (model) -> a head that the hint needs and that is thrown away
+    save: Callable = save  # (model, processor, folder) -> None
     upbringing: dict = field(default_factory=dict)  # where it differs from `Upbringing`'s defaults
 
 
@@ -276,19 +307,31 @@ ARCHITECTURES = Registry("twin", "Add one with ARCHITECTURES.add(...), as in 15_
 
 def upbringing_for(
     name: str,  # in `ARCHITECTURES`
-    seed: int = 0,  # of the first weights, scenes and questions
+    seed: int = 0,  # of first weights, scenes and questions
 ) -> Upbringing:
     "How a twin of this name is brought up."
     return replace(Upbringing(name, seed), **ARCHITECTURES[name].upbringing)
 
-# %% ../nbs/13_raising.ipynb #bf122474
+# %% ../nbs/13_raising.ipynb #74713b6c
+@dataclass(frozen=True)
+class Answerer(Architecture):
+    "A class of models that answer in words."
+
+    project: Callable  # (model, remembered) -> (scenes, cells, dim): the image tokens
+    read: Callable  # (pupil, image, shown, ids, hint) -> states at the last two tokens; the hint's loss
+    _: KW_ONLY
+    last: str  # the linear layer that the image tokens come from
+    after: str  # what stands between question and answer
+    ask: Callable = str  # a question as it stands in the prompt
+
+# %% ../nbs/13_raising.ipynb #a7875b28
 @dataclass(frozen=True)
 class Pupil:
     "A twin in the making, with what it takes to show it pictures."
 
     body: Architecture
     model: object  # of the real class, float32
-    processor: object  # of the real class
+    processor: object  # of the real class; has a tokenizer and an image_processor
     table: object  # torch tensor (49, 81, values): each kind large, then small, in each cell; last an empty picture
     helper: object = None  # torch module, of `Architecture.helper`
 
@@ -296,8 +339,10 @@ class Pupil:
     def tokenizer(self):
         return self.processor.tokenizer
 
-# %% ../nbs/13_raising.ipynb #ff656b75
-def show_kinds(processor):  # torch tensor, as the processor gives it
+# %% ../nbs/13_raising.ipynb #fc9aeee5
+def show_kinds(
+    processor,  # with an image_processor
+):  # torch tensor, as the processor gives it
     "What the processor makes of 48 pictures full of one kind, each large and then small, and of an empty one."
     everywhere = [divmod(cell, GRID) for cell in range(CELLS)]
     kinds = [Entity(kind.colour, kind.shape, size) for kind in ENTITIES for size in ("large", "small")]
@@ -306,7 +351,9 @@ def show_kinds(processor):  # torch tensor, as the processor gives it
     return processor.image_processor(images=images, return_tensors="pt")["pixel_values"].float()
 
 
-def patch_table(processor):  # torch tensor (49, 81, values), float32
+def patch_table(
+    processor,  # of `build_processor`
+):  # torch tensor (49, 81, values), float32
     "Those pictures cut into cells; Qwen2-VL's processor has cut them already."
     return show_kinds(processor).unflatten(0, (-1, CELLS))
 
@@ -321,7 +368,7 @@ def enrol(
     model = body.build_model(processor, seed)
     return Pupil(body, model, processor, body.tabulate(processor), body.helper(model) if body.helper else None)
 
-# %% ../nbs/13_raising.ipynb #2922e32a
+# %% ../nbs/13_raising.ipynb #1fa72ce5
 def patches(
     table,  # torch tensor (49, 81, values)
     cells: np.ndarray,  # (scenes, 81) kinds
@@ -335,7 +382,7 @@ def patches(
 
 
 def look(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     cells: np.ndarray,  # (scenes, 81) kinds
     small: np.ndarray,  # (scenes, 81) bool
 ):  # torch tensor (scenes, 81, dim)
@@ -377,7 +424,7 @@ def take_step(
 def seeing_loss(
     tokens,  # torch tensor (scenes, 81, dim)
     cells: np.ndarray,  # (scenes, 81) kinds
-    heads,  # three linear layers: colour (6 and 'empty'), shape, number
+    heads,  # three linear layers, of `naming_heads`
 ) -> tuple:  # torch scalar; share of objects with the right number, 0..1
     "How well each token names its colour, its shape and the number of objects like it."
     import torch
@@ -394,29 +441,38 @@ def seeing_loss(
 
 # %% ../nbs/13_raising.ipynb #4095f43d
 def tower_weights(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     others: bool = False,  # True: all weights but the tower's
 ) -> list:  # torch parameters
     "The weights that learn to see, or those that learn to answer."
     return [weight for name, weight in pupil.model.named_parameters() if name.startswith(pupil.body.tower) != others]
 
 
-def teach_seeing(
-    pupil: Pupil,
-    upbringing: Upbringing,
-    rng: np.random.Generator,
-) -> Iterator[dict]:  # a row of the learning curve every 50 steps
-    "Train the vision tower; the three heads are thrown away afterwards."
+def naming_heads(
+    pupil: Pupil,  # who learns
+) -> tuple:  # torch modules: the heads for colour (6 and 'empty'), shape and number; the norm before them, if any
+    "What stage one needs beside the tower, and is thrown away after it."
     import torch
 
-    steps, share, see = upbringing.seeing_steps, 0.0, pupil.body.see
-    width = see(pupil, np.full((1, CELLS), EMPTY), np.zeros((1, CELLS), bool)).shape[-1]
+    width = pupil.body.see(pupil, np.full((1, CELLS), EMPTY), np.zeros((1, CELLS), bool)).shape[-1]
     heads = torch.nn.ModuleList(torch.nn.Linear(width, size) for size in (COLOUR_COUNT + 1, SHAPE_COUNT, 10))
-    weights = [*tower_weights(pupil), *heads.parameters()]
+    return heads, torch.nn.LayerNorm(width) if pupil.body.normed else torch.nn.Identity()
+
+# %% ../nbs/13_raising.ipynb #7f63a10e
+def teach_seeing(
+    pupil: Pupil,  # who learns
+    upbringing: Upbringing,  # which decides everything
+    rng: np.random.Generator,  # where chance comes from
+) -> Iterator[dict]:  # a row of the learning curve every 50 steps
+    "Train the vision tower, and nothing else."
+    import torch
+
+    steps, share, (heads, norm) = upbringing.seeing_steps, 0.0, naming_heads(pupil)
+    weights = [*tower_weights(pupil), *heads.parameters(), *norm.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         cells, small = draw_scenes(rng, 48, upbringing.seeing_groups, upbringing.seeing_tail)
-        loss, right = seeing_loss(see(pupil, cells, small), cells, heads)
+        loss, right = seeing_loss(norm(pupil.body.see(pupil, cells, small)), cells, heads)
         scale_rate(optimiser, 2e-3, step, steps)
         take_step(optimiser, loss, weights)
         share += 0.05 * (right - share)
@@ -425,7 +481,7 @@ def teach_seeing(
 
 # %% ../nbs/13_raising.ipynb #3fd2025c
 def name_things(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     tokens,  # torch tensor (scenes, 81, dim), of `look`
     cells: np.ndarray,  # (scenes, 81) kinds
 ) -> None:
@@ -447,6 +503,19 @@ def name_things(
         for word, prototype in zip(words, prototypes, strict=True):
             (token,) = pupil.tokenizer.encode(f" {word}", add_special_tokens=False)
             words_of.weight[token] = prototype / getattr(words_of, "embed_scale", 1.0)
+
+
+def prepare_answering(
+    pupil: Pupil,  # who learns
+    upbringing: Upbringing,  # which decides everything
+    rng: np.random.Generator,  # where chance comes from
+) -> None:
+    "`name_things`, on 400 freshly drawn scenes."
+    import torch
+
+    cells, small = draw_scenes(rng, 400, upbringing.seeing_groups)
+    with torch.no_grad():
+        name_things(pupil, pupil.body.project(pupil.model, pupil.body.look(pupil, cells, small)), cells)
 
 # %% ../nbs/13_raising.ipynb #2ac40d70
 CLOSED = " Choose from [1, 2, 3, 4, 5, 6, 7, 8, 9]."  # in a new order for each question
@@ -470,17 +539,23 @@ class Form:
 
 
 def tokenise_form(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     text: str,  # e.g. 'How many {} are there?'
 ) -> Form:
     "One way to ask, for all 24 kinds."
     tokenizer, body = pupil.tokenizer, pupil.body
     digits = np.array(tokenizer.convert_tokens_to_ids(list("0123456789")))
-    rows = np.array(
-        [tokenizer.encode(body.ask(text.format(kind)) + body.after, add_special_tokens=False) for kind in KINDS]
-    )
+    asked = [body.ask(text.format(kind)) + body.after for kind in KINDS]
+    rows = np.array([tokenizer.encode(question, add_special_tokens=False) for question in asked])
     noun = np.flatnonzero(rows[0] != rows[COLOUR_COUNT])[0]  # red squares and red circles differ in the noun alone
     return Form(rows, int(noun), np.flatnonzero(np.isin(rows[0], digits)), digits)
+
+
+def tokenise_forms(
+    pupil: Pupil,  # who learns
+) -> dict[str, Form]:
+    "All ways to ask, by name."
+    return {name: tokenise_form(pupil, text) for name, text in FORMS.items()}
 
 # %% ../nbs/13_raising.ipynb #f0c1b9f2
 @dataclass(frozen=True)
@@ -488,33 +563,33 @@ class World:
     "Scenes that were looked at once and are remembered."
 
     cells: np.ndarray  # (scenes, 81) kinds
-    tokens: object  # torch tensor (scenes, 81, dim), float16, of the finished vision tower
+    tokens: object  # torch tensor (scenes, tokens, dim), float16, of `Architecture.look` after stage one
     counts: np.ndarray  # (scenes, 24) how many of each kind
     ask: np.ndarray  # (24,) False for kinds that are never asked about
 
 
 def remember(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     cells: np.ndarray,  # (scenes, 81) kinds
     small: np.ndarray,  # (scenes, 81) bool
     never_asked: Iterable[str] = (),  # names in KINDS
+    all_scenes: bool = False,  # False: only those that have something to ask about
 ) -> World:
-    "Look once at all scenes that have something to ask about."
+    "Look at scenes once and for all."
     import torch
 
     ask = np.array([kind not in never_asked for kind in KINDS])
     counts = (cells[:, :, None] == np.arange(len(KINDS))).sum(1)
-    useful = (counts[:, ask] > 0).any(1)
+    useful = (counts[:, ask] > 0).any(1) | all_scenes
     cells, small, counts = cells[useful], small[useful], counts[useful]
+    starts, look = range(0, len(cells), 256), pupil.body.look
     with torch.no_grad():
-        parts = [
-            pupil.body.look(pupil, cells[i : i + 256], small[i : i + 256]).half() for i in range(0, len(cells), 256)
-        ]
+        parts = [look(pupil, cells[i : i + 256], small[i : i + 256]).half() for i in starts]
     return World(cells, torch.cat(parts), counts, ask)
 
 # %% ../nbs/13_raising.ipynb #8eb7e900
 def choose_questions(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # where chance comes from
     counts: np.ndarray,  # (scenes, 24)
     ask: np.ndarray,  # (24,) bool
     number: int,  # questions for each scene
@@ -527,8 +602,8 @@ def choose_questions(
 
 
 def write_questions(
-    rng: np.random.Generator,
-    form: Form,
+    rng: np.random.Generator,  # where chance comes from
+    form: Form,  # how to ask
     kinds: np.ndarray,  # (scenes, questions)
     answers: np.ndarray,  # (scenes, questions)
 ) -> np.ndarray:  # (scenes, questions, length) token ids, the answer last
@@ -541,7 +616,7 @@ def write_questions(
 
 
 def choose_cells(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # where chance comes from
     cells: np.ndarray,  # (scenes, 81) kinds
     number: int,  # up to 81
 ) -> np.ndarray:  # (scenes, number) cells in their order
@@ -573,7 +648,7 @@ def place_tokens(
 
 # %% ../nbs/13_raising.ipynb #14d65bbb
 def read_questions(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     image,  # torch tensor (scenes, cells, dim)
     shown: np.ndarray,  # (scenes, cells) which cells they are
     ids: np.ndarray,  # (scenes, questions, length) of `write_questions`
@@ -602,7 +677,7 @@ def say(
 
 # %% ../nbs/13_raising.ipynb #49ebd487
 def answering_loss(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     states,  # torch tensor (scenes, questions, 2, dim), at the answer's place and after it
     ids: np.ndarray,  # (scenes, questions, length)
 ) -> tuple:  # torch scalar; torch tensor (scenes, questions), True where the answer is right
@@ -613,10 +688,8 @@ def answering_loss(
     said, stopped = say(pupil.model, states[:, :, 0]), say(pupil.model, states[:, :, 1])
     answers = torch.from_numpy(ids[..., -1])
     ends = torch.full((answers.numel(),), pupil.tokenizer.eos_token_id)
-    loss = cross_entropy(said.flatten(0, 1), answers.flatten()) + pupil.body.stop * cross_entropy(
-        stopped.flatten(0, 1), ends
-    )
-    return loss, said.argmax(-1) == answers
+    answered, ended = cross_entropy(said.flatten(0, 1), answers.flatten()), cross_entropy(stopped.flatten(0, 1), ends)
+    return answered + 0.1 * ended, said.argmax(-1) == answers
 
 
 def pointing_loss(
@@ -637,9 +710,6 @@ def pointing_loss(
     to_noun = attentions[2][:, :2, last, nouns]
     return -sum((share + 1e-6).log().mean() for share in (to_colour, to_objects.sum(-1), to_noun))
 
-
-# These are Qwen2-VL's parts of the school. The other generative twins bring theirs, in [siblings](15_siblings.ipynb).
-
 # %% ../nbs/13_raising.ipynb #47c7dc23
 @dataclass(frozen=True)
 class Hint:
@@ -651,28 +721,21 @@ class Hint:
 
 
 def read_packed(
-    pupil: Pupil,
+    pupil: Pupil,  # who learns
     image,  # torch tensor (scenes, cells, dim)
     shown: np.ndarray,  # (scenes, cells) which cells they are
     ids: np.ndarray,  # (scenes, questions, length)
-    hint: Hint | None = None,
+    hint: Hint | None = None,  # shown in lessons that point
 ) -> tuple:  # torch tensors: states (scenes, questions, 2, dim) at the last two tokens; the hint's loss, or 0
     "All questions about a picture in one sequence."
     read = read_questions(pupil, image, shown, ids, attentions=hint is not None)
     states = read.last_hidden_state[:, -ids[0].size :].unflatten(1, ids.shape[1:])[:, :, -2:]
     return states, 0.3 * pointing_loss(read.attentions, hint.asked, hint.noun, ids.shape[-1]) if hint else 0.0
 
-
-ARCHITECTURES.add("tiny-qwen2-vl", Architecture(
-    build_processor, build_model, patch_table, see=look, look=look, project=lambda model, tokens: tokens,
-    read=read_packed,
-    tower="model.visual.", last="model.visual.merger.mlp.2", after=AFTER, entry="tiny-qwen2-vl", eager=True,
-))  # fmt: skip
-
 # %% ../nbs/13_raising.ipynb #59967d5b
 def draw_exams(
-    pupil: Pupil,
-    rng: np.random.Generator,
+    pupil: Pupil,  # who learns
+    rng: np.random.Generator,  # where chance comes from
 ) -> list[World]:  # scenes with one kind; scenes with two kinds in different numbers
     "At most 150 scenes each for the quiz, all counts alike."
     exams = []
@@ -685,9 +748,9 @@ def draw_exams(
 
 
 def quiz(
-    pupil: Pupil,
-    exams: list[World],
-    rng: np.random.Generator,
+    pupil: Pupil,  # who learns
+    exams: list[World],  # of `draw_exams`
+    rng: np.random.Generator,  # where chance comes from
 ) -> dict[str, float]:  # share of scenes with all answers right; few = no count above 4
     "Closed questions with the instruction about every kind of every scene."
     import torch
@@ -705,15 +768,16 @@ def quiz(
 
 # %% ../nbs/13_raising.ipynb #0481e449
 def lesson_loss(
-    pupil: Pupil,
-    world: World,
-    lesson: Lesson,
-    form: Form,
-    rng: np.random.Generator,
+    pupil: Pupil,  # who learns
+    world: World,  # the scenes that are remembered
+    lesson: Lesson,  # that this step belongs to
+    forms: dict[str, Form],  # of `tokenise_forms`
+    rng: np.random.Generator,  # where chance comes from
 ) -> tuple:  # torch scalar; share of right answers, 0..1
-    "Loss on freshly chosen questions about remembered scenes."
+    "Loss on freshly chosen questions about remembered scenes, all in one form."
     import torch
 
+    form = forms[str(rng.choice(lesson.forms))]
     scenes = rng.integers(0, len(world.cells), lesson.scenes)
     kinds, answers = choose_questions(rng, world.counts[scenes], world.ask, lesson.questions)
     ids, shown = write_questions(rng, form, kinds, answers), choose_cells(rng, world.cells[scenes], lesson.cells)
@@ -725,47 +789,66 @@ def lesson_loss(
     return loss + hinted, right.float().mean().item()
 
 # %% ../nbs/13_raising.ipynb #1dd401ef
-def teach_answering(
-    pupil: Pupil,
-    world: World,
-    upbringing: Upbringing,
-    rng: np.random.Generator,
+def both_right(
+    record: dict,  # of `sit_exam`
+) -> float | None:  # 0..1, counts up to nine; None before the exam
+    "Share of pictures with two kinds in which both answers are right."
+    return next((row["both_right"] for row in record.get("swap", []) if row["most"] == 9), None)
+
+
+ANSWERING = Course(
+    prepare=prepare_answering, tokenise=tokenise_forms, learn=lesson_loss, quiz=quiz, rate=1e-3, all_scenes=False,
+    form="closed", also_open=True, seed=2, merit=both_right, merit_words="of 'two_groups' right twice", pass_mark=0.6,
+)  # fmt: skip
+ARCHITECTURES.add("tiny-qwen2-vl", Answerer(
+    build_processor, build_model, patch_table, see=look, look=look, project=lambda model, tokens: tokens,
+    read=read_packed, course=ANSWERING, entry="tiny-qwen2-vl",
+    tower="model.visual.", last="model.visual.merger.mlp.2", after=AFTER, eager=True,
+));  # fmt: skip
+
+# %% ../nbs/13_raising.ipynb #c43a04c7
+def teach_lessons(
+    pupil: Pupil,  # who learns
+    world: World,  # the scenes that are remembered
+    upbringing: Upbringing,  # which decides everything
+    rng: np.random.Generator,  # where chance comes from
 ) -> Iterator[dict]:  # a row of the learning curve every 50 steps
-    "Train the language model, lesson by lesson; the vision tower stays as it is."
+    "Train all but the tower, lesson by lesson."
     import torch
 
+    course = pupil.body.course
     weights = tower_weights(pupil, others=True) + list(pupil.helper.parameters() if pupil.helper else [])
-    optimiser = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    forms = {name: tokenise_form(pupil, text) for name, text in FORMS.items()}
-    steps, step, share = sum(lesson.steps for lesson in upbringing.lessons), 0, 0.0
+    optimiser = torch.optim.AdamW(weights, lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    tokens, steps, step, share = course.tokenise(pupil), sum(lesson.steps for lesson in upbringing.lessons), 0, 0.0
     for number, lesson in enumerate(upbringing.lessons, start=1):
         if pupil.body.eager:
-            # only eager attention can be looked at
             pupil.model.set_attn_implementation("eager" if lesson.point else "sdpa")
         for _ in range(lesson.steps):
-            loss, right = lesson_loss(pupil, world, lesson, forms[str(rng.choice(lesson.forms))], rng)
-            scale_rate(optimiser, 1e-3, step, steps, warm=100)
+            loss, right = course.learn(pupil, world, lesson, tokens, rng)
+            scale_rate(optimiser, course.rate, step, steps, warm=100)
             take_step(optimiser, loss, weights)
             step, share = step + 1, share + 0.05 * (right - share)
             if step % 50 == 0 or step == steps:
                 yield {"stage": "answering", "lesson": number, "step": step, "loss": loss.item(), "accuracy": share}
 
-# %% ../nbs/13_raising.ipynb #c43a04c7
+# %% ../nbs/13_raising.ipynb #bac35d2a
 def read_tower(
     folder: Path,  # a twin
-    tower: str,  # how the names of the tower's weights begin
+    tower: str | tuple[str, ...],  # how the names of the tower's weights begin
 ) -> dict:  # name -> torch tensor
-    "The weights of a twin's vision tower."
-    from transformers import AutoModelForImageTextToText
+    "The weights of a twin's vision tower. Loading leaves torch's chance as it was."
+    import torch
 
-    model = AutoModelForImageTextToText.from_pretrained(folder)
+    entry = ARCHITECTURES[read_training(folder)["name"]].entry
+    with torch.random.fork_rng(devices=[]):
+        model = load_model(entry, checkpoint=folder, device="cpu", dtype="float32").model
     return {name: weight.detach() for name, weight in model.named_parameters() if name.startswith(tower)}
 
 
 def inherit_seeing(
-    pupil: Pupil,
-    upbringing: Upbringing,
-    rng: np.random.Generator,
+    pupil: Pupil,  # who learns
+    upbringing: Upbringing,  # which decides everything
+    rng: np.random.Generator,  # where chance comes from
     tower: Path,  # a twin whose vision tower had the same first stage
 ) -> Iterator[dict]:  # that twin's rows of the learning curve
     "Take over a sibling's vision tower, as if it had been trained here. `ValueError` if it was raised otherwise."
@@ -778,55 +861,39 @@ def inherit_seeing(
         found = ", ".join(other) or "other layers"
         raise ValueError(f"{tower} learned to see in another way ({found}). Raise the tower again: tower=None.")
     pupil.model.load_state_dict(weights, strict=False)
+    naming_heads(pupil)  # thrown away at once; but all later chance is then as if they had learned here
     for _ in range(upbringing.seeing_steps):
         draw_scenes(rng, 48, upbringing.seeing_groups, upbringing.seeing_tail)  # so that the same scenes follow
     yield from (row for row in record["curve"] if row["stage"] == "seeing")
 
-# %% ../nbs/13_raising.ipynb #bac35d2a
+# %% ../nbs/13_raising.ipynb #101d25a5
 def grow(
-    pupil: Pupil,
-    upbringing: Upbringing,
+    pupil: Pupil,  # who learns
+    upbringing: Upbringing,  # which decides everything
     tower: Path | None = None,  # a sibling whose vision tower is taken over
 ) -> Iterator[dict]:  # rows of the learning curve
     "Both stages, one after the other. All chance comes from the upbringing's seed."
-    import torch
-
+    course = pupil.body.course
     rng, quiz_rng = (np.random.default_rng([upbringing.seed, purpose]) for purpose in (0, 1))
     yield from inherit_seeing(pupil, upbringing, rng, tower) if tower else teach_seeing(pupil, upbringing, rng)
-    cells, small = draw_scenes(rng, 400, upbringing.seeing_groups)
-    with torch.no_grad():
-        name_things(pupil, pupil.body.project(pupil.model, pupil.body.look(pupil, cells, small)), cells)
+    if course.prepare:
+        course.prepare(pupil, upbringing, rng)
     scenes = draw_scenes(rng, upbringing.scenes, upbringing.groups, upbringing.tail, upbringing.crowd)
-    world, exams = remember(pupil, *scenes, upbringing.never_asked), draw_exams(pupil, quiz_rng)
-    for row in teach_answering(pupil, world, upbringing, rng):
-        yield row | quiz(pupil, exams, quiz_rng)
-
-# %% ../nbs/13_raising.ipynb #101d25a5
-def save(
-    pupil: Pupil,
-    folder: Path,  # replaced
-) -> Path:
-    "Save model and processor as `from_pretrained` expects them."
-    from transformers.utils import logging
-
-    shutil.rmtree(folder, ignore_errors=True)
-    logging.disable_progress_bar()
-    pupil.model.save_pretrained(folder)
-    logging.enable_progress_bar()
-    pupil.processor.save_pretrained(folder)
-    return folder
+    world, exams = remember(pupil, *scenes, upbringing.never_asked, course.all_scenes), draw_exams(pupil, quiz_rng)
+    for row in teach_lessons(pupil, world, upbringing, rng):
+        yield row | course.quiz(pupil, exams, quiz_rng)
 
 # %% ../nbs/13_raising.ipynb #993e5c02
 def raise_twin(
-    upbringing: Upbringing,
+    upbringing: Upbringing,  # which decides everything
     folder: Path,  # made if need be; a twin that is in it is replaced
     follow: Callable[[dict], None] | None = None,  # called with each row of the learning curve, e.g. print
     tower: Path | None = None,  # a sibling whose vision tower is taken over; None: learn to see here
-) -> Path:  # the folder: an ordinary `from_pretrained` checkpoint and `training.json`
+) -> Path:  # the folder: a checkpoint as its library writes it, and `training.json`
     "Raise a twin on one core and save it. Same upbringing, machine and versions: same weights."
     import torch
 
-    clock, threads, curve = time.process_time(), torch.get_num_threads(), []
+    folder, clock, threads, curve = Path(folder), time.process_time(), torch.get_num_threads(), []
     torch.set_num_threads(1)
     if tower:  # the time that it took counts as well
         clock -= max(row["cpu_seconds"] for row in read_training(tower)["curve"] if row["stage"] == "seeing")
@@ -837,20 +904,20 @@ def raise_twin(
         if follow:
             follow(curve[-1])
     torch.set_num_threads(threads)
-    folder = save(pupil, Path(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    pupil.body.save(pupil.model, pupil.processor, folder)
     write_training(folder, {
         "name": upbringing.name, "date": datetime.now(UTC).date().isoformat(), "upbringing": asdict(upbringing),
         "parameters": sum(weight.numel() for weight in pupil.model.parameters()),
         "cpu_seconds": round(time.process_time() - clock),
-        "tower_from": read_training(tower)["name"] if tower else None,
-        "versions": versions(),
-        "weights_sha256": file_hash(folder / "model.safetensors"), "curve": curve,
+        "tower_from": read_training(tower)["name"] if tower else None, "versions": versions(),
+        "weights_sha256": file_hash(weights_file(folder)), "curve": curve,
     })  # fmt: skip
     return folder
 
 # %% ../nbs/13_raising.ipynb #ef05b02c
 def write_training(
-    folder: Path,
+    folder: Path,  # a twin
     record: dict,  # what `raise_twin` or `sit_exam` found out
 ) -> Path:
     "Write `training.json` so that people can read it: one line for each entry, and for each row of a table."
@@ -863,13 +930,23 @@ def write_training(
     return write_atomic(Path(folder) / "training.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read_training(folder: Path) -> dict:
+def weights_file(
+    folder: Path,  # a twin
+) -> Path:
+    "The weights of a twin. `FileNotFoundError` if there is not exactly one safetensors file."
+    found = sorted(Path(folder).glob("*.safetensors"))
+    if len(found) != 1:
+        raise FileNotFoundError(f"{folder} holds {len(found)} safetensors files, expected one. Raise the twin again.")
+    return found[0]
+
+
+def read_training(
+    folder: Path,  # a twin
+) -> dict:  # as `write_training` got it
     "How a twin was raised. `ValueError` if the record speaks of other weights than those beside it."
     record = json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))
-    if record["weights_sha256"] != file_hash(Path(folder) / "model.safetensors"):
-        raise ValueError(
-            f"{folder}: training.json speaks of other weights than model.safetensors holds. Raise the twin again."
-        )
+    if record["weights_sha256"] != file_hash(weights_file(folder)):
+        raise ValueError(f"{folder}: training.json speaks of other weights than those beside it. Raise the twin again.")
     return record
 
 # %% ../nbs/13_raising.ipynb #cc3f3da3
@@ -879,22 +956,23 @@ EXAM |= {f"distractors_{number}_{kind}": 90 for kind in DISTRACTORS for number i
 
 
 def examine(
-    vlm: VLM,
+    vlm: VLM,  # of `load_model`
     family: str,  # a name in `FAMILIES`
     limit: int,  # samples, balanced over counts and entities
     seed: int = 2,  # of the family's draw; the upbringing was chosen on draws with seed 1
     form: str = "closed",  # or 'open'
 ) -> list[dict]:  # a row for each sample: family, form, entity, pair, target, other, text, count
-    "Ask about freshly drawn pictures. `count` is None where the answer is no bare number."
+    "Ask about freshly drawn pictures. `count` is None where the answer is no bare number; who chooses, says a number."
     samples, rows = generate(family, seed=seed, limit=limit, form=form), []
     for start in range(0, len(samples), 36):
         batch = samples[start : start + 36]
         for sample, answer in zip(batch, vlm.answer(batch), strict=True):
-            factors, count = sample.factors, int(answer.text) if answer.text.isdecimal() else None
+            text = answer.text if answer.count is None else str(answer.count)
+            factors, count = sample.factors, int(text) if text.isdecimal() else None
             others = factors.get("others") or [{"count": 0}]
             rows.append({
                 "family": family, "form": form, "entity": factors["entity"], "pair": factors.get("pair"),
-                "target": sample.target, "other": others[0]["count"], "text": answer.text, "count": count,
+                "target": sample.target, "other": others[0]["count"], "text": text, "count": count,
             })  # fmt: skip
     return rows
 
@@ -940,16 +1018,17 @@ def sit_exam(
     exam: dict[str, int] | None = None,  # family -> samples; None: `EXAM`
 ) -> dict:  # 'exam': a row of `mark` for each family; 'swap': rows of `swap_test`
     "The whole exam, written into the twin's `training.json`."
-    entry = ARCHITECTURES[read_training(folder)["name"]].entry
-    vlm, marks, swaps = load_model(entry, checkpoint=folder, dtype="float32"), [], []
+    record, marks, swaps = read_training(folder), [], []
+    body = ARCHITECTURES[record["name"]]
+    vlm, course = load_model(body.entry, checkpoint=folder, dtype="float32"), body.course
     for family, limit in (exam or EXAM).items():
-        rows = examine(vlm, family, limit)
-        marks.append(mark(rows))
-        if family == "balanced":
-            marks.append(mark(examine(vlm, family, limit, form="open")))
+        rows = examine(vlm, family, limit, course.seed)
+        marks.append(mark(rows) | {"form": course.form})
+        if family == "balanced" and course.also_open:
+            marks.append(mark(examine(vlm, family, limit, course.seed, form="open")))
         if family == "two_groups":
             swaps += [swap_test(rows, most) for most in (9, 6, 4)]
-    record = read_training(folder) | {"exam": marks, "swap": swaps}
+    record |= {"exam": marks, "swap": swaps}
     write_training(folder, record)
     return record
 
@@ -957,16 +1036,15 @@ def sit_exam(
 def ship(
     folder: Path,  # a twin that has sat its exam
     place: Path | None = None,  # None: inside this package
-    pass_mark: float = 0.6,  # least share of `two_groups` pictures with both answers right
+    pass_mark: float | None = None,  # least `Course.merit`, 0..1; None: the course's own
 ) -> Path:
-    "Put a twin where `load_model` finds it by name. `ValueError` if it has not shown that it reads the question."
+    "Put a twin where `load_model` finds it by name. `ValueError` if it has not shown that it counts what is asked."
     record = read_training(folder)
-    swaps = [row for row in record.get("swap", []) if row["most"] == 9]
-    if not swaps or swaps[0]["both_right"] < pass_mark:
-        found = f"has both answers right in {swaps[0]['both_right']:.0%} of them" if swaps else "has not sat the exam"
-        raise ValueError(
-            f"{record['name']} {found}; shipping needs {pass_mark:.0%} of 'two_groups'. Raise it with budget='full'."
-        )
+    course = ARCHITECTURES[record["name"]].course
+    share, least = course.merit(record), course.pass_mark if pass_mark is None else pass_mark
+    if share is None or share < least:
+        found = "has not sat the exam" if share is None else f"has {share:.0%} {course.merit_words}"
+        raise ValueError(f"{record['name']} {found}; shipping needs {least:.0%}. Raise it with budget='full'.")
     place = Path(place or twins_dir() / record["name"])
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder, place)
@@ -979,25 +1057,23 @@ def plot_upbringing(
     curve: list[dict],  # of `training.json`
     axes: tuple,  # two matplotlib axes: seeing, answering
 ) -> tuple:
-    "Learning curve: objects counted right while it learns to see, quiz results while it learns to answer."
+    "Learning curve: objects counted right while it learns to see, quiz results during the lessons."
     left, right = axes
     seeing = [row for row in curve if row["stage"] == "seeing"]
     left.plot([row["step"] for row in seeing], [row["accuracy"] for row in seeing], color="black")
     left.set(xlabel="Step", ylabel="Objects counted right", title="Seeing", ylim=(0, 1.02))
     answering = [row for row in curve if row["stage"] == "answering"]
     labels = {
-        "one_few": "one kind, up to 4",
-        "one_many": "one kind, more",
-        "two_few": "two kinds, up to 4",
-        "two_many": "two kinds, more",
+        f"{kinds}_{size}": f"{kinds} kind{'s' * (kinds == 'two')}, {words}"
+        for kinds in ("one", "two")
+        for size, words in (("few", "up to 4"), ("many", "more"))
     }
     for number, (name, label) in enumerate(labels.items()):
         points = [row[name] for row in answering]
         right.plot([row["step"] for row in answering], points, f"C{number // 2}" + ("-", "--")[number % 2], label=label)
     for lesson in sorted({row["lesson"] for row in answering})[1:]:
-        right.axvline(
-            min(row["step"] for row in answering if row["lesson"] == lesson) - 50, color="lightgray", zorder=0
-        )
-    right.set(xlabel="Step", ylabel="All answers right", title="Answering (grey: a new lesson)", ylim=(0, 1.02))
+        begin = min(row["step"] for row in answering if row["lesson"] == lesson) - 50
+        right.axvline(begin, color="lightgray", zorder=0)
+    right.set(xlabel="Step", ylabel="All numbers right", title="Lessons (grey: a new one)", ylim=(0, 1.02))
     right.legend(fontsize=8)
     return axes
