@@ -41,6 +41,33 @@ def entity_rows() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(n=729, accuracy=accuracy, low=accuracy - 0.03, high=accuracy + 0.05)
 
 
+def layer_rows(layers=29) -> pd.DataFrame:
+    "Four poolings and the lens, with controls, as `probe_layers` and `controls` have them."
+    poolings = ("mean", "last", "image_mean", "image_last")
+    rows = [
+        {"control": control, "layer": layer, "pooling": pooling, "accuracy": top - 0.05 * i + 0.003 * layer}
+        for control, top in (("none", 0.9), ("shuffled", 0.2), ("control task", 0.3), ("untrained", 0.6))
+        for i, pooling in enumerate(poolings)
+        for layer in range(layers)
+    ]
+    rows += [{"control": name, "layer": None, "pooling": None, "accuracy": 0.5} for name in ("lit area", "pixels")]
+    table = pd.DataFrame(rows).assign(n=17_496, std=0.01).astype({"layer": "Int64"})
+    return table.assign(low=table["accuracy"] - 0.02, high=table["accuracy"] + 0.01)
+
+
+def lens_rows() -> pd.DataFrame:
+    table = pd.DataFrame([{"layer": layer, "norm": norm} for layer in range(29) for norm in (False, True)])
+    return table.assign(n=216, accuracy=table["layer"] / 28 * table["norm"], probability=table["layer"] / 40)
+
+
+def gap_rows() -> pd.DataFrame:
+    table = pd.DataFrame({"target": range(1, 10), "n": 24}).assign(
+        first=lambda rows: 1 - rows["target"] / 10, second=0.8
+    )
+    table["difference"] = table["second"] - table["first"]
+    return table.assign(low=table["difference"] - 0.1, high=table["difference"] + 0.05)
+
+
 def crossed(extra=()) -> pd.DataFrame:
     table = pd.DataFrame(np.diag([10, 8, 6]) + np.eye(3, k=-1, dtype=int), index=[2, 3, 4], columns=[2, 3, 4])
     for answer in extra:
@@ -59,6 +86,10 @@ DRAWN = {
     "answers": lambda: figures.plot_answers(crossed((0, 1000))),
     "entities": lambda: figures.plot_entities(entity_rows()),
     "entity_grid": lambda: figures.plot_entity_grid(entity_rows()),
+    "layer_map": lambda: figures.plot_layer_map(figures.true_labels(layer_rows())),
+    "layers": lambda: figures.plot_layers(layer_rows(), chance=1 / 9),
+    "lens_curves": lambda: figures.plot_lens_curves(lens_rows(), chance=1 / 9),
+    "gap": lambda: figures.plot_gap(gap_rows()),
 }
 
 
@@ -91,6 +122,7 @@ def test_nothing_is_cut_off_and_n_is_stated(name):
 def test_table_and_settings_of_the_caller_are_untouched(name, monkeypatch):
     before = dict(matplotlib.rcParams)
     tables = {"count_rows": count_rows(), "entity_rows": entity_rows(), "crossed": crossed((0, 1000))}
+    tables |= {"layer_rows": layer_rows(), "lens_rows": lens_rows(), "gap_rows": gap_rows()}
     for maker, table in tables.items():
         monkeypatch.setitem(globals(), maker, lambda *_, table=table: table)
     copies = {maker: table.copy() for maker, table in tables.items()}
@@ -151,6 +183,49 @@ def test_confusion_of_shares_is_refused():
         figures.plot_confusion(table.div(table.sum(axis=1), axis=0))
 
 
+def test_layer_map_is_in_the_papers_order_with_the_encoder_alone():
+    rows = figures.true_labels(layer_rows(3))
+    ax = figures.plot_layer_map(
+        pd.concat([rows, rows.query("pooling == 'mean'").assign(pooling="lens", accuracy=0.25)])
+    )
+    names = [label.get_text().replace("\n", " ") for label in ax.get_xticklabels()]
+    assert names == ["encoder", "image mean", "image last", "all mean", "last token", "lens"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["2", "1", "0"]
+    cells = {tuple(int(place) for place in t.get_position()): t.get_text() for t in ax.texts if t.get_text().isdigit()}
+    assert cells[0, 2] == "80" and (0, 0) not in cells and (1, 2) not in cells and cells[5, 0] == "25"
+    assert cells[1, 0] == "81" and cells[3, 0] == "91"  # image mean and all mean of the deepest layer
+
+
+def test_layers_draw_curves_bands_and_lines():
+    rows = layer_rows(5)
+    ax = figures.plot_layers(rows, chance=1 / 9)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    curves = ["image mean", "image last", "all mean", "last token"]
+    assert labels[-1] == "chance (11.1 %)" and set(labels[:-1]) == set(curves) | set(rows["control"]) - {"none"}
+    shown = {container.get_label(): container for container in ax.containers}
+    assert list(shown) == curves
+    line, _, (bars,) = shown["last token"].lines
+    mine = rows.query("control == 'none' and pooling == 'last'")
+    assert np.allclose(line.get_ydata(), 100 * mine["accuracy"])
+    assert np.allclose([path[:, 1] for path in bars.get_segments()], 100 * mine[["low", "high"]].astype(float))
+    band = next(patch for patch in ax.collections if patch.get_label() == "untrained").get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((45 - 0.6, 61.2 + 0.6))
+    published = figures.true_labels(rows).drop(columns=["low", "high", "control"])
+    assert any("std over folds" in text for text in texts(figures.plot_layers(published).figure))
+
+
+def test_lens_curves_tell_norm_from_no_norm():
+    lines = {line.get_label().replace("\n", " "): line for line in figures.plot_lens_curves(lens_rows()).lines}
+    assert np.allclose(lines["without norm: its word is right"].get_ydata(), 0)
+    assert np.allclose(lines["with norm: its word is right"].get_ydata(), np.linspace(0, 100, 29))
+
+
+def test_gap_is_the_difference_of_the_table():
+    ax = figures.plot_gap(gap_rows())
+    assert np.allclose([bar.get_height() for bar in ax.patches], 100 * gap_rows()["difference"])
+    assert any("probe minus answer" in text.replace("\n", " ") for text in texts(ax.figure))
+
+
 def test_entities_are_drawn_at_their_colour_in_their_colour():
     ax = figures.plot_entities(entity_rows())
     assert [label.get_text() for label in ax.get_xticklabels()] == ["red", "green", "blue", "cyan", "magenta", "yellow"]
@@ -191,6 +266,10 @@ def test_entities_that_are_missing_leave_a_hole():
         (lambda: figures.plot_entities(entity_rows().replace("red", "mauve")), "Unknown colour 'mauve'"),
         (lambda: figures.plot_entity_grid(pd.concat([entity_rows()] * 2)), "several rows for colour"),
         (lambda: figures.plot_confusion(pd.DataFrame()), "empty"),
+        (lambda: figures.plot_layers(pd.concat([layer_rows()] * 2)), "several rows for layer"),
+        (lambda: figures.plot_layer_map(layer_rows()), "several rows for layer"),
+        (lambda: figures.plot_lens_curves(lens_rows().drop(columns="norm")), "no column 'norm'"),
+        (lambda: figures.plot_gap(gap_rows().drop(columns="second")), "compare"),
     ],
 )
 def test_bad_tables_are_refused(call, message):

@@ -16,6 +16,7 @@ from vlm_counting.published import (
     classification_report,
     example_predictions,
     find_releases,
+    load_layerwise,
     load_published,
     load_release,
     regression_table,
@@ -292,6 +293,18 @@ def test_regression_table_without_counterpart():
     assert set(regression_table(unknown)["verdict"]) == {"not published"}
     with pytest.raises(ValueError, match="no predictions"):
         regression_table([])
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published numbers are not beside this clone")
+def test_layerwise_repeats_every_released_number():
+    released = pd.read_csv(SHARED / "reference" / "layerwise.csv")
+    names = {"SVM_mean_encoder": "image_mean", "SVM_img_mean": "image_mean", "SVM_img_last_token": "image_last",
+             "SVM_hs_mean": "mean", "SVM_hs_last_token": "last", "LLM": "lens"}  # fmt: skip
+    released["pooling"] = released.pop("method").map(names)
+    both = load_layerwise().merge(released, on=["model", "layer", "pooling"], suffixes=("", "_released"))
+    assert len(both) == len(released) == 795 and (both["n"] == 17_496).all()
+    assert np.allclose(both["accuracy"], both["accuracy_released"], atol=1e-12, rtol=0)
+    assert np.allclose(both["std"], both["std_released"], atol=1e-12, rtol=0)
 
 
 def test_shipped_files_are_small():

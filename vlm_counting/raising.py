@@ -63,6 +63,7 @@ class Upbringing:
     tail: float = 2.0  # while it learns to answer, with p(n) ~ n ** -tail; numbers in captions fall about so
     groups: tuple[float, ...] = (0.15, 0.6, 0.25)  # share of scenes with one kind of object, two kinds, three
     crowd: int = 20  # most objects in a scene it is asked about
+    most: int = 9  # while it learns to answer, the largest number of one kind: nobody ever asks about more
     never_asked: tuple[str, ...] = ("red squares", "green circles", "yellow stars", "cyan triangles")
     seeing_steps: int = 800  # of the optimiser, 48 scenes each
     scenes: int = 12000  # drawn for the questions
@@ -114,9 +115,11 @@ def draw_scene(
     groups: tuple[float, ...],  # share of scenes with 1, 2, ... kinds
     tail: float = 0.0,  # counts 1..9 are drawn with p(n) ~ n ** -tail; 0: all alike
     crowd: int = 30,  # most objects; fuller scenes are drawn again
+    most: int = 9,  # largest count
 ) -> tuple[np.ndarray, np.ndarray]:  # (81,) kind in each cell or -1; (81,) True where the object is small
     "One scene: a few kinds of objects, each with its own count, somewhere on the grid."
     number, odds = 1 + rng.choice(len(groups), p=groups), np.arange(1, 10.0) ** -tail
+    odds[most:] = 0
     counts = np.array([crowd + 1])
     while counts.sum() > crowd:
         counts = 1 + rng.choice(9, number, p=odds / odds.sum())
@@ -133,9 +136,10 @@ def draw_scenes(
     groups: tuple[float, ...],  # share of scenes with one kind of object, two kinds, three, ...
     tail: float = 0.0,  # counts come with p(n) ~ n ** -tail
     crowd: int = 30,  # most objects in a scene
+    most: int = 9,  # largest count
 ) -> tuple[np.ndarray, np.ndarray]:  # (number, 81) kinds; (number, 81) small or not
     "Many scenes, stacked."
-    cells, small = zip(*(draw_scene(rng, groups, tail, crowd) for _ in range(number)), strict=True)
+    cells, small = zip(*(draw_scene(rng, groups, tail, crowd, most) for _ in range(number)), strict=True)
     return np.stack(cells), np.stack(small)
 
 # %% ../nbs/13_raising.ipynb #8baf7733
@@ -878,7 +882,8 @@ def grow(
     yield from inherit_seeing(pupil, upbringing, rng, tower) if tower else teach_seeing(pupil, upbringing, rng)
     if course.prepare:
         course.prepare(pupil, upbringing, rng)
-    scenes = draw_scenes(rng, upbringing.scenes, upbringing.groups, upbringing.tail, upbringing.crowd)
+    kind = (upbringing.groups, upbringing.tail, upbringing.crowd, upbringing.most)
+    scenes = draw_scenes(rng, upbringing.scenes, *kind)
     world, exams = remember(pupil, *scenes, upbringing.never_asked, course.all_scenes), draw_exams(pupil, quiz_rng)
     for row in teach_lessons(pupil, world, upbringing, rng):
         yield row | course.quiz(pupil, exams, quiz_rng)

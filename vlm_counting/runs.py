@@ -76,20 +76,28 @@ def _check_choice(name: str, options: tuple[str, ...]):
     return check
 
 
+def _check_file(name: str, advice: str):
+    def check(value: str | None) -> None:
+        if value is not None and not Path(value).expanduser().is_file():
+            raise FileNotFoundError(f"{name} is {value!r}, but there is no such file. {advice}")
+
+    return check
+
+
 def _check_device(value: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)):
         raise UnknownName(unknown("device", value, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
 
-
+# %% ../nbs/12_runs.ipynb #7c95903c
 CHECKS = {
     "model": find_entry,
     "dataset": check_source,
     "dtype": _check_choice("dtype", DTYPES),
     "device": _check_device,
-}
-CHECKS["attention"] = _check_choice("attention", ATTENTION)
-CHECKS |= {"limit": _check_whole("limit", 1, None, ", or None for all"), "seed": _check_whole("seed", 0)}
-CHECKS |= {
+    "attention": _check_choice("attention", ATTENTION),
+    "head": _check_file("head", "Expected a head.safetensors, as `vlm-counting run train` writes one."),
+    "limit": _check_whole("limit", 1, None, ", or None for all"),
+    "seed": _check_whole("seed", 0),
     "batch_size": _check_whole("batch_size", 1, "auto", ", or 'auto'"),
     "max_new_tokens": _check_whole("max_new_tokens", 1),
     "untrained": _check_whole("untrained", 0, None, ", or None for the trained weights"),

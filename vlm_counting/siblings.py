@@ -404,6 +404,7 @@ def point_hint(
 def childhood(
     tail: float,  # answers come with p(n) ~ n ** -tail
     steps: tuple[int, int, int],  # of the three lessons
+    most: int = 9,  # nobody ever asks about more
 ) -> dict:  # what differs from the first twin's upbringing
     "Lessons as for the first twin, with a question to a row, and mostly two kinds of objects in a picture."
     bare, mixed, alone = steps
@@ -412,7 +413,7 @@ def childhood(
         Lesson(mixed, ("bare", *EVERY_FORM), scenes=24, questions=2, cells=32, point=True),
         Lesson(alone, EVERY_FORM, scenes=16, questions=2, cells=81),
     )
-    return {"lessons": lessons, "tail": tail, "groups": (0.1, 0.6, 0.3)}
+    return {"lessons": lessons, "tail": tail, "most": most, "groups": (0.1, 0.6, 0.3)}
 
 # %% ../nbs/15_siblings.ipynb #9fc93fcd
 LLAVA_PAGE = Page(
@@ -445,7 +446,7 @@ ARCHITECTURES.add("tiny-paligemma2", Answerer(
     course=ANSWERING, entry="paligemma2-10b",
     tower="model.vision_tower.", last="model.multi_modal_projector.linear", after="\n", ask=answer_en,
     helper=match_helper,
-    upbringing=childhood(2.2, (400, 250, 150)),
+    upbringing=childhood(2.2, (400, 280, 160), most=8),
 ));  # fmt: skip
 
 # %% ../nbs/15_siblings.ipynb #99d33135
@@ -456,7 +457,7 @@ ARCHITECTURES.add("tiny-llava-onevision", Answerer(
     course=ANSWERING, entry="llava-onevision-7b",
     tower="model.vision_tower.", last="model.multi_modal_projector.linear_2", after=LLAVA_PAGE.after,
     helper=match_helper,
-    upbringing=childhood(2.8, (350, 220, 100)),
+    upbringing=childhood(2.8, (350, 280, 150)),
 ))  # fmt: skip
 
 
@@ -474,5 +475,5 @@ ARCHITECTURES.add("tiny-internvl3", Answerer(
     course=ANSWERING, entry="internvl3-8b",
     tower="model.vision_tower.", last="model.multi_modal_projector.linear_2", after=LLAVA_PAGE.after,
     ask=on_new_line, eager=True,
-    upbringing=childhood(2.7, (400, 250, 120)),
+    upbringing=childhood(2.4, (400, 280, 150), most=8),
 ));  # fmt: skip

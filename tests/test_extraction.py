@@ -1,0 +1,732 @@
+"Guards for the room `extraction`: states are the library's own, and a store survives whatever happens to it."
+
+import builtins
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlm_counting import extraction
+from vlm_counting.core import Sample, hold_folder
+from vlm_counting.extraction import (
+    POOLINGS,
+    Pooling,
+    Reader,
+    choose_layers,
+    choose_poolings,
+    extract,
+    file_of,
+    lens_curves,
+    open_states,
+    parse_layers,
+    parse_poolings,
+    read_lens,
+)
+from vlm_counting.models import MODELS, load_model
+from vlm_counting.runs import check_parameters
+from vlm_counting.stimuli import generate
+
+TWINS = [name for name, spec in MODELS.items() if spec.repo.startswith("twin:")]
+WRITERS = [name for name in TWINS if MODELS[name].kind == "generative"]
+RANKERS = [name for name in TWINS if MODELS[name].kind == "contrastive"]
+LOADED = {}
+
+
+def load(name: str):
+    "Each twin is loaded once."
+    if name not in LOADED:
+        LOADED[name] = load_model(name, device="cpu")
+    return LOADED[name]
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    "Nine closed questions and three open, shorter ones, in no order."
+    opened = [replace(sample, uid=f"open-{sample.uid}") for sample in generate("balanced", limit=9, form="open")[::3]]
+    mixed = generate("balanced", limit=9) + opened
+    random.Random(0).shuffle(mixed)
+    return mixed
+
+
+@pytest.fixture(scope="module")
+def store(samples, tmp_path_factory):
+    "A finished store of the first twin; tests copy it before they break it."
+    return extract(load(WRITERS[0]), samples, tmp_path_factory.mktemp("store"), batch_size=5, progress=False)
+
+
+def reader(name: str, lens: bool = False) -> Reader:
+    body = load(name).anatomy
+    return Reader(body, choose_layers(body), choose_poolings(body), lens)
+
+
+def close(ours: np.ndarray, expected, tolerance: float = 1e-5) -> bool:
+    "Equal up to a share of the largest number."
+    expected = np.asarray(expected, dtype=np.float64)
+    return np.abs(ours - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
+
+
+# --- the states are the library's own
+
+
+def by_hand(hidden: np.ndarray, real: np.ndarray, image: np.ndarray) -> dict[str, np.ndarray]:
+    "Pooled in float64, row by row, without a line of ours; (samples, tokens, dim) and two masks."
+    found = {"mean": [], "last": [], "image_mean": [], "image_last": []}
+    for states, keep, picture in zip(hidden.astype(np.float64), real, image, strict=True):
+        found["mean"].append(states[np.flatnonzero(keep)].mean(0))
+        found["last"].append(states[np.flatnonzero(keep)[-1]])
+        found["image_mean"].append(states[np.flatnonzero(picture)].mean(0))
+        found["image_last"].append(states[np.flatnonzero(picture)[-1]])
+    return {name: np.stack(rows) for name, rows in found.items()}
+
+
+def expected_states(vlm, samples: list[Sample]) -> dict[tuple[int, str], np.ndarray]:
+    "All layers, from `output_hidden_states=True` on one padded batch."
+    import torch
+
+    inputs = vlm.prepare(samples)
+    with torch.inference_mode():
+        hidden = vlm.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    real, token = inputs["attention_mask"].numpy() == 1, vlm.spec.image_token
+    image = inputs["input_ids"].numpy() == vlm.tokenizer.convert_tokens_to_ids(token)
+    assert not real.all(), "nothing is padded: the test would show less than it says"
+    assert image.any(1).all() and not (image & ~real).any()
+    return {
+        (k, name): rows
+        for k, states in enumerate(hidden)
+        for name, rows in by_hand(states.numpy(), real, image).items()
+    }
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_states_equal_the_librarys_pooled_by_hand(name, samples, tmp_path):
+    vlm = load(name)
+    expected = expected_states(vlm, samples)
+    states = extract(vlm, samples, tmp_path, batch_size=len(samples), progress=False)
+    assert states.keys() == list(expected) and states.layers == list(range(len(vlm.anatomy.blocks) + 1))
+    assert states.uids == [sample.uid for sample in samples] and states.targets.tolist() == [s.target for s in samples]
+    assert states.factors == [json.loads(json.dumps(sample.factors)) for sample in samples]
+    for (layer, pooling), rows in expected.items():
+        assert close(states.array(layer, pooling, check=True), rows), f"layer {layer}, {pooling}"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_layer_0_of_the_picture_is_the_projected_picture(name, samples):
+    import inspect
+
+    import torch
+
+    vlm, inputs = load(name), load(name).prepare(samples)
+    wanted = inspect.signature(vlm.model.get_image_features).parameters
+    with torch.inference_mode():
+        found = vlm.model.get_image_features(**{key: inputs[key] for key in inputs if key in wanted})
+    found = getattr(found, "pooler_output", found)
+    flat = torch.cat([part.reshape(-1, vlm.anatomy.dim) for part in found]).double()
+    sizes = vlm.anatomy.masks(inputs)["image"].sum(1).tolist()
+    expected = torch.stack([part.mean(0) for part in flat.split(sizes)]).numpy()
+    own = reader(name)
+    column = next(column for column in own.columns if column.file == file_of(0, "image_mean"))
+    assert close(own.read(vlm.prepare(samples))[:, column.part], expected)
+
+
+def tower_states(name: str, samples: list[Sample]) -> list:
+    "The hidden states of a vision tower as its library gives them, class token first."
+    import torch
+
+    vlm = load(name)
+    pixels = vlm.prepare(samples)["pixels"]
+    with torch.inference_mode():
+        if MODELS[name].library == "transformers":
+            return list(vlm.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states)
+        tower = vlm.model.visual
+        out = tower.forward_intermediates(pixels, output_fmt="NLC", output_extra_tokens=True)
+        blocks = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
+        return [tower._embeds(pixels), *(torch.cat(parts, 1) for parts in blocks)]
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_layers_of_encoders_are_those_of_their_vision_tower(name, samples, tmp_path):
+    vlm, hidden = load(name), tower_states(name, samples)
+    states = extract(vlm, samples, tmp_path, batch_size=5, progress=False)
+    assert states.poolings == ["mean", "image_mean", "class"] and len(states.layers) == len(hidden) >= 3
+    for layer, tokens in enumerate(hidden):
+        tokens = tokens.double().numpy()
+        assert close(states.array(layer, "mean"), tokens.mean(1))
+        assert close(states.array(layer, "image_mean"), tokens[:, 1:].mean(1))
+        assert close(states.array(layer, "class"), tokens[:, 0])
+    with pytest.raises(ValueError, match="has no lens"):
+        read_lens(tmp_path)
+
+
+def test_encoders_need_no_question_with_a_list(tmp_path):
+    bare = [replace(sample, factors={}) for sample in generate("balanced", limit=9)[:2]]
+    assert len(extract(load(RANKERS[0]), bare, tmp_path, layers=[0], progress=False)) == 2
+
+
+@pytest.mark.parametrize("name", [WRITERS[0], RANKERS[0]])
+@pytest.mark.parametrize("batch_size", [1, 7, "auto"])
+def test_batch_size_changes_nothing(name, batch_size, samples, tmp_path):
+    states = {
+        size: extract(load(name), samples, tmp_path / str(size), batch_size=size, progress=False)
+        for size in (4, batch_size)
+    }
+    for key in states[4].keys():
+        assert close(states[batch_size].array(*key), states[4].array(*key)), key
+
+
+def test_half_precision_is_pooled_in_float32(samples):
+    "The mean of the very numbers of a bfloat16 model, not a bfloat16 mean."
+    import torch
+
+    vlm = load_model(WRITERS[0], device="cpu", dtype="bfloat16")
+    inputs, body = vlm.prepare(samples[:4]), vlm.anatomy
+    own = Reader(body, [2], ["mean"], False)
+    with torch.inference_mode():
+        hidden = vlm.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[2]
+    assert hidden.dtype == torch.bfloat16
+    pairs = zip(hidden.double(), inputs["attention_mask"].bool(), strict=True)
+    expected = torch.stack([states[keep].mean(0) for states, keep in pairs])
+    assert close(own.read(inputs), expected, 1e-6)
+
+
+def test_padding_may_hold_anything(samples):
+    "A layer that leaves nan at the padding, as some attention kernels do, spoils no mean."
+    own, vlm = reader(WRITERS[0]), load(WRITERS[0])
+    inputs = vlm.prepare(samples)
+    padding, clean = inputs["attention_mask"] == 0, own.read(inputs)
+    assert padding.any()
+
+    def spoil(module, args, out):
+        return out.masked_fill(padding[..., None], float("nan"))
+
+    hook = own.body.norm.register_forward_hook(spoil)  # behind the last block, so nobody attends to it any more
+    spoilt = own.read(inputs)
+    hook.remove()
+    assert np.array_equal(spoilt, clean)
+
+
+def test_no_states_pile_up_while_the_model_runs(samples):
+    "What is kept of a layer is its pooled rows: the states themselves are gone when the next block has run."
+    own = reader(WRITERS[0], lens=True)
+    seen, alive = [], []
+
+    def watch(module, args, out):
+        seen.append(weakref.ref(out))
+        alive.append(sum(ref() is not None for ref in seen))
+
+    hooks = [block.register_forward_hook(watch) for block in own.body.blocks]
+    own.read(load(WRITERS[0]).prepare(samples))
+    [hook.remove() for hook in hooks]
+    assert len(alive) == len(own.body.blocks) >= 3 and max(alive) <= 2  # of a block, its input and its output
+    assert not any(ref() is not None for ref in seen)
+
+
+def test_hooks_do_not_stay(samples):
+    own, vlm = reader(WRITERS[0]), load(WRITERS[0])
+    own.read(vlm.prepare(samples[:1]))
+    with pytest.raises(Exception):  # noqa: B017  # whatever the library says to half an input
+        own.read({"input_ids": None, **{k: v for k, v in vlm.prepare(samples[:1]).items() if k != "input_ids"}})
+    for module in vlm.model.modules():
+        notes = [
+            hook for hook in module._forward_hooks.values() if "extraction" in str(getattr(hook, "__module__", ""))
+        ]
+        assert not notes and not module._forward_pre_hooks
+
+
+# --- the lens
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_lens_at_the_last_layer_is_the_models_own_answer(name, samples, tmp_path):
+    import torch
+
+    vlm = load(name)
+    states = extract(vlm, samples, tmp_path, layers=[0, len(vlm.anatomy.blocks)], batch_size=5, progress=False)
+    inputs = vlm.prepare(samples)
+    with torch.inference_mode():
+        said = vlm.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
+    tokens = np.load(tmp_path / "lens_token.npy")
+    assert tokens[:, -1].tolist() == [[token, token] for token in said]
+    table = read_lens(tmp_path)
+    assert table["token"][(table.layer > 0) & table.norm].tolist() == [vlm.tokenizer.decode([token]) for token in said]
+    # among the counts it gives the probabilities that answers carry ('1' and '2' may go on as '10' and '20')
+    counts, logits = states.about["lens"]["counts"], np.load(tmp_path / "lens_logits.npy")[:, -1, 1].astype(float)
+    assert counts == list(range(10))
+    cap, kept = states.about["lens"]["cap"], [0, 3, 4, 5, 6, 7, 8, 9]
+    assert bool(cap) == hasattr(vlm.model.config.get_text_config(), "final_logit_softcapping")
+    logits = cap * np.tanh(logits / cap) if cap else logits
+    answers = np.array([answer.logprobs for answer in vlm.answer(samples)])
+    ours, theirs = np.exp(logits[:, kept]), np.exp(answers[:, kept])
+    assert np.abs(ours / ours.sum(1, keepdims=True) - theirs / theirs.sum(1, keepdims=True)).max() < 1e-3
+    whole = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    rows = table[(table.layer > 0) & table.norm]
+    assert np.allclose(rows["probability"], whole[np.arange(len(samples)), [s.target for s in samples]])
+    assert ((rows["rank"] == 1).to_numpy() == (whole.argmax(1) == [s.target for s in samples])).all()
+
+
+def test_the_lens_of_a_middle_layer_by_hand(samples, tmp_path):
+    import torch
+
+    vlm = load(WRITERS[0])
+    extract(vlm, samples, tmp_path, batch_size=len(samples), progress=False)
+    with torch.inference_mode():
+        hidden = vlm.model(**vlm.prepare(samples), output_hidden_states=True, use_cache=False).hidden_states
+        ends = hidden[2][:, -1]
+        plain, normed = vlm.model.lm_head(ends), vlm.model.lm_head(vlm.model.get_decoder().norm(ends))
+    tokens, logits = np.load(tmp_path / "lens_token.npy"), np.load(tmp_path / "lens_logits.npy")
+    digits = [vlm.tokenizer.convert_tokens_to_ids(str(count)) for count in range(10)]
+    for place, expected in enumerate((plain, normed)):
+        assert tokens[:, 2, place].tolist() == expected.argmax(-1).tolist()
+        assert close(logits[:, 2, place], expected[:, digits])
+    assert not np.array_equal(tokens[:, 2, 0], tokens[:, 2, 1]) or not close(logits[:, 2, 0], logits[:, 2, 1])
+
+
+def test_lens_table_and_curves(store):
+    table = read_lens(store.folder)
+    assert list(table)[:4] == ["uid", "target", "layer", "norm"] and len(table) == len(store) * len(store.layers) * 2
+    assert table["probability"].between(0, 1).all() and table["rank"].between(1, 10).all()
+    curves = lens_curves(table)
+    assert list(curves)[:2] == ["layer", "norm"] and len(curves) == 2 * len(store.layers)
+    row = curves[(curves.layer == store.layers[-1]) & curves.norm].iloc[0]
+    mine = table[(table.layer == store.layers[-1]) & table.norm]
+    assert row["accuracy"] == pytest.approx(np.mean(mine["count"].fillna(-1) == mine["target"])) and row["n"] == len(
+        store
+    )
+
+
+def test_counts_of_two_tokens_have_no_rank(samples, tmp_path):
+    many = [replace(samples[0], target=12), samples[1]]
+    extract(load(WRITERS[0]), many, tmp_path, layers=[1], progress=False)
+    table = read_lens(tmp_path)
+    assert table["rank"].isna().tolist() == table["probability"].isna().tolist() == [True, True, False, False]
+    assert lens_curves(table)["probability"].notna().all()
+
+
+# --- what may be asked for
+
+
+def test_a_choice_of_layers_and_poolings(store, samples, tmp_path):
+    some = extract(load(WRITERS[0]), samples, tmp_path, [3, 1], ["last", "mean"], 5, lens=False, progress=False)
+    assert some.keys() == [(1, "mean"), (1, "last"), (3, "mean"), (3, "last")]
+    assert len(list(tmp_path.glob("*.npy"))) == 4
+    for key in some.keys():
+        assert np.array_equal(some.array(*key), store.array(*key))
+    with pytest.raises(ValueError, match="lens=False"):
+        read_lens(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "asked, complaint",
+    [({"layers": [5]}, r"no layer 5: this model has 0 .* to 4"), ({"layers": [-1]}, "no layer -1"),
+     ({"layers": [True]}, "no layer True"), ({"layers": []}, "layers is empty"),
+     ({"poolings": []}, "poolings is empty"),
+     ({"poolings": ["meen"]}, "Did you mean 'mean'"), ({"poolings": ["class"]}, "has no pooling 'class', only: mean,"),
+     ({"batch_size": 0}, "expected 'auto' or a whole number")],
+)  # fmt: skip
+def test_what_does_not_exist_is_refused_before_anything_is_written(asked, complaint, samples, tmp_path):
+    with pytest.raises((ValueError, KeyError), match=complaint):
+        extract(load("tiny-qwen2-vl"), samples, tmp_path / "new", progress=False, **asked)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_new_pooling_is_one_entry(store, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(POOLINGS, "_items", dict(POOLINGS))
+    POOLINGS.add("words", Pooling(("prompt", "image"), lambda prompt, image: prompt & ~image))
+    states = extract(load(WRITERS[0]), samples, tmp_path, layers=[1], batch_size=5, progress=False)
+    whole = store.array(1, "mean"), store.array(1, "image_mean"), states.array(1, "words")
+    assert states.poolings[-1] == "words" and not close(whole[2], whole[0])
+
+
+def test_an_eighth_model_says_where_its_blocks_are(monkeypatch):
+    monkeypatch.setattr(MODELS, "_items", dict(MODELS))
+    MODELS.add("eighth", replace(MODELS["tiny-qwen2-vl"], blocks="body.blocks"))
+    with pytest.raises(AttributeError, match="no 'body.blocks' for its blocks. Say where it is"):
+        load_model("eighth", device="cpu")
+
+
+@pytest.mark.parametrize("name", [WRITERS[0], *RANKERS])
+def test_untrained_is_another_model_and_always_the_same_one(name, samples, tmp_path):
+    trained, fresh = load(name), [load_model(name, device="cpu", untrained=3) for _ in range(2)]
+    other = load_model(name, device="cpu", untrained=4)
+    assert fresh[0].name == f"{name}-untrained-3" and len(fresh[0].weights) == 64
+    assert fresh[0].weights == fresh[1].weights and len({trained.weights, fresh[0].weights, other.weights}) == 3
+    first, second = (
+        extract(vlm, samples[:4], tmp_path / str(n), progress=False) for n, vlm in enumerate((fresh[0], other))
+    )
+    assert first.model == f"{name}-untrained-3" and not close(first.array(2, "mean"), second.array(2, "mean"))
+    with pytest.raises(FileExistsError, match=f"model is '{name}' now and was '{name}-untrained-3'"):
+        extract(trained, samples[:4], tmp_path / "0", progress=False)
+
+
+# --- the store
+
+
+def test_the_store_is_plain(store):
+    about = json.loads((store.folder / "states.json").read_text())
+    assert about["format"] == 1 and about["finished"] is True and about["samples"] == len(store) == 12
+    assert not (store.folder / "progress.jsonl").exists()
+    names = {path.name for path in store.folder.glob("*.npy")}
+    assert names == set(about["sha256"]) == set(about["dims"])
+    assert names == {file_of(*key) for key in store.keys()} | {"lens_token.npy", "lens_logits.npy"}
+    array = np.load(store.folder / "layer_02.last.npy", mmap_mode="r", allow_pickle=False)
+    assert array.dtype == np.float32 and array.shape == (12, 128) and array.flags["C_CONTIGUOUS"]
+
+
+def test_one_representation_costs_one_read(store, monkeypatch):
+    opened, plain = [], builtins.open
+    monkeypatch.setattr(builtins, "open", lambda file, *a, **b: opened.append(str(file)) or plain(file, *a, **b))
+    store.array(2, "image_mean")
+    assert [Path(name).name for name in opened] == ["layer_02.image_mean.npy"]
+    opened.clear()
+    open_states(store.folder)
+    assert not [name for name in opened if name.endswith(".npy")]
+
+
+def test_a_finished_store_is_not_made_again(store, samples, monkeypatch):
+    monkeypatch.setattr(Reader, "read", None)
+    again = extract(load(WRITERS[0]), samples, store.folder, batch_size=3, progress=False)  # in whatever batches
+    assert again.uids == store.uids
+
+
+def broken(store, tmp_path) -> Path:
+    return Path(shutil.copytree(store.folder, tmp_path / "copy"))
+
+
+def test_other_runs_are_refused_by_their_first_difference(store, samples, tmp_path):
+    folder, vlm = broken(store, tmp_path), load(WRITERS[0])
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+    swapped = [samples[1], samples[0], *samples[2:]]
+    coarse = load_model(WRITERS[0], device="cpu", dtype="bfloat16")
+    for change, complaint in [
+        (lambda: extract(vlm, samples[1:], folder, progress=False), "samples is 11 now and was 12"),
+        (lambda: extract(vlm, swapped, folder, progress=False), "fingerprint is '[0-9a-f]+' now and was"),
+        (lambda: extract(vlm, samples, folder, [1], progress=False), r"layers is \[1\] now and was \[0, 1, 2, 3, 4\]"),
+        (lambda: extract(vlm, samples, folder, None, ["last"], progress=False), r"poolings is \['last'\] now and was"),
+        (lambda: extract(vlm, samples, folder, lens=False, progress=False), "lens is None now and was"),
+        (
+            lambda: extract(coarse, samples, folder, progress=False),
+            "settings: dtype is 'bfloat16' now and was 'float32'",
+        ),
+        (lambda: extract(load(RANKERS[0]), samples, folder, progress=False), "model is '.*' now and was"),
+    ]:
+        with pytest.raises(FileExistsError, match=complaint):
+            change()
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."} == before
+
+
+def test_damage_is_named(store, tmp_path):
+    folder = broken(store, tmp_path)
+    path = folder / "layer_01.mean.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    states = open_states(folder)
+    states.array(1, "mean")  # not looked for
+    with pytest.raises(ValueError, match="layer_01.mean.npy has changed: its sha256 is .*, expected .* extract again"):
+        states.array(1, "mean", check=True)
+    path.write_bytes(data[:-100])
+    with pytest.raises(ValueError, match="layer_01.mean.npy is damaged"):
+        states.array(1, "mean")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="layer_01.mean.npy is missing"):
+        states.array(1, "mean")
+    (folder / "samples.jsonl").write_text((folder / "samples.jsonl").read_text().split("\n", 1)[1])
+    with pytest.raises(ValueError, match="has 11 lines, expected 12"):
+        open_states(folder)
+    (folder / "states.json").write_text("{")
+    with pytest.raises(ValueError, match="states.json is damaged"):
+        open_states(folder)
+    (folder / "states.json").write_text('{"format": 7}')
+    with pytest.raises(ValueError, match="has format 7, expected 1"):
+        open_states(folder)
+
+
+def test_what_is_not_in_a_store(store):
+    with pytest.raises(KeyError, match="No layer named '9'. There are: 0, 1, 2, 3, 4"):
+        store.array(9, "mean")
+    with pytest.raises(KeyError, match="Did you mean 'image_mean'"):
+        store.array(1, "image_men")
+
+
+def test_what_is_no_store(store, samples, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no states.json"):
+        open_states(tmp_path)
+    (tmp_path / "predictions.pkl").write_bytes(b"\x80\x04N.")
+    for place in (tmp_path, tmp_path / "predictions.pkl"):
+        with pytest.raises(ValueError, match="reading a pickle runs whatever code is in it"):
+            open_states(place)
+    with pytest.raises(FileExistsError, match="holds 'predictions.pkl' but no states.json"):
+        extract(load(WRITERS[0]), samples, tmp_path, progress=False)
+    run = tmp_path / "run"
+    shutil.copytree(store.folder, run / "states")
+    assert open_states(run).uids == store.uids  # a run's folder will do
+
+
+def test_samples_that_cannot_be_read_are_named(samples, tmp_path):
+    with pytest.raises(ValueError, match="no samples"):
+        extract(load(WRITERS[0]), [], tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match="Two samples have the uid"):
+        extract(load(WRITERS[0]), [*samples, samples[0]], tmp_path / "b", progress=False)
+    lost = replace(samples[3], uid="lost/1", image=tmp_path / "lost.png", sha256="0" * 64)
+    with pytest.raises(FileNotFoundError, match="Sample 'lost/1'"):
+        extract(load(WRITERS[0]), [*samples, lost], tmp_path / "c", progress=False)
+
+
+def test_numbers_that_are_none_are_noticed(samples, tmp_path, monkeypatch):
+    own = load_model(WRITERS[0], device="cpu", untrained=0)
+    next(own.anatomy.blocks[1].parameters()).data[:] = float("nan")
+    with pytest.raises(ValueError, match="layer_02.mean.npy would hold numbers that are not finite"):
+        extract(own, samples, tmp_path, progress=False)
+
+
+def test_one_writer(samples, tmp_path):
+    code = "import sys; from vlm_counting.core import hold_folder\n"
+    code += "with hold_folder(sys.argv[1]): print(1, flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "1\n"
+    with pytest.raises(BlockingIOError, match="Another process is writing"):
+        extract(load(WRITERS[0]), samples, tmp_path, progress=False)
+    other.communicate()
+    with hold_folder(tmp_path):
+        pass
+
+
+def test_a_disk_that_is_too_small_is_found_out_at_once(small_disk, samples):
+    folder = small_disk / "states"
+    with pytest.raises(OSError, match=r"The states need 0\.1 MB in .*: No space left on device"):
+        extract(load(WRITERS[0]), samples, folder, progress=False)
+    assert not list(folder.glob("*.npy"))  # and nothing clutters it
+    extract(load(WRITERS[0]), samples, folder.with_name("less"), [1], ["last"], progress=False)
+
+
+def test_a_disk_that_fills_up_meanwhile(small_disk, samples, monkeypatch):
+    "Arrays with holes, as where a file system cannot reserve room; then somebody else takes the rest of the disk."
+    folder, filler, plain = small_disk / "states", small_disk / "filler", extraction._lay_out
+
+    def laid_out(*arguments):
+        plain(*arguments)
+        with open(filler, "wb", buffering=0) as file:
+            while True:
+                try:
+                    file.write(bytes(4096))
+                except OSError:
+                    return
+
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(extraction, "_lay_out", laid_out)
+    asked = ([1, 2], ["mean", "last"], 2)
+    with pytest.raises(OSError, match="Could not .*: No space left on device.* start .* again"):
+        extract(load(WRITERS[0]), samples, folder, *asked, progress=False)
+    filler.unlink()
+    monkeypatch.setattr(extraction, "_lay_out", plain)
+    states = extract(load(WRITERS[0]), samples, folder, *asked, progress=False)
+    assert np.abs(states.array(2, "last")).sum(1).min() > 0
+
+
+def test_out_of_memory_halves_the_batch(store, samples, tmp_path, monkeypatch):
+    sizes, plain = [], Reader.read
+
+    def tight(self, inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(self, inputs)
+
+    monkeypatch.setattr(Reader, "read", tight)
+    states = extract(load(WRITERS[0]), samples, tmp_path, batch_size=6, progress=False)
+    assert max(sizes) == 6 and sum(size for size in sizes if size <= 3) == len(samples)
+    assert all(close(states.array(*key), store.array(*key)) for key in store.keys())
+
+
+# --- killed and started again
+
+
+class Stop(Exception):
+    pass
+
+
+def test_resuming_repeats_nothing(store, samples, tmp_path, monkeypatch):
+    read, plain = [], Reader.read
+
+    def counting(self, inputs):
+        if len(read) == 2:
+            raise Stop
+        read.append(len(inputs["input_ids"]))
+        return plain(self, inputs)
+
+    monkeypatch.setattr(Reader, "read", counting)
+    with pytest.raises(Stop):
+        extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=5, progress=False)
+    with pytest.raises(ValueError, match="not finished: 10 of 12 samples are in it. Start the same extraction again"):
+        open_states(tmp_path / "s")
+    with pytest.raises(FileExistsError, match="batches: size is 4 now and was 5"):
+        extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=4, progress=False)
+    read[:] = [0]
+    extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=5, progress=False)
+    assert read == [0, 2]
+    for path in store.folder.glob("[!.]*"):
+        assert path.read_bytes() == (tmp_path / "s" / path.name).read_bytes(), path.name
+
+
+def test_an_array_that_is_lost_on_the_way_is_noticed(samples, tmp_path, monkeypatch):
+    read, plain = [], Reader.read
+    monkeypatch.setattr(
+        Reader, "read", lambda self, inputs: plain(self, inputs) if not read.append(1) and len(read) < 3 else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        extract(load(WRITERS[0]), samples, tmp_path, batch_size=5, progress=False)
+    (tmp_path / "layer_01.mean.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="has lost 'layer_01.mean.npy' while it grew"):
+        extract(load(WRITERS[0]), samples, tmp_path, batch_size=5, progress=False)
+
+
+CHILD = """
+# Loads a twin once, then forks: each line of standard input is 'folder, log, events', and starts one extraction, which
+# kills itself (SIGKILL) at the given number of file operations; 0: never.
+import os, signal, sys, traceback
+import vlm_counting.extraction as extraction
+from vlm_counting.models import load_model
+from vlm_counting.stimuli import generate
+
+extraction.COMMIT_SECONDS = 0
+vlm, samples, plain = load_model(sys.argv[1], device="cpu"), generate("balanced", limit=27), extraction._write_rows
+
+def work(folder, log, events):
+    left = [int(events)]
+    def audit(event, arguments):
+        if event in ("open", "os.rename", "os.remove", "os.truncate") and folder in str(arguments[0]):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(audit)
+    def writing(folder, columns, places, *rest):
+        with open(log, "a") as file:
+            file.write(" ".join(map(str, places)) + chr(10))
+        plain(folder, columns, places, *rest)
+    extraction._write_rows = writing
+    extraction.extract(vlm, samples, folder, layers=[0, 2], batch_size=3, progress=False)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work(*line.split())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(status)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forker():
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, WRITERS[0]]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+
+        def start(folder: Path, log: Path, events: int = 0, seconds: float | None = None) -> int:
+            "One extraction; its exit status. `seconds`: kill it after so long."
+            process.stdin.write(f"{folder} {log} {events}\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            if seconds is not None:
+                time.sleep(seconds)
+                try:
+                    os.kill(child, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            return int(process.stdout.readline())
+
+        yield start
+        process.stdin.close()
+
+
+def noted(folder: Path) -> list[set[int]]:
+    "The batches that are noted, whole lines only."
+    path = folder / "progress.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [set(json.loads(line)["rows"]) for line in lines]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_random_moments_the_bytes_are_the_same(forker, tmp_path):
+    calm, folder, log = tmp_path / "calm", tmp_path / "killed", tmp_path / "log"
+    assert forker(calm, tmp_path / "calm-log") == 0
+    whole = [set(map(int, line.split())) for line in (tmp_path / "calm-log").read_text().splitlines()]
+    assert sorted(row for batch in whole for row in batch) == list(range(27)) and len(whole) == 9
+    rng, kills, at = random.Random(0), 0, []
+    while True:
+        before = noted(folder)
+        log.write_text("")
+        by_event = {"events": rng.randrange(1, 40)} if kills % 3 else {"seconds": rng.uniform(0.01, 0.15)}
+        status = forker(folder, log, **(by_event if kills < 24 else {}))
+        again = [set(map(int, line.split())) for line in log.read_text().splitlines()]
+        assert not any(batch in before for batch in again), "a batch that was noted was read again"
+        assert all(batch in whole for batch in again), "other samples share a batch than in a calm run"
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        try:
+            at.append(len(open_states(folder)) // 3)  # killed when all was done
+        except (ValueError, FileNotFoundError) as error:
+            assert re.search("is not finished|no states.json", str(error))
+            at.append(len(noted(folder)))
+    assert kills >= 6 and at == sorted(at) and len(set(at)) >= 4  # at different places, never backwards
+    names = sorted(path.name for path in calm.glob("[!.]*"))
+    assert names == sorted(path.name for path in folder.glob("[!.]*"))
+    for name in names:
+        assert (calm / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("step", [1, 2, 4, 7])
+def test_killed_while_it_is_laid_out_or_finished(forker, tmp_path, step):
+    "The first file operations one by one, then, in a second life, the last ones."
+    folder, log = tmp_path / "s", tmp_path / "log"
+    assert forker(folder, log, events=step) == -signal.SIGKILL
+    assert forker(folder, log) == 0
+    calm = open_states(folder)
+    about = (folder / "states.json").read_bytes()
+    (folder / "states.json").write_text(json.dumps({**calm.about, "finished": False}))  # as if killed before the end
+    rows = [[row] for row in range(27)]
+    (folder / "progress.jsonl").write_text("".join(json.dumps({"rows": row}) + "\n" for row in rows))
+    log.write_text("")
+    forker(folder, log, events=2 * step)
+    assert forker(folder, log) == 0 and log.read_text() == ""
+    assert (folder / "states.json").read_bytes() == about and not (folder / "progress.jsonl").exists()
+
+
+# --- the verb
+
+
+@pytest.mark.parametrize(
+    "given, complaint",
+    [({"layers": "0-4"}, "expected 'all' or numbers with commas"), ({"poolings": "mean,lost"}, "Did you mean 'last'"),
+     ({"untrained": -1}, "untrained is -1, expected a whole number"), ({"pooling": "mean"}, "Did you mean 'poolings'")],
+)  # fmt: skip
+def test_the_verb_is_asked_rightly(given, complaint):
+    with pytest.raises((ValueError, KeyError), match=complaint):
+        check_parameters("extract", given)
+    asked = check_parameters("extract", {"layers": 3, "poolings": "mean, last", "untrained": 0})  # papermill gives 3
+    assert parse_layers(asked["layers"]) == [3] and parse_poolings(asked["poolings"]) == ["mean", "last"]
+    assert parse_layers("all") is parse_poolings("all") is None

@@ -1,0 +1,369 @@
+"Guards for the room `training`: the paper's protocol, resuming, heads in and out of checkpoints."
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from vlm_counting.core import Prediction, Sample, UnknownName
+from vlm_counting.extraction import extract
+from vlm_counting.models import MODELS, load_model, twins_dir
+from vlm_counting.statistics import per_class, score
+from vlm_counting.stimuli import generate
+from vlm_counting.training import (
+    PARTS,
+    Examples,
+    Head,
+    HeadConfig,
+    answer_with_head,
+    batch_loss,
+    begin_training,
+    examples,
+    forgetting,
+    improvement,
+    like_for_like,
+    load_head,
+    other_questions,
+    read_head_record,
+    save_head,
+    split_samples,
+    tell,
+    train_head,
+)
+
+SPELT = {count: (count + 3,) for count in range(10)} | {10: (4, 3)}
+
+
+def make(n=300, dim=24, vocabulary=40, seed=0, bias=False, softcap=0.0):
+    "A head and two sets of states in which the count can be read, though not by this head."
+    generator = torch.Generator().manual_seed(seed)
+    head = Head(
+        torch.randn(vocabulary, dim, generator=generator) / 5,
+        torch.randn(vocabulary, generator=generator) if bias else None,
+        softcap,
+    )
+    directions = torch.randn(10, dim, generator=generator)
+    sets = []
+    for size in (n, n // 3):
+        targets = torch.randint(1, 10, (size,), generator=generator)
+        states = directions[targets] + torch.randn(size, dim, generator=generator)
+        sets.append(examples(states.numpy(), targets.tolist(), SPELT))
+    return head, *sets
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_loop_is_the_papers_protocol(bias):
+    head, train, valid = make(bias=bias)
+    config = HeadConfig(epochs=3, rate=1e-3)
+    _, curve = train_head(head, train, valid, SPELT, config, progress=False)
+    layer = torch.nn.Linear(24, 40, bias=bias)
+    layer.load_state_dict({"weight": head.weight} | ({"bias": head.bias} if bias else {}))
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.01)
+    for epoch in (1, 2, 3):
+        losses = []
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(42 * 1000 + epoch))
+        for batch in torch.utils.data.DataLoader(order.tolist(), batch_size=32):
+            loss = cross_entropy(layer(train.states[batch]), train.tokens[batch], reduction="sum") / len(batch)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item() * len(batch))
+        with torch.no_grad():
+            scores = layer(valid.states)
+        row = curve[epoch - 1]
+        assert row["train_nll"] == pytest.approx(sum(losses) / len(train), abs=1e-5)
+        assert row["valid_nll"] == pytest.approx(cross_entropy(scores, valid.tokens).item(), abs=1e-5)
+        assert row["valid_accuracy"] == pytest.approx(
+            (scores.argmax(-1) == valid.tokens).float().mean().item(), abs=1e-6
+        )
+        assert row["valid_perplexity"] == pytest.approx(np.exp(row["valid_nll"]))
+
+
+def test_the_best_epoch_is_kept_and_the_rate_halved():
+    head, train, valid = make()
+    config = HeadConfig(epochs=40, rate=3e-2, patience=2)
+    trained, curve = train_head(head, train, valid, SPELT, config, progress=False)
+    accuracies = [row["valid_accuracy"] for row in curve]
+    right = (trained.scores(valid.states).argmax(-1) == valid.tokens).float().mean().item()
+    assert right == pytest.approx(max(accuracies), abs=1e-6)
+    rates = [row["rate"] for row in curve]
+    assert rates[0] == 3e-2 and rates[-1] < 3e-2 and set(np.diff(np.log2(rates)).round(6)) == {0.0, -1.0}
+    stopped = train_head(head, train, valid, SPELT, replace(config, stop=3), progress=False)[1]
+    assert stopped == curve[: len(stopped)] and len(stopped) == accuracies.index(max(accuracies[: len(stopped)])) + 4
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_each_part_learns_and_touches_nothing_else(part, softcap):
+    head, train, valid = make(bias=True, softcap=softcap)
+    before = (head.weight.clone(), head.bias.clone())
+    trained, curve = train_head(head, train, valid, SPELT, HeadConfig(part, epochs=8, rate=1e-2), progress=False)
+    assert torch.equal(head.weight, before[0]) and torch.equal(head.bias, before[1])
+    assert curve[-1]["train_nll"] < curve[0]["train_nll"]
+    changed = (trained.weight != head.weight).any(1)
+    if part == "counts":
+        assert set(changed.nonzero().flatten().tolist()) <= set(range(3, 13))
+    assert bool(changed.any()) == (part != "bias")
+    answers = answer_with_head(trained, valid.states.numpy(), SPELT, lambda ids: str(ids[0] - 3))
+    right = np.mean(
+        [int(answer.text) == token - 3 for answer, token in zip(answers, valid.tokens.tolist(), strict=True)]
+    )
+    assert right == pytest.approx(max(row["valid_accuracy"] for row in curve), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_the_teacher_pulls_back(device):
+    "Fails if teacher and student are one tensor: then KL has no gradient but zero."
+    head, train, _ = make()
+    training = begin_training(head.to(device), range(3, 13), HeadConfig(teacher=0.2))
+    with torch.no_grad():
+        training.tensors["weight"] += 0.1 * torch.randn_like(training.tensors["weight"])
+    loss, distance, _ = batch_loss(training, train.to(device))
+    (pull,) = torch.autograd.grad(distance, training.tensors["weight"], retain_graph=True)
+    assert distance > 0 and pull.abs().max() > 1e-5
+    old, new = (
+        h.scores(train.states).log_softmax(-1)
+        for h in (head, replace(head, weight=training.tensors["weight"].detach().cpu()))
+    )
+    assert distance.item() == pytest.approx(0.2 * (old.exp() * (old - new)).sum(-1).mean().item(), rel=1e-4)
+
+
+def test_scratch_begins_elsewhere_but_the_teacher_stays():
+    head, train, valid = make()
+    training = begin_training(head, range(3, 13), HeadConfig(scratch=True, teacher=0.2))
+    assert training.teacher is head and not torch.allclose(training.head.weight, head.weight)
+    assert training.head.weight.abs().max() <= 24**-0.5
+
+
+def test_matmul_in_bfloat16_keeps_weights_in_float32():
+    head, train, valid = make()
+    exact = train_head(head, train, valid, SPELT, HeadConfig(epochs=3), progress=False)
+    coarse = train_head(head, train, valid, SPELT, HeadConfig(epochs=3, matmul="bfloat16"), progress=False)
+    assert coarse[0].weight.dtype == torch.float32
+    assert coarse[1][-1]["train_nll"] == pytest.approx(exact[1][-1]["train_nll"], rel=2e-2)
+    assert coarse[1][-1]["train_nll"] != exact[1][-1]["train_nll"]
+
+
+CHILD = """
+import os, signal, sys, torch
+sys.path.insert(0, sys.argv[2])
+torch.set_num_threads(1)
+from pathlib import Path
+from test_training import SPELT, make
+from vlm_counting import training
+further, config = training.train_further, training.HeadConfig(epochs=9, rate=3e-2, patience=1, stop=6)
+
+def train(folder, death):
+    def fatal(state, train, valid):
+        further(state, train, valid)
+        if len(state.curve) == death:
+            os.kill(os.getpid(), signal.SIGKILL)
+    training.train_further = fatal
+    head, curve = training.train_head(*make(), SPELT, config, folder / "state.safetensors", every=0, progress=False)
+    training.save_head(head, folder / "head.safetensors", {"curve": curve})
+    os._exit(0)
+
+training.train_head(*make(9), SPELT, training.HeadConfig(epochs=1), progress=False)  # torch loads what it needs, once
+for name, deaths in (("whole", [0]), ("killed", [1, 2, 5, 6, 0, 0])):
+    for death in deaths:
+        child = os.fork()
+        if not child:
+            train(Path(sys.argv[1]) / name, death)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), end=" ")
+"""
+
+
+def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
+    words = [sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "-9", "-9", "-9", "-9", "0", "0"], done.stderr[-2000:]
+    for name in ("head.safetensors", "state.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_another_training_is_refused(tmp_path):
+    head, train, valid = make()
+    path = tmp_path / "state.safetensors"
+    train_head(head, train, valid, SPELT, HeadConfig(epochs=2), path, progress=False)
+    with pytest.raises(FileExistsError, match="is of another training: config is"):
+        train_head(head, train, valid, SPELT, HeadConfig(epochs=3), path, progress=False)
+    other = Examples(train.states + 1, train.tokens)
+    with pytest.raises(FileExistsError, match="is of another training: train is"):
+        train_head(head, other, valid, SPELT, HeadConfig(epochs=2), path, progress=False)
+
+
+def test_heads_go_to_disk_and_back(tmp_path):
+    head, *_ = make(bias=True, softcap=3.0)
+    path = save_head(head, tmp_path / "new" / "head.safetensors", {"why": "test"})
+    again = load_head(path)
+    assert torch.equal(again.weight, head.weight) and torch.equal(again.bias, head.bias) and again.softcap == 3.0
+    assert read_head_record(path)["why"] == "test"
+
+
+def test_wrong_files_and_counts_are_refused(tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="is no head"):
+        load_head(tmp_path / "broken.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="holds no model.safetensors"):
+        load_head(tmp_path)
+    with pytest.raises(ValueError, match="The count 10 takes 2 tokens.*Leave out"):
+        examples(np.zeros((2, 4)), [3, 10], SPELT)
+    with pytest.raises(ValueError, match="no known tokens"):
+        examples(np.zeros((1, 4)), [99], SPELT)
+    with pytest.raises(ValueError, match="2 states and 1 counts"):
+        examples(np.zeros((2, 4)), [3], SPELT)
+    with pytest.raises(UnknownName, match="Did you mean 'counts'"):
+        HeadConfig("count")
+    with pytest.raises(ValueError, match="epochs is 0"):
+        HeadConfig(epochs=0)
+    with pytest.raises(ValueError, match="matmul"):
+        HeadConfig(matmul="int8")
+
+
+def test_forgetting_is_zero_for_the_same_head_and_grows():
+    head, train, valid = make()
+    assert forgetting(head, head, valid.states.numpy()) == {"n": 100, "kl": 0.0, "changed": 0.0}
+    trained, _ = train_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
+    found = forgetting(head, trained, valid.states.numpy())
+    assert found["kl"] > 0 and 0 < found["changed"] <= 1
+
+
+def test_answers_among_counts():
+    head, _, valid = make()
+    answers = answer_with_head(head, valid.states.numpy(), SPELT, lambda ids: "?", among="counts")
+    scores = head.scores(valid.states)[:, 3:13]
+    assert [answer.count for answer in answers] == scores.argmax(-1).tolist()
+    assert len(answers[0].logprobs) == 11 and answers[0].logprobs[10] is None
+    with pytest.raises(ValueError, match="among"):
+        answer_with_head(head, valid.states.numpy(), SPELT, str, among="count")
+
+
+def rows(answers, layouts, name="m"):
+    "Predictions: [(target, count), ...]"
+    return [
+        Prediction(f"s/{i}", name, str(count), count, count, target, [], {"layout": layout})
+        for i, ((target, count), layout) in enumerate(zip(answers, layouts, strict=True))
+    ]
+
+
+def test_improvement_is_the_difference_of_the_usual_scores():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(1, 5, 200)
+    said = [np.where(rng.random(200) < share, targets, rng.integers(1, 5, 200)) for share in (0.4, 0.8)]
+    layouts = (np.arange(200) // 4).tolist()
+    before, after = (rows([(int(t), int(s)) for t, s in zip(targets, side, strict=True)], layouts) for side in said)
+    table = improvement(before, after)
+    for side, name in ((before, "before"), (after, "after")):
+        f1 = table[table.measure == "f1"].set_index("target")[name]
+        assert np.allclose(f1, per_class(side).set_index("target")["f1"])
+        mae = table[table.measure == "mae"].set_index("target")[name]
+        assert np.allclose(mae, score(side, by="target").set_index("target")["mae"])
+    assert ((table.low <= table.gain) & (table.gain <= table.high)).all() and (table.high > table.low).all()
+    assert (table.gain > 0).all() and (table[table.measure == "f1"].low > 0).sum() >= 3
+    same = improvement(before, before)
+    assert (same[["gain", "low", "high"]] == 0).all().all()
+    with pytest.raises(ValueError, match="same samples in the same order"):
+        improvement(before, after[::-1])
+
+
+def test_heads_are_compared_in_the_same_decoding():
+    head, train, valid = make()
+    trained, _ = train_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
+    targets = [token - 3 for token in valid.tokens.tolist()]
+    samples = [Sample(f"s/{i}", "none.png", "?", target, {"layout": i // 3}) for i, target in enumerate(targets)]
+    states = valid.states.numpy()
+    table, answers = like_for_like({"own": head, "new": trained}, states, samples, SPELT, lambda ids: str(ids[0] - 3))
+    assert list(table["head"]) == ["new", "new"] and list(table["among"]) == ["vocabulary", "counts"]
+    assert (table["difference"] > 0).all() and (table["p_holm"] >= table["p"]).all()
+    right = np.mean([row.count == row.target for row in answers["new", "counts"]])
+    assert table["second"][1] == pytest.approx(right)
+
+
+TWINS = [name for name in MODELS if name.startswith("tiny-") and MODELS[name].kind == "generative"]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_head_goes_back_into_its_model_and_is_saved(name, tmp_path):
+    samples, vlm = generate("balanced", limit=18), load_model(name, dtype="float32")
+    own, last = load_head(vlm.folder), len(vlm.anatomy.blocks)
+    assert torch.equal(own.weight, vlm.model.get_output_embeddings().weight)
+    states = extract(vlm, samples, tmp_path / "states", [last], ["last"], lens=False, progress=False)
+    states = states.array(last, "last")
+    data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)  # nonsense, so that answers change
+    head, _ = train_head(own, data, data, vlm.spelt, HeadConfig(epochs=30, rate=1e-2), progress=False)
+    path = save_head(head, tmp_path / "head.safetensors", {"weights": vlm.weights})
+    tuned = load_model(name, dtype="float32", head=path)
+    expected = answer_with_head(head, states, vlm.spelt, vlm.tokenizer.decode)
+    before, after = vlm.answer(samples, max_new_tokens=1), tuned.answer(samples, max_new_tokens=1)
+    assert [answer.text for answer in after] == [answer.text for answer in expected]
+    assert [answer.text for answer in after] != [answer.text for answer in before]
+    for one, two in zip(after, expected, strict=True):
+        assert np.allclose(one.logprobs[3:10], two.logprobs[3:10], atol=1e-3)  # 1 and 2 may go on, as 10 and 20 do
+    words = [model.model.get_input_embeddings().weight for model in (vlm, tuned)]
+    assert torch.equal(*words) and tuned.name == f"{name}+head" and tuned.weights != vlm.weights
+    tuned.model.save_pretrained(tmp_path / "saved")
+    tuned.processor.save_pretrained(tmp_path / "saved")
+    again = load_model(name, checkpoint=tmp_path / "saved", dtype="float32")
+    assert [answer.text for answer in again.answer(samples, max_new_tokens=1)] == [answer.text for answer in after]
+    assert torch.equal(load_head(tmp_path / "saved").weight, head.weight)
+
+
+def test_heads_of_other_models_are_refused(tmp_path):
+    head = load_head(twins_dir() / "tiny-qwen2-vl")
+    path = save_head(head, tmp_path / "head.safetensors", {"weights": "0" * 64})
+    with pytest.raises(ValueError, match="was trained for weights 000000000000"):
+        load_model("tiny-qwen2-vl", head=path)
+    with pytest.raises(ValueError, match="but the model has a head of"):
+        load_model("tiny-llava-next-interleave", head=path)
+    with pytest.raises(ValueError, match="no head: it ranks captions"):
+        load_model("tiny-clip", head=path)
+    with pytest.raises(FileNotFoundError, match="No head at"):
+        load_model("tiny-qwen2-vl", head=tmp_path / "none.safetensors")
+
+
+def test_splits_come_from_the_samples():
+    samples = [Sample(f"s/{i}", "none.png", "?", 1, {"split": ("train", "valid")[i % 2]}) for i in range(4)]
+    assert [len(part) for part in split_samples(samples)] == [2, 2]
+    with pytest.raises(ValueError, match="have the splits None, expected"):
+        split_samples([replace(sample, factors={}) for sample in samples])
+    others = other_questions(samples)
+    assert len({sample.question for sample in others}) == 4 and all("How many" not in s.question for s in others)
+
+
+def test_what_was_found_follows_from_the_numbers():
+    def row(name, head, among, difference, low, high, p):
+        return {
+            "set": name,
+            "head": head,
+            "among": among,
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "p_holm": p,
+        }
+
+    rows = [
+        row("a", "trained", "vocabulary", 0.2, 0.1, 0.3, 1e-4),
+        row("a", "trained", "generation", 0.2, -0.1, 0.3, 1e-4),
+    ]
+    rows += [
+        row("b", "trained", "vocabulary", -0.2, -0.3, -0.1, 1e-4),
+        row("b", "trained", "generation", 0, -0.1, 0.1, 1),
+    ]
+    rows += [row("a", "bias only", "vocabulary", 0.19, 0.1, 0.3, 1e-4)]
+    cost = pd.DataFrame([{"head": "trained", "n": 10, "kl": 0.5, "changed": 0.25}])
+    said = tell(pd.DataFrame(rows), cost, "a", "b").splitlines()
+    assert "head gains (+20.0 points [10.0, 30.0]" in said[0] and "with it neither gains nor loses" in said[0]
+    assert "head loses (-20.0 points" in said[1]
+    assert (
+        said[2] == "Control 'bias only': +19.0 points, against +20.0." and "25.0 % of the next words change" in said[3]
+    )
