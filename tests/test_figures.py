@@ -79,6 +79,18 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
 
 
+def learning_rows() -> pd.DataFrame:
+    rows = [{"head": head, "epoch": epoch} for head in ("trained", "bias only") for epoch in range(1, 51)]
+    table = pd.DataFrame(rows).assign(n_train=1080, n_valid=720)
+    return table.assign(train_nll=3 / table["epoch"], valid_nll=4 / table["epoch"], valid_accuracy=table["epoch"] / 60)
+
+
+def improvement_rows() -> pd.DataFrame:
+    rows = [{"measure": measure, "target": target} for measure in ("f1", "mae") for target in range(1, 10)]
+    table = pd.DataFrame(rows).assign(n=48, before=0.05 * pd.DataFrame(rows)["target"], gain=-0.04)
+    return table.assign(low=-0.1, high=0.02)
+
+
 DRAWN = {
     "accuracy_per_count": lambda: figures.plot_accuracy_per_count(count_rows(), chance=1 / 9),
     "f1_per_count": lambda: figures.plot_f1_per_count(count_rows(), chance=1 / 9),
@@ -90,6 +102,8 @@ DRAWN = {
     "layers": lambda: figures.plot_layers(layer_rows(), chance=1 / 9),
     "lens_curves": lambda: figures.plot_lens_curves(lens_rows(), chance=1 / 9),
     "gap": lambda: figures.plot_gap(gap_rows()),
+    "learning": lambda: figures.plot_learning(learning_rows())[0],
+    "improvement": lambda: figures.plot_improvement(improvement_rows())[0],
 }
 
 
@@ -123,6 +137,7 @@ def test_table_and_settings_of_the_caller_are_untouched(name, monkeypatch):
     before = dict(matplotlib.rcParams)
     tables = {"count_rows": count_rows(), "entity_rows": entity_rows(), "crossed": crossed((0, 1000))}
     tables |= {"layer_rows": layer_rows(), "lens_rows": lens_rows(), "gap_rows": gap_rows()}
+    tables |= {"learning_rows": learning_rows(), "improvement_rows": improvement_rows()}
     for maker, table in tables.items():
         monkeypatch.setitem(globals(), maker, lambda *_, table=table: table)
     copies = {maker: table.copy() for maker, table in tables.items()}
@@ -383,3 +398,22 @@ def test_needs_no_display_and_no_pyplot():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_gain_and_the_most_possible_are_those_of_the_table():
+    rows = improvement_rows()
+    one, two = figures.plot_improvement(rows)
+    for ax, measure, scale in ((one, "f1", 100), (two, "mae", 1)):
+        group = rows[rows["measure"] == measure]
+        bars = [patch.get_height() for patch in ax.patches]
+        most = 100 - 100 * group["before"] if measure == "f1" else group["before"]
+        assert np.allclose(bars[:9], most) and np.allclose(bars[9:], scale * group["gain"])
+        segments = ax.containers[-1].lines[2][0].get_segments()
+        assert np.allclose([path[:, 1] for path in segments], scale * group[["low", "high"]])
+
+
+def test_the_epoch_that_is_kept_is_marked():
+    loss, accuracy = figures.plot_learning(learning_rows())
+    marked = [line for line in accuracy.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in marked] == [50, 50]
+    assert np.allclose(loss.lines[1].get_ydata(), learning_rows().query("head == 'trained'")["valid_nll"])

@@ -361,9 +361,8 @@ def test_what_was_found_follows_from_the_numbers():
     ]
     rows += [row("a", "bias only", "vocabulary", 0.19, 0.1, 0.3, 1e-4)]
     cost = pd.DataFrame([{"head": "trained", "n": 10, "kl": 0.5, "changed": 0.25}])
-    said = tell(pd.DataFrame(rows), cost, "a", "b").splitlines()
+    said = tell(pd.DataFrame(rows), cost, {"a": "here", "b": "there"}).splitlines()
     assert "head gains (+20.0 points [10.0, 30.0]" in said[0] and "with it neither gains nor loses" in said[0]
     assert "head loses (-20.0 points" in said[1]
-    assert (
-        said[2] == "Control 'bias only': +19.0 points, against +20.0." and "25.0 % of the next words change" in said[3]
-    )
+    assert said[2] == "Control 'bias only' on 'a': +19.0 points, against +20.0."
+    assert "25.0 % of the next words change" in said[3]

@@ -758,11 +758,11 @@ def _sign_head(vlm: VLM, path: Path) -> None:
         )
     vlm.name, vlm.weights = f"{vlm.name}+head", hashlib.sha256(f"{vlm.weights} {file_hash(path)}".encode()).hexdigest()
 
-# %% ../nbs/03_models.ipynb #a4a1fe3e
+# %% ../nbs/03_models.ipynb #6324b083
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
-
+# %% ../nbs/03_models.ipynb #a4a1fe3e
 def load_model(
     name: str,  # a name in `MODELS`, 'hf:org/name', or a local checkpoint folder
     checkpoint: str | Path | None = None,  # local folder with the weights; None: shipped, cached or fetched

@@ -358,7 +358,22 @@ def summary(
     return "\n".join([*lines, f"Open {folder / 'report.html'} to see it all; beside it: {', '.join(files)}"])
 
 
-SHOWN = ("n", "accuracy", "low", "high", "mae", "bias", "unparsed")  # columns of a score table that fit a terminal
+# columns of a score table that fit a terminal
+SHOWN = (
+    "head",
+    "among",
+    "n",
+    "accuracy",
+    "first",
+    "second",
+    "difference",
+    "low",
+    "high",
+    "p_holm",
+    "mae",
+    "bias",
+    "unparsed",
+)
 
 # %% ../nbs/12_runs.ipynb #a09024cd
 def _value(text: str, default: object) -> object:

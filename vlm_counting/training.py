@@ -344,7 +344,7 @@ def validate(
             sums += torch.stack([loss, right.float().mean()]) * len(batch)
     return dict(zip(("valid_nll", "valid_accuracy"), (sums / len(data)).tolist(), strict=True))
 
-
+# %% ../nbs/08_training.ipynb #4277695a
 def train_further(
     training: Training,
     train: Examples,
@@ -356,7 +356,8 @@ def train_further(
     config, epoch = training.config, len(training.curve) + 1
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed * 1000 + epoch))
     rate = training.optimiser.param_groups[0]["lr"]
-    row = {"epoch": epoch, "rate": rate} | train_epoch(training, train, order) | validate(training, valid)
+    row = {"epoch": epoch, "rate": rate, "n_train": len(train), "n_valid": len(valid)}
+    row |= train_epoch(training, train, order) | validate(training, valid)
     row["train_perplexity"], row["valid_perplexity"] = np.exp([row["train_nll"], row["valid_nll"]]).tolist()
     training.plateau.step(row["valid_accuracy"])
     earlier = [before["valid_accuracy"] for before in training.curve]
@@ -371,8 +372,12 @@ def is_over(training: Training) -> bool:
     since = len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
     return len(accuracies) >= config.epochs or (config.stop is not None and since >= config.stop)
 
-# %% ../nbs/08_training.ipynb #4277695a
-def save_training(training: Training, path: Path, identity: dict) -> None:
+# %% ../nbs/08_training.ipynb #7f158073
+def save_training(
+    training: Training,
+    path: Path,
+    identity: dict,  # of `describe_training`
+) -> None:
     "Everything that the next epoch depends on, in one file."
     tensors = {}
     for number, (name, tensor) in enumerate(training.tensors.items()):
@@ -383,8 +388,12 @@ def save_training(training: Training, path: Path, identity: dict) -> None:
     rate = training.optimiser.param_groups[0]["lr"]
     _save_tensors(tensors, path, {"identity": identity, "curve": training.curve, "plateau": plateau, "rate": rate})
 
-
-def resume_training(training: Training, path: Path, identity: dict) -> None:
+# %% ../nbs/08_training.ipynb #a9466389
+def resume_training(
+    training: Training,
+    path: Path,
+    identity: dict,  # of `describe_training`
+) -> None:
     "Go on from a file of `save_training`. `FileExistsError` if it is of another training."
     import torch
     from safetensors.torch import load_file
@@ -519,7 +528,7 @@ def _measures(sums: np.ndarray) -> np.ndarray:  # (..., counts, 5) -> (..., coun
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.stack([2 * hits / (said + true), distance / parsed], -1)
 
-
+# %% ../nbs/08_training.ipynb #1b7aea48
 def improvement(
     before: list[Prediction],
     after: list[Prediction],  # of the same samples, in the same order
@@ -624,20 +633,20 @@ def _finding(row: pd.Series) -> str:
 def tell(
     table: pd.DataFrame,  # of `like_for_like`, with the columns `set` and `p_holm`
     cost: pd.DataFrame,  # a row of `forgetting` for each head
-    within: str,  # set of the training condition
-    beyond: str,  # set of another condition
+    conditions: dict[str, str],  # set -> what it is, in words; the first is the condition of the training
 ) -> str:
     "What was found, written from the numbers."
-    rows = table.set_index(["set", "head", "among"]).sort_index()
+    rows, within = table.set_index(["set", "head", "among"]).sort_index(), next(iter(conditions))
     lines = [
-        f"On '{name}' ({what}) the trained head {_finding(rows.loc[name, 'trained', 'vocabulary'])}; the model that "
-        f"generates with it {_finding(rows.loc[name, 'trained', 'generation'])}."
-        for name, what in ((within, "the condition it was trained in"), (beyond, "another condition"))
+        f"On '{name}' ({what}) the trained head {_finding(rows.loc[(name, 'trained', 'vocabulary')])}; the model that "
+        f"generates with it {_finding(rows.loc[(name, 'trained', 'generation')])}."
+        for name, what in conditions.items()
     ]  # fmt: skip
-    whole = rows.loc[within, "trained", "vocabulary"]["difference"]
+    whole = rows.loc[(within, "trained", "vocabulary")]["difference"]
     for head in [name for name in table["head"].unique() if name != "trained"]:
-        row = rows.loc[within, head, "vocabulary"]
-        lines.append(f"Control '{head}': {100 * row['difference']:+.1f} points, against {100 * whole:+.1f}.")
+        row = rows.loc[(within, head, "vocabulary")]
+        gain = f"{100 * row['difference']:+.1f} points, against {100 * whole:+.1f}"
+        lines.append(f"Control '{head}' on '{within}': {gain}.")
     row = cost.set_index("head").loc["trained"]
     lines.append(
         f"Asked something else, {100 * row['changed']:.1f} % of the next words change (KL {row['kl']:.3g} nats, "
