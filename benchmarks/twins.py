@@ -1,0 +1,95 @@
+"""Layers and output layer of every shipped twin: what was found, and how long it took.
+
+Run `python benchmarks/twins.py`. It runs the verbs `extract` and `probe` on all seven twins and `train` on the five
+that write, as `vlm-counting run` does with its defaults, and writes benchmarks/twins.json and benchmarks/twins.md. What
+is finished already is not repeated; its seconds are those of the first time.
+"""
+
+import argparse
+import json
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from vlm_counting.core import versions
+from vlm_counting.models import MODELS
+from vlm_counting.probing import what_remains
+from vlm_counting.runs import run, run_folder
+
+TWINS = [name for name, spec in MODELS.items() if spec.repo.startswith("twin:")]
+
+
+def timed(verb: str, name: str) -> tuple[Path, float]:
+    "Run a verb on a twin unless its folder holds a finished run: the folder, and seconds."
+    folder = run_folder({"run": verb, "model": name, "dataset": "balanced"})
+    clock = folder / "seconds.txt"
+    if not (clock.exists() and (folder / "report.html").exists()):
+        start = time.perf_counter()
+        run(verb, model=name)
+        clock.write_text(f"{time.perf_counter() - start:.0f}\n")
+    return folder, float(clock.read_text())
+
+
+def layers(name: str) -> dict:
+    "What a linear probe reads from a twin, and what the controls leave of it."
+    _, reading = timed("extract", name)
+    folder, probing = timed("probe", name)
+    table = pd.read_csv(folder / "probes.csv")
+    best = table[table["control"] == "none"].sort_values("accuracy").groupby(["probe", "rule"]).tail(1)
+    found = {f"{row.probe}, {row.rule}": round(row.accuracy, 3) for row in best.itertuples()}
+    return {"extract, s": reading, "probe, s": probing, "best": found, "remains": what_remains(table)}
+
+
+def heads(name: str) -> dict:
+    "What retraining the output layer did to a twin."
+    folder, seconds = timed("train", name)
+    table = pd.read_csv(folder / "scores.csv").set_index(["set", "head", "among"])
+    cost = pd.read_csv(folder / "forgetting.csv").set_index("head").loc["trained"]
+    rows = {f"{part}, {how}": table.loc[(part, "trained", how)].round(3).to_dict()
+            for part in ("held-out", "test", "transfer") for how in ("vocabulary", "generation")}  # fmt: skip
+    return {"train, s": seconds, "rows": rows, "changed": round(cost["changed"], 3), "kl": round(cost["kl"], 3)}
+
+
+def gain(row: dict) -> str:
+    "Accuracy before and after, and the difference with its interval, in points."
+    before, after, low, high = (100 * row[key] for key in ("first", "second", "low", "high"))
+    return f"{before:.0f} to {after:.0f} ({after - before:+.0f} [{low:.0f}, {high:.0f}])"
+
+
+def report(read: dict, trained: dict, machine: str) -> str:
+    "All of it as Markdown."
+    lines = [f"# Every twin\n\n{date.today()}; {machine}. Made by `python benchmarks/twins.py`.\n"]
+    lines += ["## What can be read from the layers, and what the controls leave of it\n"]
+    lines += [f"**{name}** ({row['extract, s']:.0f} s and {row['probe, s']:.0f} s). {row['remains']}\n"
+              for name, row in read.items()]  # fmt: skip
+    lines += ["## The output layer, retrained on `unseen_combinations`\n"]
+    lines += ["Accuracy in per cent before and after, best token of the whole vocabulary, with the 95 % interval of "
+              "the difference: on held-out pictures of the training condition, on `balanced`, and on `two_groups`. The "
+              "last column: next words that change when something else is asked.\n"]  # fmt: skip
+    lines += [
+        "| twin | seconds | held out | balanced | two groups | other words changed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in trained.items():
+        cells = [gain(row["rows"][f"{part}, vocabulary"]) for part in ("held-out", "test", "transfer")]
+        lines.append(f"| {name} | {row['train, s']:.0f} | {' | '.join(cells)} | {100 * row['changed']:.0f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    read = {name: layers(name) for name in TWINS}
+    trained = {name: heads(name) for name in TWINS if MODELS[name].kind == "generative"}
+    machine, here = f"{platform.machine()}, torch {versions()['torch']}", Path(__file__).parent
+    (here / "twins.json").write_text(
+        json.dumps({"versions": versions(), "layers": read, "heads": trained}, indent=1) + "\n"
+    )
+    (here / "twins.md").write_text(report(read, trained, machine))
+    print(report(read, trained, machine))
+
+
+if __name__ == "__main__":
+    main()
