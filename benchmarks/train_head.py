@@ -4,8 +4,8 @@ Run `python benchmarks/train_head.py`. It prints a table and writes benchmarks/t
 
 The plain loop is PyTorch's own: a DataLoader over (state, token) pairs, `torch.nn.Linear`, `torch.optim.AdamW` as it
 comes, and after each batch every prediction is decoded by a tokenizer and read as a number, as the release does to
-know its accuracy. Both loops see the same batches in the same order, in float32; the table says how far their losses are apart.
-They take turns epoch by epoch, so that a busy machine is busy for both.
+know its accuracy. Both loops see the same batches in the same order, in float32; the table says how far their losses
+are apart. They take turns epoch by epoch, so that a busy machine is busy for both.
 
 `--real` is for a GPU: the head of Qwen2-VL-7B (152,064 x 3,584) and 4,860 states, and the time of 50 epochs.
 """

@@ -384,6 +384,15 @@ def test_merging_names_what_is_missing(tmp_path):
         merge_shards(tmp_path, samples)
 
 
+def test_parts_of_two_models_are_not_joined(tmp_path):
+    for part, name in ((1, "one"), (2, "other")):
+        model = Letters()
+        model.name = name
+        predict(model, words(4), tmp_path / "predictions.jsonl", progress=False, shard=f"{part}/2")
+    with pytest.raises(ValueError, match="are answers of one and of other"):
+        merge_shards(tmp_path, words(4))
+
+
 def test_more_shards_than_samples(tmp_path):
     samples = words(2)
     for part in (1, 2, 3):

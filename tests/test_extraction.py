@@ -291,6 +291,20 @@ def test_the_lens_of_a_middle_layer_by_hand(samples, tmp_path):
     assert not np.array_equal(tokens[:, 2, 0], tokens[:, 2, 1]) or not close(logits[:, 2, 0], logits[:, 2, 1])
 
 
+def test_the_lens_where_parts_of_the_model_are_on_different_devices():
+    "torch's device without memory stands for a second GPU: the norm moves states there, and the head stays there."
+    from types import SimpleNamespace
+
+    import torch
+
+    head = torch.nn.Linear(4, 9, device="meta")
+    moving = SimpleNamespace(forward=lambda states: states.to("meta"))
+    body = SimpleNamespace(norm=moving, head=lambda states: head(states.to("meta")), counts={0: 3, 1: 4})
+    for normed in (False, True):
+        best, counts = extraction.lens_row(body, torch.ones(5, 4), normed)
+        assert (best.shape, counts.shape) == ((5, 2), (5, 2, 2)) and best.device.type == "meta"
+
+
 def test_lens_table_and_curves(store):
     table = read_lens(store.folder)
     assert list(table)[:4] == ["uid", "target", "layer", "norm"] and len(table) == len(store) * len(store.layers) * 2
@@ -375,6 +389,7 @@ def test_the_store_is_plain(store):
     about = json.loads((store.folder / "states.json").read_text())
     assert about["format"] == 1 and about["finished"] is True and about["samples"] == len(store) == 12
     assert not (store.folder / "progress.jsonl").exists()
+    assert about["blocks"] == 4 and 1e5 < about["parameters"] < 1e7
     names = {path.name for path in store.folder.glob("*.npy")}
     assert names == set(about["sha256"]) == set(about["dims"])
     assert names == {file_of(*key) for key in store.keys()} | {"lens_token.npy", "lens_logits.npy"}
@@ -390,6 +405,15 @@ def test_one_representation_costs_one_read(store, monkeypatch):
     opened.clear()
     open_states(store.folder)
     assert not [name for name in opened if name.endswith(".npy")]
+
+
+def test_a_store_of_before_blocks_and_parameters_were_written_is_read_and_resumed(store, samples, tmp_path):
+    folder = broken(store, tmp_path)
+    about = {name: value for name, value in store.about.items() if name not in ("blocks", "parameters")}
+    (folder / "states.json").write_text(json.dumps(about))
+    states = open_states(folder)
+    assert "blocks" not in states.about and np.array_equal(states.array(1, "mean"), store.array(1, "mean"))
+    assert extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False).uids == store.uids
 
 
 def test_a_finished_store_is_not_made_again(store, samples, monkeypatch):

@@ -34,6 +34,7 @@ CONTRACT = {
     "published": "load_release load_published regression_table",
     "figures": "FIGURES",
     "runs": "RUNS run main",
+    "photographs": "build_bpc fetch_images choose_rows",
 }
 
 

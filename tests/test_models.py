@@ -10,6 +10,7 @@ import pytest
 
 from vlm_counting.core import Sample, UnknownName
 from vlm_counting.datasets import load_dataset
+from vlm_counting.extraction import extract
 from vlm_counting.models import (
     MODELS,
     captions_for,
@@ -18,6 +19,7 @@ from vlm_counting.models import (
     find_checkpoint,
     find_entry,
     load_model,
+    put_head,
     substitute_count,
     twins_dir,
 )
@@ -185,3 +187,62 @@ def test_the_doctor_finds_the_twin_healthy_and_notices_a_sick_one(vlm, monkeypat
     monkeypatch.setattr(vlm.tokenizer, "padding_side", "right")  # the last position is then a pad
     sick = {row["check"]: row["ok"] for row in doctor(vlm)}
     assert sick["batch of 4, padded, against 1"] is False
+
+
+# --- another head
+
+
+def nonsense_head(name: str, folder):
+    "A head trained on wrong counts, so that it changes answers; its file, and what is to go through it."
+    from vlm_counting.training import HeadConfig, examples, load_head, save_head, train_head
+
+    vlm, samples = load_model(name, device="cpu", dtype="bfloat16"), load_dataset("balanced", limit=18)
+    last = len(vlm.anatomy.blocks)
+    store = extract(vlm, samples, folder / "states", [last], ["last"], len(samples), lens=False, progress=False)
+    states = store.array(last, "last")
+    data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)
+    settings = HeadConfig(epochs=30, rate=1e-2)
+    head, _ = train_head(load_head(vlm.folder), data, data, vlm.spelt, settings, progress=False)
+    return head, save_head(head, folder / "head.safetensors", {"weights": vlm.weights}), vlm, samples, states
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-paligemma2"])
+def test_a_head_says_in_bfloat16_what_it_says_to_extracted_states(name, tmp_path):
+    "A head keeps float32 there: the first token agrees wherever the best two are not a rounding apart."
+    import torch
+
+    from vlm_counting.training import answer_with_head
+
+    head, path, vlm, samples, states = nonsense_head(name, tmp_path)
+    tuned = load_model(name, device="cpu", dtype="bfloat16", head=path)
+    assert tuned.model.get_output_embeddings().weight.dtype == torch.float32
+    expected = answer_with_head(head, states, vlm.spelt, vlm.tokenizer.decode)
+    said, before = tuned.answer(samples, max_new_tokens=1), vlm.answer(samples, max_new_tokens=1)
+    best = head.scores(torch.tensor(states)).topk(2).values
+    clear = (best[:, 0] - best[:, 1] > best.abs().max() * 2**-8).tolist()  # bfloat16 has eight binary digits
+    assert sum(clear) >= 12, clear
+    told = [(one.text, two.text) for one, two, sure in zip(said, expected, clear, strict=True) if sure]
+    assert all(one == two for one, two in told), told
+    assert [answer.text for answer in said] != [answer.text for answer in before]
+
+
+def test_a_head_works_where_its_weights_are_and_not_on_disk(tmp_path):
+    "Several GPUs or an offloaded layer, with torch's device without memory in their place."
+    import torch
+    from safetensors.torch import save_file
+
+    vlm = load_model("tiny-qwen2-vl", device="cpu")
+    save_file({"weight": vlm.model.lm_head.weight.detach().clone()}, tmp_path / "head.safetensors")
+    put_head(vlm.model, tmp_path / "head.safetensors")
+    layer = vlm.model.get_output_embeddings()
+    assert torch.equal(layer(torch.ones(1, 128, dtype=torch.bfloat16)), layer(torch.ones(1, 128)))
+    vlm.model.lm_head.to("meta")  # as if on another device than the states
+    out = layer(torch.ones(1, 128, dtype=torch.bfloat16))
+    assert out.device.type == "meta" and out.dtype == torch.float32
+    with pytest.raises(ValueError, match="not in memory but on disk.*Load the model on a device that holds all of it"):
+        put_head(vlm.model, tmp_path / "head.safetensors")
+
+
+def test_no_head_for_untrained_weights():
+    with pytest.raises(ValueError, match="untrained=0 and head='some.safetensors' do not go together"):
+        load_model("tiny-qwen2-vl", untrained=0, head="some.safetensors")

@@ -296,6 +296,44 @@ def test_labels_of_controls():
     assert probing.seen_share(arrangements, folds(targets, factors, "layout")) == 0
 
 
+def test_control_labels_of_an_unbalanced_sample_are_the_counts_of_its_types():
+    targets, factors = design(4, shapes=("square",), hues=("red",))
+    keep = [i for i, row in enumerate(factors) if targets[i] < 3 or row["layout"] == 0]  # 4 layouts of 1 and 2, else 1
+    labels, types = probing.control_labels("control task", targets[keep], [factors[i] for i in keep])
+    dealt = {name: label for name, label in zip(types, labels, strict=True)}
+    assert sorted(dealt.values()) == sorted(count for _, count in dealt) == [1] * 4 + [2] * 4 + list(range(3, 10))
+
+
+def test_no_selectivity_where_the_control_task_cannot_be_learnt():
+    "At 216 pictures of `balanced` hardly a type comes back: accuracy minus chance is no selectivity."
+    samples = generate("balanced", limit=216)
+    few = Store([sample.target for sample in samples], [sample.factors for sample in samples])
+    settings = {"rules": ("paper", "layout"), "keys": [(2, "mean")], "jobs": 1, "progress": False}
+    table = probe_layers(few, **settings)
+    seen = table[table["control"] == "control task"].set_index("rule")["seen"]
+    assert seen["layout"] == 0 and 0 < seen["paper"] < 0.3 and table["selectivity"].isna().all()
+    said = probing.what_remains(table)
+    assert "The control task is left out: training shows the type of only 0% of the samples." in said
+    assert "At best, the controls get: shuffled" in said and "control task " not in said.partition("controls get")[2]
+    many = Store(*design(3))  # every cell three times
+    table = probe_layers(many, **(settings | {"rules": ("layout",)}))
+    assert table["seen"].max() == 1 and table["selectivity"].notna().sum() == 1
+    assert "left out" not in probing.what_remains(table)
+
+
+def test_what_is_trained_on_the_same_part_shares_its_standardised_states(monkeypatch):
+    "Three label sets, three probes, three folds: standardised three times; the same numbers as one by one."
+    targets, factors = design(3, shapes=("square",))
+    states, made, plain = simulate(targets, factors, 40, 0.4), [], probing._standardise
+    monkeypatch.setattr(probing, "_standardise", lambda *given: made.append(1) or plain(*given))
+    probes, names = ["svm_standardised", "logistic", "ridge"], ("shuffled", "control task")
+    tasks = probing.plan_tasks(targets, factors, probes, ["paper", "layout"], names)
+    said = probing._read_tasks(Features(states), tasks)
+    assert len(tasks) == 18 and len(made) == 2 * 3
+    for task, read in zip(tasks, said, strict=True):
+        assert np.array_equal(read, task.fit(Features(states), task.labels, task.fold)), task.probe
+
+
 def test_control_task_finds_a_probe_that_recognises_pictures():
     "States that name the arrangement and nothing else: perfect on seen ones, selectivity 0; chance on new ones."
     targets, factors = design(6, shapes=("square",))
@@ -447,6 +485,8 @@ def test_jobs_are_bounded_by_memory():
     assert probing.count_jobs(17_496, 3584, memory=1.5, processors=16) == 1
     assert probing.count_jobs(17_496, 3584, memory=100, processors=4) == 4
     assert probing.count_jobs(200, 64, processors=3) >= 1
+    # standardising holds two copies in float64: 17,496 x 3,584 needs 4 GB, not 3
+    assert probing.count_jobs(17_496, 3584, memory=7, processors=16) == 1
 
 
 def test_a_new_probe_is_one_function(store):
@@ -467,8 +507,12 @@ def test_sentence_says_what_remains(store):
     above = probing.what_remains(table)
     best = table.query("rule == 'layout' and control == 'none'")["accuracy"].max()
     control = table.query("rule == 'layout' and control != 'none'")["accuracy"].max()
-    assert f"reads {best:.1%} of 216 counts on new layouts" in above
-    assert f"{100 * (best - control):.0f} points of the score are more than any of them explains" in above
+    assert above.startswith("The best of 6 probes (svm, layer ")  # three layers, two poolings
+    assert f"reads {best:.1%} of 216 counts on new layouts" in above and "does not know of that choice" in above
+    assert f"It is {100 * (best - control):.0f} points above the best control." in above
+    one = table.query("rule == 'layout' and layer == 2 and pooling == 'mean'")
+    assert probing.what_remains(one).startswith("The probe (svm, layer 2, mean)")
+    assert "does not know" not in probing.what_remains(one)
     ruler = table.iloc[[0]].assign(rule="layout", control="lit area", layer=None, accuracy=1.0, high=1.0)
     assert "Nothing of the score has to be counting: lit area alone" in probing.what_remains(pd.concat([table, ruler]))
     alone = table[table["control"] == "none"]

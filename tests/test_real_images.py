@@ -40,8 +40,17 @@ from vlm_counting.datasets import (
 from vlm_counting.evaluation import load_predictions, predict
 from vlm_counting.extraction import extract
 from vlm_counting.models import captions_for, image_size, image_tokens, load_model
-from vlm_counting.photographs import Limits, build_bpc, choose_rows, fetch_images, is_public, paper_rows, read_source
-from vlm_counting.statistics import score
+from vlm_counting.photographs import (
+    Limits,
+    build_bpc,
+    choose_rows,
+    fetch_images,
+    is_public,
+    paper_rows,
+    picture_tokens,
+    read_source,
+    score_labels,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ARCHIVE = SHARED / "reference" / "archives" / "pixmo-count-image-free.tar.gz"
@@ -161,7 +170,9 @@ class Web:
         self.say(handler, 302, Location=f"http://localhost:{handler.server.server_port}/good/0")
 
     def patience(self, handler, data, before):
-        self.say(handler, *((429,) if len(self.asked) == 1 else (200, data)), Retry_After=1)
+        first = before == 1 and self.asked[0][1] == handler.path
+        time.sleep(0 if first else 0.05)
+        self.say(handler, *((429,) if first else (200, data)), Retry_After=1)
 
     def hours(self, handler, data, before):
         self.say(handler, 503, Retry_After=3600)
@@ -260,6 +271,7 @@ def test_every_kind_of_answer(web, tmp_path):
     assert web.times("/gone/1") == 2
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_what_is_no_picture_is_refused_even_with_the_right_hash(web, tmp_path, kind):
     make, why = CONTENTS[kind]
@@ -345,11 +357,12 @@ def test_certificates_are_checked_against_the_name(tmp_path, monkeypatch):
 
 
 def test_a_busy_host_is_left_alone_by_all_workers(web, tmp_path):
-    rows = [link(web, f"/patience/{n}", jpeg(n)) for n in range(12)]
+    rows = [link(web, f"/patience/{n}", jpeg(n)) for n in range(40)]
     report = fetch(rows, tmp_path, workers=4)
     assert (report["outcome"] == "fetched").all()
     start = web.asked[0][0]
-    assert not [when - start for when, *_ in web.asked if 0.3 < when - start < 0.95]
+    early = [when - start for when, *_ in web.asked if when - start < 0.95]
+    assert len(early) < 12, "more than what was on its way already"
 
 
 def test_no_network_is_our_fault_and_not_the_links(tmp_path):
@@ -377,7 +390,9 @@ def test_rows_with_the_same_picture_are_fetched_once_from_any_of_their_links(web
     report = fetch(rows, tmp_path)
     assert report["outcome"].tolist() == ["fetched"] * 3 and web.times("/good/1") == 1 and not web.times("/good/2")
     (tmp_path / "images" / f"{digest(data)}.jpg").write_bytes(b"damaged")
+    (tmp_path / "images" / f".{'0' * 64}.part").write_bytes(b"of a run that was killed")
     assert fetch(rows, tmp_path)["outcome"].tolist() == ["fetched"] * 3 and web.times("/good/1") == 2
+    assert names(tmp_path / "images") == {f"{digest(data)}.jpg"}
 
 
 def test_bad_rows_are_refused_before_anything_is_fetched(web, tmp_path):
@@ -496,6 +511,23 @@ def test_rows_are_balanced_and_distinct(parts):
     few = choose_rows(parts, 30, ["l3", "l4"], per_label=2)
     assert Counter(row["count"] for row in few["train"]) == dict.fromkeys(PIXMO_COUNTS, 4)
     assert max(Counter((row["count"], row["label"]) for row in few["test"]).values()) <= 2
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"per_count": 0}, "per_count is 0, expected a whole number of at least 1"),
+        ({"per_label": 2.5}, "per_label is 2.5"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"categories": "tests"}, "No choice of categories named 'tests'"),
+        ({"categories": ["unicorns"]}, "No row is left for train"),
+        ({"per_counts": 3}, "Did you mean 'per_count'?"),
+    ],
+)
+def test_wrong_choices_are_refused(parts, tmp_path, option, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        build_bpc(table(tmp_path / "table", parts), tmp_path / "bpc", options=option, fetch=quiet())
+    assert not (tmp_path / "bpc" / "record.json").exists()
 
 
 def test_choice_depends_on_rows_and_seed_alone(parts, tmp_path):
@@ -666,6 +698,9 @@ def test_set_says_what_it_lacks(served, web, tmp_path, monkeypatch):
         coverage([*test, *both])
     with pytest.raises(FileExistsError, match="built otherwise"):
         build_bpc(tmp_path / "hub", folder, options={"per_count": 2}, fetch=quiet())
+    rebuilt = build_bpc(None, tmp_path / "again", "paper", folder, fetch=quiet())
+    assert rebuilt.equals(built)
+    assert [sample.sha256 for sample in load_dataset(tmp_path / "again")] == [sample.sha256 for sample in test]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(FileExistsError, match="'thesis.txt' but no record.json"):
@@ -726,7 +761,8 @@ def test_photographs_of_all_sizes_and_modes_in_one_batch(tmp_path):
     tokens = [image_tokens(vlm, image_size(sample.image)) for sample in samples]
     assert len(set(tokens)) > 3
     kept = load_predictions(tmp_path / "8.jsonl")
-    rows = score(kept, by="label").assign(**coverage(kept))
+    assert picture_tokens(vlm, samples)["tokens"].tolist() == tokens
+    rows = score_labels(kept)
     assert rows.loc[0, ["label", "n", "coverage"]].tolist() == ["cats", 8, 0.8]
     store = extract(vlm, samples, tmp_path / "states", [0, 1], ["image_mean"], 8)
     assert store.array(1, "image_mean").shape[0] == 8

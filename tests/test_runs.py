@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from vlm_counting.core import UnknownName
-from vlm_counting.runs import RUNS, check_parameters, declared_parameters, main, run_folder, with_output
+from vlm_counting.core import RunRecord, UnknownName
+from vlm_counting.runs import (
+    PLACES,
+    RUNS,
+    _named_values,
+    check_folder,
+    check_parameters,
+    declared_parameters,
+    main,
+    run_folder,
+    with_output,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -126,6 +136,18 @@ def test_other_uses_of_papermill_are_left_alone(tmp_path):
         (["run", "evaluate", "overwrite=yes"], "overwrite is 'yes', expected bool"),
         (["run", "evaluate", "seed=-1"], "seed is -1, expected a whole number of at least 0"),
         (["run", "evaluate", "seed=None"], "seed is None"),
+        (["run", "probe", "probes=svmm"], "Did you mean 'svm'?"),
+        (["run", "probe", "rules=paper, layuot"], "Did you mean 'layout'?"),
+        (["run", "probe", "jobs=-1"], "jobs is -1"),
+        (["run", "train", "part=count"], "Did you mean 'counts'?"),
+        (["run", "train", "stop=five"], "stop is 'five'"),
+        (["run", "train", "epochs=0"], "epochs is 0"),
+        (["run", "train", "learning_rate=-1"], "learning_rate is -1, expected a number of more than 0"),
+        (["run", "train", "teacher=much"], "teacher is 'much', expected a number of at least 0"),
+        (["run", "train", "training=unseen"], "unseen_combinations"),
+        (["run", "train", "training_limit=0"], "training_limit is 0"),
+        (["run", "extract", "layers=last"], "expected 'all' or numbers"),
+        (["run", "extract", "poolings=means"], "Did you mean 'mean'?"),
         (["doctor", "tiny-qwen"], "Did you mean 'tiny-qwen2-vl'?"),
     ],
 )
@@ -250,3 +272,26 @@ def test_parts_of_a_run_are_joined_by_the_same_command_without_shard(first_run, 
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     record = json.loads((folder / "part-2-of-2" / "run.json").read_text())
     assert record["samples"] == 4 and record["parameters"].keys().isdisjoint({"shard", "run"})
+
+
+@pytest.mark.parametrize("verb", RUNS)
+def test_every_default_may_be_typed(verb):
+    "Whoever types what the notebook says anyway gets the same run."
+    for name, (default, _) in declared_parameters(verb).items():
+        if default != "":
+            assert check_parameters(verb, _named_values(verb, [f"{name}={default}"]))[name] == default, name
+
+
+def test_numbers_without_a_point_are_numbers_too():
+    assert check_parameters("train", {"teacher": 0, "learning_rate": 1})["learning_rate"] == 1.0
+
+
+def test_another_device_is_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    given = check_parameters("evaluate", {"device": "cuda:1", "shard": "2/2"})
+    folder = run_folder(given)
+    folder.mkdir(parents=True)
+    RunRecord("evaluate", {k: v for k, v in given.items() if k not in PLACES}, seeds={"seed": 0}).save(folder)
+    check_folder("evaluate", check_parameters("evaluate", {"device": "cuda:0"}))
+    with pytest.raises(FileExistsError, match="part-2-of-2 belongs to another run: parameter 'limit' is 9 now"):
+        check_folder("evaluate", check_parameters("evaluate", {"limit": 9}))

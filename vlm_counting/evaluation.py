@@ -443,6 +443,8 @@ def merge_shards(
             )
         merged |= rows
     predictions = [merged[sample.uid] for sample in samples]
+    if len(models := sorted({row.model for row in predictions})) > 1:
+        raise ValueError(f"The parts in {folder} are answers of {' and of '.join(models)}. Expected one model.")
     with hold_folder(folder):
         write_jsonl(folder / name, predictions)
     return predictions

@@ -194,7 +194,8 @@ def lens_row(
     import torch
 
     if not normed and body.norm is not None:
-        ends = torch.cat([ends, body.norm.forward(ends)])  # .forward: our hook on the norm is not for this
+        after = body.norm.forward(ends)  # .forward: our hook on the norm is not for this
+        ends = torch.cat([ends.to(after.device), after])  # the norm may be on another GPU than the layer
     logits = body.head(ends)
     best, counts = logits.argmax(-1), logits[:, list(body.counts.values())].float()
     size = len(best) // (1 if normed else 2)
@@ -363,7 +364,12 @@ def _identity(vlm, samples: list[Sample], reader: Reader, batch_size: int | str)
 def _write_about(folder: Path, identity: dict, reader: Reader, finished: bool, **more) -> None:
     "states.json, in one step."
     dims = {column.file: column.shape[-1] for column in reader.columns}
-    about = identity | {"dims": dims, "dtype": "float32", "finished": finished, **more}
+    sizes = {
+        "blocks": len(reader.body.blocks),
+        "dims": dims,
+        "dtype": "float32",
+    }  # as many layers as blocks, and layer 0
+    about = identity | sizes | {"finished": finished, **more}
     write_atomic(folder / "states.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 # %% ../nbs/06_extraction.ipynb #94e97d8f
@@ -459,12 +465,13 @@ def _fill(
 
 
 def _finish(vlm, folder: Path, identity: dict, reader: Reader) -> None:
-    "Hash every array, name the words of the lens, declare the store finished."
+    "Hash every array, name the words of the lens and the model's size, declare the store finished."
     words, hashes = {}, {column.file: file_hash(folder / column.file) for column in reader.columns}
+    parameters = sum(weight.numel() for weight in vlm.model.parameters()) if hasattr(vlm, "model") else None
     if reader.lens:
         tokens = np.unique(np.load(folder / LENS_FILES[0], mmap_mode="r")).tolist()
         words = {"words": dict(zip(map(str, tokens), reader.body.words(tokens), strict=True))}
-    _write_about(folder, identity, reader, finished=True, sha256=hashes, **words)
+    _write_about(folder, identity, reader, finished=True, parameters=parameters, sha256=hashes, **words)
 
 # %% ../nbs/06_extraction.ipynb #d72ca2ea
 def extract(

@@ -602,10 +602,10 @@ def plot_learning(
     check_table(rows, columns, keys, "train_head(...), its second result")
     axes = axes or new_axes(7.6, 3.2, columns=2)
     for name, colour, _, group in _series(rows, by):
-        axes[0].plot(group["epoch"], group["train_nll"], color=colour, linestyle="--")
+        axes[0].plot(group["epoch"], group["train_nll"].astype(float), color=colour, linestyle="--")
         axes[0].plot(group["epoch"], group["valid_nll"], color=colour)
         axes[1].plot(group["epoch"], 100 * group["valid_accuracy"], color=colour, label=name or None)
-        best = group.loc[group["valid_accuracy"].idxmax()]
+        best = group.iloc[group["valid_accuracy"].where(group["epoch"] > 0).argmax()]
         axes[1].plot(best["epoch"], 100 * best["valid_accuracy"], color=colour, marker="o", markersize=4)
     axes[0].set(xlabel="Epoch", ylabel="Cross-entropy (nats)")
     axes[0].grid(axis="y")

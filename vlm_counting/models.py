@@ -540,7 +540,7 @@ def head_error(
     with torch.inference_mode():
         logits = body.forward(inputs)
         hook.remove()
-        again = body.head(body.norm(seen[-1][:, -1:]))[:, 0]
+        again = body.head(body.norm(seen[-1][:, -1:]))[:, 0].to(logits.device)  # each part may be on its own GPU
         again = body.cap * (again / body.cap).tanh() if body.cap else again  # Gemma 2 squeezes its logits
     return float((logits - again).abs().max()), float(logits.abs().max())
 
@@ -729,12 +729,17 @@ def put_head(
     if own is None or found.get("weight") != tuple(own.weight.shape):
         has = f"a head of {tuple(own.weight.shape)}" if own is not None else "no head: it ranks captions"
         raise ValueError(f"{path} holds {found}, but the model has {has}. Expected a head trained for this model.")
+    if own.weight.device.type == "meta":
+        raise ValueError(
+            "The model's own head is not in memory but on disk (too little memory for the whole model), and cannot be "
+            "replaced there. Load the model on a device that holds all of it: device=cpu, or a larger GPU."
+        )
 
     class Head(torch.nn.Linear):
-        "Multiplies in its own precision, whatever comes in."
+        "Multiplies in its own precision and on its own device, whatever comes in."
 
         def forward(self, states):
-            return super().forward(states.to(self.weight.dtype))
+            return super().forward(states.to(self.weight))
 
     layer = Head(*reversed(own.weight.shape), bias="bias" in tensors, device=own.weight.device)
     layer.load_state_dict(tensors)
@@ -762,6 +767,18 @@ def _sign_head(vlm: VLM, path: Path) -> None:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
+
+def _check_choices(dtype: str, attention: str, untrained: int | None, head: str | Path | None) -> None:
+    "`ValueError` for a choice that `load_model` does not offer."
+    for what, value, known in (("dtype", dtype, DTYPES), ("attention", attention, ATTENTION)):
+        if value not in known:
+            raise ValueError(f"{what} is '{value}', expected one of {', '.join(known)}.")
+    if untrained is not None and head is not None:
+        raise ValueError(
+            f"untrained={untrained} and head={str(head)!r} do not go together: a head is trained on the states of "
+            "trained weights. Give one of the two."
+        )
+
 # %% ../nbs/03_models.ipynb #a4a1fe3e
 def load_model(
     name: str,  # a name in `MODELS`, 'hf:org/name', or a local checkpoint folder
@@ -773,9 +790,7 @@ def load_model(
     head: str | Path | None = None,  # a head.safetensors of room `training`, put in place of the model's own
 ) -> VLM:
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
-    for what, value, known in (("dtype", dtype, DTYPES), ("attention", attention, ATTENTION)):
-        if value not in known:
-            raise ValueError(f"{what} is '{value}', expected one of {', '.join(known)}.")
+    _check_choices(dtype, attention, untrained, head)
     spec = find_entry(name)
     folder = find_checkpoint(name, spec, checkpoint)
     import torch

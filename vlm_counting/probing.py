@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'LARGEST', 'ROWS', 'AT_ONCE', 'PROBES', 'FEW_DIMENSIONS', 'CLASSIFIERS_NEVER', 'CONTROLS', 'TYPES',
-           'ARRANGEMENT', 'COLUMNS', 'KEY', 'STRICT', 'WORDS', 'folds', 'Features', 'svm', 'svm_standardised',
+           'ARRANGEMENT', 'SEEN', 'COLUMNS', 'KEY', 'STRICT', 'WORDS', 'folds', 'Features', 'svm', 'svm_standardised',
            'logistic', 'ridge', 'probe', 'control_labels', 'seen_share', 'Task', 'plan_tasks', 'lit_area',
            'picture_features', 'controls', 'count_jobs', 'Unit', 'probe_layers', 'what_remains', 'two_class_matrix',
            'one_vs_all_confusion']
@@ -114,14 +114,14 @@ LARGEST = 16  # dimensions that are multiplied in float64
 
 
 class Features:
-    "The states of one representation, and inner products of any rows of them, from a Gram matrix computed once."
+    "The states of one representation; inner products of any rows, and a standardised copy, are computed once."
 
     def __init__(self, states: np.ndarray):  # (samples, dim), finite
         states = np.array(states, dtype=np.float32)  # a copy: a memory map is read once, here
         if states.ndim != 2 or not np.isfinite(states).all():
             found = f"{(~np.isfinite(states)).sum()} values that are not finite" if states.ndim == 2 else states.shape
             raise ValueError(f"Found {found}, expected finite states (samples, dim). Extract them again in float32.")
-        self.states, self._made = states, None
+        self.states, self._made, self._scaled = states, None, (b"", None)
 
     def _parts(self) -> tuple:  # (samples, samples) float32, (samples,) float64, (samples, LARGEST) float64
         energy = np.einsum("ij,ij->j", self.states, self.states)
@@ -142,6 +142,13 @@ class Features:
         found += shift[columns]
         found += large[rows] @ large[columns].T
         return found
+
+    def standardised(self, train: np.ndarray) -> "Features":
+        "Mean 0 and variance 1 over the rows `train`; the last one is kept, for whoever has the same training part."
+        if self._scaled[0] != train.tobytes():
+            self._scaled = b"", None  # gone before the next one is made
+            self._scaled = train.tobytes(), Features(_standardise(self.states, train))
+        return self._scaled[1]
 
 # %% ../nbs/07_probing.ipynb #0eb55875
 def _fit_pairs(
@@ -203,8 +210,8 @@ FEW_DIMENSIONS = 256  # below this a shared Gram matrix does not pay
 
 
 def _each_fold(labels: np.ndarray, fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    "Positions to train on and to test on, fold by fold. `ValueError` if a training part holds one class only."
-    for number in np.unique(fold):
+    "Positions to train on and to test on, fold by fold; fold -1 only trains. `ValueError`: trained on one class."
+    for number in np.unique(fold[fold >= 0]):
         train, test = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         if len(np.unique(labels[train])) < 2:
             raise ValueError(f"Fold {number} has {len(train)} samples of one count to train on, expected two counts.")
@@ -243,8 +250,7 @@ def svm_standardised(
     "The paper's probe on standardised states: the scale of the states no longer matters."
     fit, said = _pairs_fold if features.states.shape[1] >= FEW_DIMENSIONS else _plain_fold, np.empty_like(labels)
     for train, test in _each_fold(labels, fold):
-        scaled = Features(_standardise(features.states, train))
-        said[test] = fit(scaled, labels, train, test, 1e-3)
+        said[test] = fit(features.standardised(train), labels, train, test, 1e-3)
     return said
 
 # %% ../nbs/07_probing.ipynb #588f9910
@@ -259,7 +265,7 @@ def logistic(
 
     said = np.empty_like(labels)
     for train, test in _each_fold(labels, fold):
-        scaled = _standardise(features.states, train)
+        scaled = features.standardised(train).states
         model = LogisticRegression(C=1, max_iter=1000).fit(scaled[train], labels[train])
         said[test] = model.predict(scaled[test])
     return said
@@ -276,7 +282,7 @@ def ridge(
 
     said = np.empty(len(labels))
     for train, test in _each_fold(labels, fold):
-        scaled = _standardise(features.states, train)
+        scaled = features.standardised(train).states
         model = RidgeCV(alphas=10.0 ** np.arange(-1, 6)).fit(scaled[train], labels[train])
         said[test] = model.predict(scaled[test])
     return said
@@ -338,6 +344,7 @@ def _nearest(said: np.ndarray, labels: np.ndarray) -> np.ndarray:  # (samples,) 
 CONTROLS = ("shuffled", "control task")  # other labels for the same states
 TYPES = {"layout": ("entity", "target")}  # rule -> what one type of its control task is
 ARRANGEMENT = ("layout", "target")  # the type under every other rule
+SEEN = 0.9  # share of samples whose type training must show, or else a control task cannot be learnt by heart
 
 
 def control_labels(
@@ -347,7 +354,7 @@ def control_labels(
     rule: str = "paper",  # fold rule; decides what a type is
     seed: int = 0,  # of the random counts
 ) -> tuple[np.ndarray, list]:  # (samples,) int; (samples,) types, each sample its own when there are none
-    "Counts that say nothing about the pictures, as frequent as the true ones. `UnknownName`: no such name or factor."
+    "Counts that say nothing about the pictures, the true ones dealt out anew. `UnknownName`: no such name or factor."
     if control not in CONTROLS:
         raise UnknownName(unknown("control", control, CONTROLS))
     targets, rng = np.asarray(targets, dtype=int), np.random.default_rng(seed)
@@ -438,16 +445,29 @@ def _clusters(targets: Sequence[int], factors: Sequence[dict]) -> list:  # two l
     return [[None if pd.isna(label) else label for label in table[name]] for name in ("_layout", "_entity")]
 
 
+def _read_tasks(features: Features, tasks: list[Task]) -> list[np.ndarray]:  # one (samples,) a task
+    "What each probe reads: rule by rule and fold by fold, so that tasks with the same training part share its states."
+    said = [np.zeros(len(task.labels)) for task in tasks]
+    for rule in dict.fromkeys(task.rule for task in tasks):
+        mine = [number for number, task in enumerate(tasks) if task.rule == rule]
+        fold = tasks[mine[0]].fold
+        for part in np.unique(fold):
+            for number in mine:
+                read = tasks[number].fit(features, tasks[number].labels, np.where(fold == part, part, -1))
+                said[number][fold == part] = read[fold == part]
+    return said
+
+
 def _score_tasks(states: np.ndarray, tasks: list[Task], clusters: list, head: dict) -> list[dict]:
     "The rows of one representation."
     features = Features(states)
     if len(features.states) != len(tasks[0].labels):
         raise ValueError(f"Found {len(features.states)} states for {len(tasks[0].labels)} samples. Extract them again.")
     rows = []
-    for task in tasks:
+    for task, said in zip(tasks, _read_tasks(features, tasks), strict=True):
         what = {"probe": task.probe, "rule": task.rule, "control": head.get("control", task.control)}
         size = {"n": len(task.labels), "dim": features.states.shape[1]}
-        numbers = _measure(task.fit(features, task.labels, task.fold), task.labels, task.fold, clusters)
+        numbers = _measure(said, task.labels, task.fold, clusters)
         rows.append(head | what | size | numbers | {"seen": task.seen})
     return rows
 
@@ -519,11 +539,11 @@ def controls(
 
 
 def _tidy(rows: list[dict]) -> pd.DataFrame:
-    "Rows as a table; `selectivity` is the accuracy minus that of the control task on the same states."
+    "Rows as a table; `selectivity`: accuracy minus that of the control task on the same states, if it can be learnt."
     table = pd.DataFrame(rows, columns=COLUMNS)
     table = table.astype({"layer": "Int64"} | {name: float for name in COLUMNS[COLUMNS.index("accuracy") :]})
     place = ["model", "layer", "pooling", "probe", "rule"]
-    tasks = table[table["control"] == "control task"].set_index(place)["accuracy"]
+    tasks = table[(table["control"] == "control task") & (table["seen"] >= SEEN)].set_index(place)["accuracy"]
     keys = pd.MultiIndex.from_frame(table[place])
     selectivity = table["accuracy"] - tasks.reindex(keys).to_numpy()
     return table.assign(selectivity=selectivity.where(table["control"] == "none"))
@@ -566,12 +586,12 @@ def count_jobs(
     memory: float | None = None,  # GiB for all jobs together; None: half of what is free
     processors: int | None = None,  # None: all
 ) -> int:  # at least 1
-    "How many representations may be probed at once: each job holds its states twice and up to two Gram matrices."
+    "How many representations may be probed at once: two Gram matrices each, and states five times while standardising."
     from joblib import cpu_count
 
     room = memory * 2**30 if memory else _free_memory() / 2
     grams = 2 if dim >= FEW_DIMENSIONS else 0
-    job = 4 * samples * (2 * dim + grams * samples) + 2**28
+    job = 4 * samples * (5 * dim + grams * samples) + 2**28  # its own states, and two copies of them in float64
     return max(1, min(processors or cpu_count(), int(room // job)))
 
 # %% ../nbs/07_probing.ipynb #99877931
@@ -725,10 +745,15 @@ def what_remains(
     rows = table[table["rule"] == rule]
     if (true := rows[rows["control"] == "none"]).empty:
         raise ValueError(f"The table has no score under {', '.join(STRICT)}. Make it with probe_layers(states).")
-    best = true.loc[true["accuracy"].idxmax()]
-    said = f"The best probe ({_where(best)}) reads {best['accuracy']:.1%} of {best['n']:,} counts {WORDS[rule]} "
-    said += f"(95 % interval {best['low']:.1%} to {best['high']:.1%})."
-    others = rows[rows["control"] != "none"].sort_values("accuracy", ascending=False).drop_duplicates("control")
+    best, many = true.loc[true["accuracy"].idxmax()], len(true) > 1
+    who = f"The best of {len(true)} probes" if many else "The probe"
+    said = f"{who} ({_where(best)}) reads {best['accuracy']:.1%} of {best['n']:,} counts {WORDS[rule]} "
+    said += f"(95 % interval {best['low']:.1%} to {best['high']:.1%}{', which does not know of that choice' * many})."
+    unlearnable = rows[(rows["control"] == "control task") & (rows["seen"] < SEEN)]
+    for seen in unlearnable["seen"].head(1):
+        said += f" The control task is left out: training shows the type of only {seen:.0%} of the samples."
+    others = rows[rows["control"] != "none"].drop(unlearnable.index)
+    others = others.sort_values("accuracy", ascending=False).drop_duplicates("control")
     if others.empty:
         return said + " No control was run, so this says nothing about counting."
     listed = [f"{row['control']} {row['accuracy']:.1%} ({_where(row)})" for _, row in others.iterrows()]
@@ -736,7 +761,7 @@ def what_remains(
     top, left = others.iloc[0], best["accuracy"] - others.iloc[0]["accuracy"]
     if top["high"] >= best["low"]:
         return said + f"Nothing of the score has to be counting: {top['control']} alone reads about as much."
-    return said + f"{100 * left:.0f} points of the score are more than any of them explains."
+    return said + f"It is {100 * left:.0f} points above the best control."
 
 # %% ../nbs/07_probing.ipynb #0001a3b7
 def two_class_matrix(

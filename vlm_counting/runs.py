@@ -10,6 +10,7 @@ __all__ = ['RUNS', 'CHECKS', 'PLAIN', 'PLACES', 'SCHEME', 'PAPERMILL_IO', 'SHOWN
 # %% ../nbs/12_runs.ipynb #a2a67b8c
 import argparse
 import ast
+import importlib
 import json
 import os
 import re
@@ -58,9 +59,9 @@ def declared_parameters(verb: str) -> dict[str, tuple]:  # name -> (default, wha
     return found
 
 # %% ../nbs/12_runs.ipynb #b25d1ae5
-def _check_whole(name: str, least: int, special: str | None = "", meaning: str = ""):
+def _check_whole(name: str, least: int, *special: str | None, meaning: str = ""):
     def check(value: int | None) -> None:
-        if special != "" and value == special:
+        if value in special and not isinstance(value, int):
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}{meaning}.")
@@ -72,6 +73,29 @@ def _check_choice(name: str, options: tuple[str, ...]):
     def check(value: str) -> None:
         if value not in options:
             raise UnknownName(unknown(name, value, options))
+
+    return check
+
+# %% ../nbs/12_runs.ipynb #075f5243
+def _room(name: str):
+    "A room that is only loaded when one of its names has to be checked: it imports pandas."
+    return importlib.import_module(f"vlm_counting.{name}")
+
+
+def _check_names(name: str, options: tuple[str, ...]):
+    def check(value: str) -> None:
+        for part in str(value).split(","):
+            _check_choice(name, options)(part.strip())
+
+    return check
+
+
+def _check_number(name: str, above: float | None = None):
+    def check(value: float) -> None:
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+        if not right or not (value >= 0 if above is None else value > above):
+            least = "at least 0" if above is None else f"more than {above}"
+            raise ValueError(f"{name} is {value!r}, expected a number of {least}.")
 
     return check
 
@@ -96,11 +120,22 @@ CHECKS = {
     "device": _check_device,
     "attention": _check_choice("attention", ATTENTION),
     "head": _check_file("head", "Expected a head.safetensors, as `vlm-counting run train` writes one."),
-    "limit": _check_whole("limit", 1, None, ", or None for all"),
+    "training": check_source,
+    "transfer": check_source,
+    "limit": _check_whole("limit", 1, None, meaning=", or None for all"),
+    "training_limit": _check_whole("training_limit", 1, None, meaning=", or None for all"),
     "seed": _check_whole("seed", 0),
-    "batch_size": _check_whole("batch_size", 1, "auto", ", or 'auto'"),
+    "batch_size": _check_whole("batch_size", 1, "auto", meaning=", or 'auto'"),
     "max_new_tokens": _check_whole("max_new_tokens", 1),
-    "untrained": _check_whole("untrained", 0, None, ", or None for the trained weights"),
+    "untrained": _check_whole("untrained", 0, None, "auto", meaning=", or None for the trained weights alone"),
+    "epochs": _check_whole("epochs", 1),
+    "stop": _check_whole("stop", 1, None, meaning=", or None for never"),
+    "jobs": _check_whole("jobs", 0),
+    "learning_rate": _check_number("learning_rate", above=0),
+    "teacher": _check_number("teacher"),
+    "part": lambda part: _check_choice("part", tuple(_room("training").PARTS))(part),
+    "probes": lambda names: _check_names("probes", tuple(_room("probing").PROBES))(names),
+    "rules": lambda names: _check_names("rules", ("auto", *_room("probing").RULES))(names),
     "layers": parse_layers,
     "poolings": parse_poolings,
     "shard": lambda shard: shard_samples([], shard) if shard else None,
@@ -137,6 +172,8 @@ def check_parameters(
         default = declared[name][0]
         if name in CHECKS:
             CHECKS[name](value)
+        elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            parameters[name] = float(value)
         elif None not in (value, default) and not isinstance(value, type(default)):
             raise ValueError(f"{name} is {value!r}, expected {type(default).__name__} as in {name}={default!r}.")
     return parameters
@@ -174,7 +211,8 @@ def run_folder(
     return shard_path(folder / "run.json", parameters["shard"]).parent if parameters.get("shard") else folder
 
 # %% ../nbs/12_runs.ipynb #99b70a11
-PLACES = ("run", "shard", "overwrite", "seed")  # not among a record's parameters; the seed has a field of its own
+# not among a record's parameters: they say where, or have a field of their own
+PLACES = ("run", "shard", "overwrite", "device", "jobs", "seed")
 
 
 def _record(verb: str, parameters: dict) -> RunRecord:
@@ -188,17 +226,17 @@ def check_folder(
     parameters: dict,  # from `check_parameters`
 ) -> None:
     "`FileExistsError` if the run's folder belongs to a run with other parameters: said before a model is loaded."
-    folder = run_folder(parameters, verb)
-    if parameters.get("overwrite") or not (folder / "run.json").exists():
-        return
-    earlier, record = RunRecord.load(folder), _record(verb, parameters)
-    for name in ("model", "weights", "processor", "dataset", "fingerprint"):
-        setattr(record, name, getattr(earlier, name))  # not known yet; compared when the folder is claimed
-    if difference := first_difference(record, earlier):
-        raise FileExistsError(
-            f"{folder} belongs to another run: {difference}. Choose another run name (run=...), "
-            "or pass overwrite=True to replace it."
-        )
+    folder, record = run_folder(parameters, verb), _record(verb, parameters)
+    taken = [place for place in (folder, *sorted(folder.glob("part-*"))) if (place / "run.json").exists()]
+    for place in [] if parameters.get("overwrite") else taken:
+        earlier = RunRecord.load(place)
+        for name in ("model", "weights", "processor", "dataset", "fingerprint"):
+            setattr(record, name, getattr(earlier, name))  # not known yet; compared when the folder is claimed
+        if difference := first_difference(record, earlier):
+            raise FileExistsError(
+                f"{place} belongs to another run: {difference}. Choose another run name (run=...), "
+                "or pass overwrite=True to replace it."
+            )
 
 
 def new_record(
@@ -359,26 +397,12 @@ def summary(
 
 
 # columns of a score table that fit a terminal
-SHOWN = (
-    "head",
-    "among",
-    "n",
-    "accuracy",
-    "first",
-    "second",
-    "difference",
-    "low",
-    "high",
-    "p_holm",
-    "mae",
-    "bias",
-    "unparsed",
-)
+SHOWN = "head among n accuracy first second difference low high p_holm mae bias unparsed coverage".split()
 
 # %% ../nbs/12_runs.ipynb #a09024cd
 def _value(text: str, default: object) -> object:
     "A word of the command line as a value: whole numbers, decimals, True, False, None (also 'all'), else text."
-    if text in ("None", "all"):
+    if text == "None" or (text == "all" and default != "all"):
         return None
     if isinstance(default, str) and default != "auto":
         return text

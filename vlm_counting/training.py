@@ -6,8 +6,8 @@
 __all__ = ['HEAD', 'EMBEDDINGS', 'PARTS', 'OTHER_QUESTIONS', 'Head', 'squeeze', 'load_head', 'save_head', 'read_head_record',
            'Examples', 'examples', 'HeadConfig', 'Part', 'Training', 'begin_training', 'batch_loss', 'train_epoch',
            'validate', 'train_further', 'is_over', 'save_training', 'resume_training', 'describe_training',
-           'train_head', 'answer_with_head', 'forgetting', 'improvement', 'like_for_like', 'other_questions',
-           'split_samples', 'shuffled', 'tell']
+           'train_head', 'keep_head', 'answer_with_head', 'forgetting', 'improvement', 'like_for_like',
+           'other_questions', 'split_samples', 'shuffled', 'tell']
 
 # %% ../nbs/08_training.ipynb #073cddfe
 import json
@@ -22,7 +22,7 @@ import pandas as pd
 
 from .core import Answer, Prediction, Registry, Sample, make_folder, unknown
 from .evaluation import to_prediction
-from .statistics import compare, holm, tabulate
+from .statistics import compare, tabulate
 
 # %% ../nbs/08_training.ipynb #e7d6a577
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def save_head(
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
-    record = {"softcap": head.softcap, "bias": head.bias is not None} | record
+    record = record | {"softcap": head.softcap, "bias": head.bias is not None}
     _save_tensors(tensors, Path(path), record)
     return Path(path)
 
@@ -131,12 +131,15 @@ def read_head_record(path: Path) -> dict:
 
 
 def _save_tensors(tensors: dict, path: Path, record: dict) -> None:
-    "Tensors and a record in one file, written in one step."
+    "Tensors and a record in one file, written in one step. What killed savings left is taken away."
     from safetensors.torch import save_file
 
-    make_folder(path.parent)
+    for left in make_folder(path.parent).glob(f".{path.name}.*"):
+        left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, partial, metadata={"record": json.dumps(record, sort_keys=True)})
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 # %% ../nbs/08_training.ipynb #71247651
@@ -196,6 +199,11 @@ class HeadConfig:
         for name in ("epochs", "batch_size", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if not (self.rate > 0 and self.teacher >= 0 and (self.stop is None or self.stop >= 1)):
+            raise ValueError(
+                f"rate is {self.rate}, teacher {self.teacher}, stop {self.stop}; expected a rate above 0, a teacher of "
+                "at least 0, and stop=None or at least 1."
+            )
         if self.matmul not in ("float32", "bfloat16"):
             raise ValueError(unknown("matmul", self.matmul, ("float32", "bfloat16")))
 
@@ -353,14 +361,14 @@ def train_further(
     "One epoch more: adds a row to the curve, keeps the weights if validation accuracy is the best so far."
     import torch
 
-    config, epoch = training.config, len(training.curve) + 1
+    config, epoch = training.config, training.curve[-1]["epoch"] + 1
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed * 1000 + epoch))
     rate = training.optimiser.param_groups[0]["lr"]
     row = {"epoch": epoch, "rate": rate, "n_train": len(train), "n_valid": len(valid)}
     row |= train_epoch(training, train, order) | validate(training, valid)
     row["train_perplexity"], row["valid_perplexity"] = np.exp([row["train_nll"], row["valid_nll"]]).tolist()
     training.plateau.step(row["valid_accuracy"])
-    earlier = [before["valid_accuracy"] for before in training.curve]
+    earlier = [before["valid_accuracy"] for before in training.curve[1:]]
     if row["valid_accuracy"] > max(earlier, default=-1):
         training.best = {name: tensor.detach().clone() for name, tensor in training.tensors.items()}
     training.curve.append(row)
@@ -368,7 +376,7 @@ def train_further(
 
 def is_over(training: Training) -> bool:
     "All epochs done, or no better one for so long that it stops early."
-    accuracies, config = [row["valid_accuracy"] for row in training.curve], training.config
+    accuracies, config = [row["valid_accuracy"] for row in training.curve[1:]], training.config
     since = len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
     return len(accuracies) >= config.epochs or (config.stop is not None and since >= config.stop)
 
@@ -430,11 +438,12 @@ def describe_training(
     def digest(*tensors) -> str:
         whole = hashlib.sha256()
         for tensor in tensors:
-            whole.update(np.ascontiguousarray(tensor.numpy()).data)
+            whole.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
         return whole.hexdigest()[:16]
 
     return {
-        "config": asdict(config), "head": digest(head.weight), "train": digest(train.states, train.tokens),
+        "config": asdict(config), "head": digest(*(part for part in (head.weight, head.bias) if part is not None)),
+        "softcap": head.softcap, "train": digest(train.states, train.tokens),
         "valid": digest(valid.states, valid.tokens),
     }  # fmt: skip
 
@@ -449,7 +458,7 @@ def train_head(
     device: str = "cpu",  # or 'cuda'
     every: float = 60,  # seconds between two savings, at least
     progress: bool = True,  # show a bar
-) -> tuple[Head, list[dict]]:  # the head of the best epoch, on the CPU; a row of the learning curve for each epoch
+) -> tuple[Head, list[dict]]:  # head of the best epoch, on the CPU; learning curve, a row an epoch, 0 before training
     "Train a head. A killed training that is started again ends in the same weights."
     from tqdm.auto import tqdm
 
@@ -460,7 +469,10 @@ def train_head(
     if path and path.exists():
         resume_training(training, path, identity)
     train, valid, saved = train.to(device), valid.to(device), time.monotonic()
-    with tqdm(total=config.epochs, initial=len(training.curve), unit="epoch", disable=not progress) as bar:
+    if not training.curve:  # the head as it is, for the figure; the paper chooses among the trained ones
+        start = {"epoch": 0, "rate": config.rate, "n_train": len(train), "n_valid": len(valid)}
+        training.curve.append(start | validate(training, valid))
+    with tqdm(total=config.epochs, initial=len(training.curve) - 1, unit="epoch", disable=not progress) as bar:
         while not is_over(training):
             train_further(training, train, valid)
             bar.update()
@@ -470,6 +482,30 @@ def train_head(
                 saved = time.monotonic()
     part = PARTS[config.part]
     return part.merge(training.head, training.ids, training.best).to("cpu"), training.curve
+
+# %% ../nbs/08_training.ipynb #78ad7653
+def keep_head(
+    path: Path,  # of the finished head, e.g. head.safetensors
+    record: dict,  # what else to write into it, such as the hash of the model's weights
+    head: Head,  # of the model, and so on as in `train_head`
+    train: Examples,
+    valid: Examples,
+    spelt: dict[int, tuple[int, ...]],  # count -> its tokens
+    config: HeadConfig,
+    device: str = "cpu",  # or 'cuda'
+) -> tuple[Head, list[dict]]:  # as `train_head`
+    "Train a head and keep it, or read it if it is there. `FileExistsError` if another one is."
+    path, identity = Path(path), describe_training(head, train, valid, config)
+    if path.exists():
+        found = read_head_record(path)
+        if found.get("identity") != identity:
+            raise FileExistsError(f"{path} is of another training. Choose another folder, or delete the file.")
+        return load_head(path), found["curve"]
+    under_way = path.with_suffix(".training")
+    trained, curve = train_head(head, train, valid, spelt, config, under_way, device)
+    save_head(trained, path, record | {"identity": identity, "curve": curve})
+    under_way.unlink(missing_ok=True)
+    return trained, curve
 
 # %% ../nbs/08_training.ipynb #e5f08cc3
 def answer_with_head(
@@ -513,13 +549,14 @@ def forgetting(
     return {"n": len(states), "kl": distance / len(states), "changed": changed / len(states)}
 
 # %% ../nbs/08_training.ipynb #2e44f835
-def _tallies(rows: list[Prediction], counts: list[int]) -> np.ndarray:  # (rows, counts, 5)
-    "For each picture and count: said and true, said, true, distance from the true count, whether a number was said."
-    true = np.array([row.target for row in rows])[:, None] == counts
+def _tallies(rows: list[Prediction], counts: list[int], both: np.ndarray) -> np.ndarray:  # (rows, counts, 5)
+    "For each picture and count: said and true, said, true, distance from the true count, whether both sides said one."
+    target = np.array([row.target for row in rows])
     said = np.array([-1 if row.count is None else row.count for row in rows])
-    hits, parsed = true & (said[:, None] == counts), true & (said >= 0)[:, None]
-    distance = np.abs(said - np.array([row.target for row in rows]))[:, None] * parsed
-    return np.stack([hits, said[:, None] == counts, true, distance, parsed], -1).astype(float)
+    true, named = target[:, None] == counts, said[:, None] == counts
+    parsed = true & both[:, None]
+    distance = np.abs(said - target)[:, None] * parsed
+    return np.stack([true & named, named, true, distance, parsed], -1).astype(float)
 
 
 def _measures(sums: np.ndarray) -> np.ndarray:  # (..., counts, 5) -> (..., counts, 2): F1; mean absolute error
@@ -535,21 +572,22 @@ def improvement(
     draws: int = 1000,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # measure ('f1', 'mae'), target, n, before, after, gain (more is better), low, high
-    "What each count gained, with a 95 % paired bootstrap interval clustered by layout. `ValueError` if not paired."
+    "What each count gained; 95 % paired bootstrap interval by layout; errors where both sides said a number."
     if [(row.uid, row.target) for row in before] != [(row.uid, row.target) for row in after]:
         raise ValueError("The two sides do not answer the same samples in the same order. Sort both by uid.")
     counts = sorted({row.target for row in before})
     layouts = tabulate(before)["_layout"].fillna(pd.Series([row.uid for row in before]))
     cluster, names = pd.factorize(layouts.astype(str))
+    both = np.array([None not in (one.count, two.count) for one, two in zip(before, after, strict=True)])
     sums = np.zeros((2, len(names), len(counts), 5))
     for side, rows in enumerate((before, after)):
-        np.add.at(sums[side], cluster, _tallies(rows, counts))
+        np.add.at(sums[side], cluster, _tallies(rows, counts, both))
     weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
     drawn = _measures(np.einsum("dk,skcm->sdcm", weights, sums))
     whole, sign = _measures(sums.sum(1)), np.array([1, -1])
     low, high = np.nanquantile((drawn[1] - drawn[0]) * sign, [0.025, 0.975], axis=0)
     rows = [
-        {"measure": name, "target": count, "n": int(sums[0, :, c, 2].sum()), "before": whole[0, c, m],
+        {"measure": name, "target": count, "n": int(sums[0, :, c, (2, 4)[m]].sum()), "before": whole[0, c, m],
          "after": whole[1, c, m], "gain": (whole[1, c, m] - whole[0, c, m]) * sign[m], "low": low[c, m],
          "high": high[c, m]}
         for m, name in enumerate(("f1", "mae")) for c, count in enumerate(counts)
@@ -578,7 +616,6 @@ def like_for_like(
         for (name, among), given in answers.items() if name != first
     ]  # fmt: skip
     table = pd.concat(rows, ignore_index=True)
-    table["p_holm"] = holm(table["p"])
     return table[["head", "among", *(name for name in table if name not in ("head", "among"))]], answers
 
 # %% ../nbs/08_training.ipynb #55b6ec59
@@ -600,18 +637,21 @@ def other_questions(
 
 def split_samples(
     samples: list[Sample],  # with the factor 'split': 'train' or 'valid'
-) -> tuple[list[Sample], list[Sample]]:  # to train on; to choose the best epoch on
-    "Training and validation, as the dataset says. `ValueError` if it does not."
-    parts = [[sample for sample in samples if sample.factors.get("split") == name] for name in ("train", "valid")]
-    if not all(parts) or sum(map(len, parts)) < len(samples):
+) -> tuple[list[Sample], list[Sample], list[Sample]]:  # to train on; to choose the epoch on; to test on
+    "As the dataset says; every second layout of 'valid' is kept for the test. `ValueError` if it does not say."
+    parts = {name: [s for s in samples if s.factors.get("split") == name] for name in ("train", "valid")}
+    if not all(parts.values()) or sum(map(len, parts.values())) < len(samples):
         found = sorted({str(sample.factors.get("split")) for sample in samples})
         raise ValueError(
             f"The training samples have the splits {', '.join(found)}, expected each to be 'train' or 'valid', and "
             "both to occur. Take 'unseen_combinations', or give your samples the factor 'split'."
         )
-    return parts[0], parts[1]
+    layouts = [(sample.target, str(sample.factors.get("layout", sample.uid))) for sample in parts["valid"]]
+    place = {layout: number for number, layout in enumerate(sorted(set(layouts)))}
+    halves = [[s for s, at in zip(parts["valid"], layouts, strict=True) if place[at] % 2 == half] for half in (0, 1)]
+    return parts["train"], *halves
 
-
+# %% ../nbs/08_training.ipynb #4b2b6efb
 def shuffled(
     data: Examples,
     seed: int = 0,  # of the shuffling
@@ -627,26 +667,25 @@ def _finding(row: pd.Series) -> str:
     change = f"{100 * row['difference']:+.1f} points [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
     sure = row["p_holm"] < 0.05 and not row["low"] <= 0 <= row["high"]
     word = ("gains" if row["difference"] > 0 else "loses") if sure else "neither gains nor loses for certain"
-    return f"{word} ({change}, p = {row['p_holm']:.2g} after Holm)"
+    p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.2g}"
+    return f"{word} ({change}, {p})"
 
 
 def tell(
     table: pd.DataFrame,  # of `like_for_like`, with the columns `set` and `p_holm`
     cost: pd.DataFrame,  # a row of `forgetting` for each head
-    conditions: dict[str, str],  # set -> what it is, in words; the first is the condition of the training
+    conditions: dict[str, str],  # set -> what it is, in words
 ) -> str:
     "What was found, written from the numbers."
-    rows, within = table.set_index(["set", "head", "among"]).sort_index(), next(iter(conditions))
+    rows = table.set_index(["set", "head", "among"]).sort_index()
     lines = [
         f"On '{name}' ({what}) the trained head {_finding(rows.loc[(name, 'trained', 'vocabulary')])}; the model that "
         f"generates with it {_finding(rows.loc[(name, 'trained', 'generation')])}."
         for name, what in conditions.items()
     ]  # fmt: skip
-    whole = rows.loc[(within, "trained", "vocabulary")]["difference"]
     for head in [name for name in table["head"].unique() if name != "trained"]:
-        row = rows.loc[(within, head, "vocabulary")]
-        gain = f"{100 * row['difference']:+.1f} points, against {100 * whole:+.1f}"
-        lines.append(f"Control '{head}' on '{within}': {gain}.")
+        found = [f"on '{name}' it {_finding(rows.loc[(name, head, 'vocabulary')])}" for name in conditions]
+        lines.append(f"Control '{head}': {'; '.join(found)}.")
     row = cost.set_index("head").loc["trained"]
     lines.append(
         f"Asked something else, {100 * row['changed']:.1f} % of the next words change (KL {row['kl']:.3g} nats, "
