@@ -37,7 +37,7 @@ def layers(name: str) -> dict:
     "What a linear probe reads from a twin, and what the controls leave of it."
     _, reading = timed("extract", name)
     folder, probing = timed("probe", name)
-    table = pd.read_csv(folder / "probes.csv")
+    table = pd.read_csv(folder / "probes.csv").astype({"layer": "Int64"})
     best = table[table["control"] == "none"].sort_values("accuracy").groupby(["probe", "rule"]).tail(1)
     found = {f"{row.probe}, {row.rule}": round(row.accuracy, 3) for row in best.itertuples()}
     return {"extract, s": reading, "probe, s": probing, "best": found, "remains": what_remains(table)}
