@@ -246,3 +246,8 @@ def test_a_head_works_where_its_weights_are_and_not_on_disk(tmp_path):
 def test_no_head_for_untrained_weights():
     with pytest.raises(ValueError, match="untrained=0 and head='some.safetensors' do not go together"):
         load_model("tiny-qwen2-vl", untrained=0, head="some.safetensors")
+
+
+def test_an_untrained_model_needs_a_seed():
+    with pytest.raises(ValueError, match="untrained is 'auto', expected a seed"):
+        load_model("tiny-qwen2-vl", untrained="auto")

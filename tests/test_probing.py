@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,7 +83,8 @@ def twin(tmp_path_factory):
     from vlm_counting.models import load_model
 
     samples = generate("balanced", limit=216)
-    return extract(load_model("tiny-qwen2-vl"), samples, tmp_path_factory.mktemp("twin"), lens=False, progress=False)
+    vlm, folder = load_model("tiny-qwen2-vl"), tmp_path_factory.mktemp("twin")
+    return extract(vlm, samples, folder, [1, 3], lens=False, progress=False)
 
 
 def by_library(states, targets, fold, tolerance=1e-5):
@@ -315,6 +317,10 @@ def test_no_selectivity_where_the_control_task_cannot_be_learnt():
     said = probing.what_remains(table)
     assert "The control task is left out: training shows the type of only 0% of the samples." in said
     assert "At best, the controls get: shuffled" in said and "control task " not in said.partition("controls get")[2]
+    ruler = controls(samples, rules=("paper", "layout"), progress=False)  # its row numbers are those of the table
+    whole = ruler.query("rule == 'layout'").set_index("control")["accuracy"]
+    said = probing.what_remains(pd.concat([table, ruler]))
+    assert all(f"{control} {accuracy:.1%}" in said for control, accuracy in whole.items()) and len(whole) == 3
     many = Store(*design(3))  # every cell three times
     table = probe_layers(many, **(settings | {"rules": ("layout",)}))
     assert table["seen"].max() == 1 and table["selectivity"].notna().sum() == 1
@@ -542,3 +548,33 @@ def test_import_is_light():
     heavy = ("torch", "transformers", "sklearn", "matplotlib", "scipy", "joblib")
     check = f"import sys, vlm_counting.probing; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def said_by(folder):
+    "All that an executed notebook printed."
+    cells = json.loads((folder / "notebook.ipynb").read_text())["cells"]
+    return "".join("".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", ()))
+
+
+def test_the_verb_leaves_out_what_is_large_or_not_known(tmp_path, monkeypatch):
+    "States of two layers of four, of a model that is said to have 7 billion weights."
+    from vlm_counting.core import claim_folder
+    from vlm_counting.extraction import extract
+    from vlm_counting.models import load_model
+    from vlm_counting.runs import check_parameters, new_record, run, run_folder
+
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    samples, vlm = generate("balanced", limit=54), load_model("tiny-qwen2-vl")
+    asked = check_parameters("extract", {"limit": 54, "layers": "0,2", "poolings": "last"})
+    home = run_folder(asked)
+    with claim_folder(new_record("extract", asked, vlm, samples), home):
+        extract(vlm, samples, home / "states", [0, 2], ["last"], progress=False)
+    about = home / "states" / "states.json"
+    about.write_text(re.sub(r'"parameters": \d+', '"parameters": 7000000000', about.read_text()))
+    folder = run("probe", probes="ridge", rules="layout", jobs=1)
+    record, said = json.loads((folder / "run.json").read_text()), said_by(folder)
+    assert not {"jobs", "device"} & set(record["parameters"])  # so that a second start may change them
+    assert "tiny-qwen2-vl has 7,000 M weights" in said and "untrained=0 asks for this control" in said
+    assert "The deepest layer here is 2, and the model has 4 blocks" in said
+    assert not (folder / "untrained").exists() and not (folder / "gap.csv").exists()
+    assert set(pd.read_csv(folder / "probes.csv")["control"]) >= {"none", "shuffled", "control task", "lit area"}

@@ -773,6 +773,8 @@ def _check_choices(dtype: str, attention: str, untrained: int | None, head: str 
     for what, value, known in (("dtype", dtype, DTYPES), ("attention", attention, ATTENTION)):
         if value not in known:
             raise ValueError(f"{what} is '{value}', expected one of {', '.join(known)}.")
+    if untrained is not None and not isinstance(untrained, int):
+        raise ValueError(f"untrained is {untrained!r}, expected a seed (a whole number), or None for trained weights.")
     if untrained is not None and head is not None:
         raise ValueError(
             f"untrained={untrained} and head={str(head)!r} do not go together: a head is trained on the states of "

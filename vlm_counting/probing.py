@@ -745,15 +745,15 @@ def what_remains(
     rows = table[table["rule"] == rule]
     if (true := rows[rows["control"] == "none"]).empty:
         raise ValueError(f"The table has no score under {', '.join(STRICT)}. Make it with probe_layers(states).")
-    best, many = true.loc[true["accuracy"].idxmax()], len(true) > 1
+    best, many = true.iloc[true["accuracy"].argmax()], len(true) > 1
     who = f"The best of {len(true)} probes" if many else "The probe"
     said = f"{who} ({_where(best)}) reads {best['accuracy']:.1%} of {best['n']:,} counts {WORDS[rule]} "
     said += f"(95 % interval {best['low']:.1%} to {best['high']:.1%}{', which does not know of that choice' * many})."
-    unlearnable = rows[(rows["control"] == "control task") & (rows["seen"] < SEEN)]
-    for seen in unlearnable["seen"].head(1):
+    unlearnable = (rows["control"] == "control task") & (rows["seen"] < SEEN)
+    for seen in rows.loc[unlearnable, "seen"].head(1):
         said += f" The control task is left out: training shows the type of only {seen:.0%} of the samples."
-    others = rows[rows["control"] != "none"].drop(unlearnable.index)
-    others = others.sort_values("accuracy", ascending=False).drop_duplicates("control")
+    others = rows[(rows["control"] != "none") & ~unlearnable]
+    others = others.sort_values("accuracy", ascending=False, kind="stable").drop_duplicates("control")
     if others.empty:
         return said + " No control was run, so this says nothing about counting."
     listed = [f"{row['control']} {row['accuracy']:.1%} ({_where(row)})" for _, row in others.iterrows()]
