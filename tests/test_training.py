@@ -233,9 +233,12 @@ def test_wrong_files_and_counts_are_refused(tmp_path):
 
 def test_forgetting_is_zero_for_the_same_head_and_grows():
     head, train, valid = make()
-    assert forgetting(head, head, valid.states.numpy()) == {"n": 100, "kl": 0.0, "changed": 0.0}
+    same = forgetting(head, head, valid.states.numpy(), SPELT)
+    said = head.scores(valid.states).argmax(-1)
+    assert same.pop("numbers") == pytest.approx(((said > 2) & (said < 13)).float().mean().item())
+    assert same == {"n": 100, "kl": 0.0, "changed": 0.0}
     trained, _ = train_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
-    found = forgetting(head, trained, valid.states.numpy())
+    found = forgetting(head, trained, valid.states.numpy(), SPELT)
     assert found["kl"] > 0 and 0 < found["changed"] <= 1
 
 
@@ -369,14 +372,14 @@ def test_what_was_found_follows_from_the_numbers():
         row("a", "bias only", "vocabulary", 0.19, 0.1, 0.3, 1e-4),
         row("b", "bias only", "vocabulary", 0.01, -0.1, 0.2, 0.6),
     ]
-    cost = pd.DataFrame([{"head": "trained", "n": 10, "kl": 0.5, "changed": 0.25}])
+    cost = pd.DataFrame([{"head": "trained", "n": 10, "kl": 0.5, "changed": 0.25, "numbers": 0.8}])
     said = tell(pd.DataFrame(rows), cost, {"a": "here", "b": "there"}).splitlines()
     assert (
         "head gains (+20.0 points [10.0, 30.0], p < 0.001)" in said[0] and "with it neither gains nor loses" in said[0]
     )
     assert "head loses (-20.0 points" in said[1]
     assert said[2].startswith("Control 'bias only': on 'a' it gains (+19.0 points") and "on 'b' it neither" in said[2]
-    assert "25.0 % of the next words change" in said[3]
+    assert "25.0 % of the next words change" in said[3] and "says little about what it forgot" in said[3]
 
 
 def test_the_bias_can_reach_what_a_bias_is_enough_for():

@@ -30,6 +30,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from . import __version__
+
 # %% ../nbs/00_core.ipynb #416b38bc
 @dataclass(frozen=True)
 class Sample:
@@ -370,7 +372,6 @@ def fingerprint(samples: Iterable[Sample]) -> str:  # 64 hex digits
 
 # %% ../nbs/00_core.ipynb #be520778
 PACKAGES = (
-    "vlm_counting",
     "torch",
     "torchvision",
     "transformers",
@@ -383,7 +384,7 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     "Versions of Python and of the packages that can change an answer."
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "vlm_counting": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

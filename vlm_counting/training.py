@@ -186,7 +186,7 @@ class HeadConfig:
     batch_size: int = 32
     rate: float = 1e-4  # of AdamW
     decay: float = 0.01  # of the weights
-    patience: int = 5  # epochs without a better validation accuracy before the rate is halved
+    patience: int = 5  # epochs without a better validation accuracy that are tolerated; the next one halves the rate
     seed: int = 42  # of the order of examples and of fresh weights
     teacher: float = 0.0  # weight of KL(original head || trained head) in the loss; the paper's option has 0.2
     scratch: bool = False  # begin with fresh weights instead of the model's own
@@ -536,17 +536,20 @@ def forgetting(
     before: Head,
     after: Head,
     states: np.ndarray,  # (n, dim), after the final norm, of prompts that do not ask for a number
-) -> dict:  # n, kl: mean KL(before || after) in nats, changed: share of prompts with another next token
+    spelt: dict[int, tuple[int, ...]],  # count -> its tokens
+) -> dict:  # n, kl: mean KL(before || after) in nats; shares of prompts: changed next token, numbers said before
     "What training the head on counts did to everything else."
     import torch
     from torch.nn.functional import kl_div
 
-    distance, changed = 0.0, 0
+    distance, changed, numbers, ids = 0.0, 0, 0, torch.tensor([tokens[0] for tokens in spelt.values()])
     for rows in torch.from_numpy(np.array(states, np.float32)).split(256):
         old, new = (squeeze(head.scores(rows), head.softcap).log_softmax(-1) for head in (before, after))
         distance += float(kl_div(new, old, log_target=True, reduction="sum"))
         changed += int((old.argmax(-1) != new.argmax(-1)).sum())
-    return {"n": len(states), "kl": distance / len(states), "changed": changed / len(states)}
+        numbers += int(torch.isin(old.argmax(-1), ids).sum())
+    shares = {"kl": distance, "changed": changed, "numbers": numbers}
+    return {"n": len(states)} | {name: total / len(states) for name, total in shares.items()}
 
 # %% ../nbs/08_training.ipynb #2e44f835
 def _tallies(rows: list[Prediction], counts: list[int], both: np.ndarray) -> np.ndarray:  # (rows, counts, 5)
@@ -687,8 +690,7 @@ def tell(
         found = [f"on '{name}' it {_finding(rows.loc[(name, head, 'vocabulary')])}" for name in conditions]
         lines.append(f"Control '{head}': {'; '.join(found)}.")
     row = cost.set_index("head").loc["trained"]
-    lines.append(
-        f"Asked something else, {100 * row['changed']:.1f} % of the next words change (KL {row['kl']:.3g} nats, "
-        f"n = {row['n']:.0f})."
-    )
+    said = f"Asked something else, {100 * row['changed']:.1f} % of the next words change (KL {row['kl']:.3g} nats, "
+    said += f"n = {row['n']:.0f}); {100 * row['numbers']:.1f} % of them were numbers before."
+    lines.append(said + " So this says little about what it forgot." * bool(row["numbers"] > 0.5))
     return "\n".join(lines)
