@@ -129,6 +129,7 @@ CHECKS = {
     "max_new_tokens": _check_whole("max_new_tokens", 1),
     "untrained": _check_whole("untrained", 0, None, "auto", meaning=", or None for the trained weights alone"),
     "epochs": _check_whole("epochs", 1),
+    "training_seed": _check_whole("training_seed", 0),
     "stop": _check_whole("stop", 1, None, meaning=", or None for never"),
     "jobs": _check_whole("jobs", 0),
     "learning_rate": _check_number("learning_rate", above=0),
