@@ -6,16 +6,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from prompts import prompt_of
 
 from vlm_counting import pairing, raising, siblings
 from vlm_counting.core import file_hash
-from vlm_counting.models import INSTRUCTION, MODELS, twins_dir
+from vlm_counting.models import MODELS, twins_dir
 
 SIBLINGS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
 SHIPPED = [name for name in SIBLINGS if (twins_dir() / name).exists()]
 EVERY = ["tiny-qwen2-vl", *SIBLINGS]
 MATCHERS = ["tiny-clip", "tiny-coca"]
-TEXT_FIRST = {"tiny-llava-next-interleave", "tiny-llava-onevision"}
 
 
 def test_one_school_for_all():
@@ -31,15 +31,6 @@ def test_one_school_for_all():
 def test_shipped_twins_were_raised_as_written_here(name):
     record = raising.read_training(twins_dir() / name)
     assert record["upbringing"] == json.loads(json.dumps(asdict(raising.upbringing_for(name))))
-
-
-def prompt_of(name: str, processor, question: str) -> str:
-    if name == "tiny-paligemma2":
-        return f"<image> answer en {INSTRUCTION} {question}"
-    content = [{"type": "image"}, {"type": "text", "text": f"{INSTRUCTION} {question}"}]
-    if name in TEXT_FIRST:
-        content.reverse()
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("name", EVERY)

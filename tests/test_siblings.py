@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from prompts import prompt_of
 
 from vlm_counting import raising
 from vlm_counting.core import file_hash
-from vlm_counting.models import INSTRUCTION, load_model, twins_dir
+from vlm_counting.models import load_model, twins_dir
 from vlm_counting.stimuli import generate
 
 SIBLINGS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
@@ -84,17 +85,6 @@ def test_counts_what_is_asked(name):
 
 
 # ---- our answers against the library's own classes, used as its documentation uses them
-
-TEXT_FIRST = {"tiny-llava-next-interleave", "tiny-llava-onevision"}
-
-
-def prompt_of(name: str, processor, question: str) -> str:
-    if name == "tiny-paligemma2":
-        return f"<image> answer en {INSTRUCTION} {question}"
-    content = [{"type": "image"}, {"type": "text", "text": f"{INSTRUCTION} {question}"}]
-    if name in TEXT_FIRST:
-        content.reverse()
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def followed_by(inputs: dict, token: int) -> dict:

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'IDENTITY', 'Sample', 'Answer', 'Prediction', 'to_record', 'from_record', 'make_folder', 'write_atomic',
            'write_jsonl', 'read_jsonl', 'unknown', 'UnknownName', 'Registry', 'project_root', 'data_dir', 'results_dir',
            'stratify', 'to_rgb', 'load_image', 'file_hash', 'fingerprint', 'versions', 'git_commit', 'peak_memory',
-           'RunRecord', 'identity', 'first_difference', 'hold_folder', 'claim_folder']
+           'RunRecord', 'identity', 'first_difference', 'refuse_other_run', 'hold_folder', 'claim_folder']
 
 # %% ../nbs/00_core.ipynb #09e3df2c
 import hashlib
@@ -490,6 +490,19 @@ def first_difference(
     return ""
 
 # %% ../nbs/00_core.ipynb #661c4b17
+def refuse_other_run(
+    record: RunRecord,  # about to start
+    earlier: RunRecord,  # whose folder it is
+    folder: Path,  # for the message
+) -> None:
+    "`FileExistsError` names the first thing in which two runs differ, and the two ways out."
+    if difference := first_difference(record, earlier):
+        raise FileExistsError(
+            f"{folder} belongs to another run: {difference}. Choose another run name "
+            "(run=...), or pass overwrite=True to replace it."
+        )
+
+
 def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
     "Refuse a folder of another run, or move its files to `replaced/` when told to overwrite."
     kept = ("replaced", "notebook-failed.ipynb")
@@ -504,11 +517,7 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
         return
     for owned in (folder, *parts):
         earlier = RunRecord.load(owned) if (owned / "run.json").exists() else record
-        if difference := first_difference(record, earlier):
-            raise FileExistsError(
-                f"{owned} belongs to another run: {difference}. Choose another run name "
-                "(run=...), or pass overwrite=True to replace it."
-            )
+        refuse_other_run(record, earlier, owned)
         record.sessions = earlier.sessions if owned == folder else record.sessions
     strange = [path.name for path in others if path not in parts]
     if strange and not (folder / "run.json").exists():

@@ -254,6 +254,14 @@ def svm_standardised(
     return said
 
 # %% ../nbs/07_probing.ipynb #588f9910
+def _by_library(features: Features, labels: np.ndarray, fold: np.ndarray, model, said: np.ndarray) -> np.ndarray:
+    "Fill `said` with what a model of scikit-learn reads from standardised states, fitted anew in each fold."
+    for train, test in _each_fold(labels, fold):
+        scaled = features.standardised(train).states
+        said[test] = model.fit(scaled[train], labels[train]).predict(scaled[test])
+    return said
+
+
 @PROBES.add("logistic")
 def logistic(
     features: Features,
@@ -263,12 +271,7 @@ def logistic(
     "Multinomial logistic regression, C = 1, on standardised states: the usual probe of the literature."
     from sklearn.linear_model import LogisticRegression
 
-    said = np.empty_like(labels)
-    for train, test in _each_fold(labels, fold):
-        scaled = features.standardised(train).states
-        model = LogisticRegression(C=1, max_iter=1000).fit(scaled[train], labels[train])
-        said[test] = model.predict(scaled[test])
-    return said
+    return _by_library(features, labels, fold, LogisticRegression(C=1, max_iter=1000), np.empty_like(labels))
 
 
 @PROBES.add("ridge")
@@ -280,12 +283,8 @@ def ridge(
     "Ridge regression on the number itself, standardised states; its penalty is chosen inside the training part."
     from sklearn.linear_model import RidgeCV
 
-    said = np.empty(len(labels))
-    for train, test in _each_fold(labels, fold):
-        scaled = features.standardised(train).states
-        model = RidgeCV(alphas=10.0 ** np.arange(-1, 6)).fit(scaled[train], labels[train])
-        said[test] = model.predict(scaled[test])
-    return said
+    model = RidgeCV(alphas=10.0 ** np.arange(-1, 6))
+    return _by_library(features, labels, fold, model, np.empty(len(labels)))
 
 # %% ../nbs/07_probing.ipynb #cafbe6a7
 CLASSIFIERS_NEVER = (

@@ -25,8 +25,8 @@ from vlm_counting.core import (
     RunRecord,
     UnknownName,
     fingerprint,
-    first_difference,
     project_root,
+    refuse_other_run,
     results_dir,
     unknown,
     write_atomic,
@@ -233,11 +233,7 @@ def check_folder(
         earlier = RunRecord.load(place)
         for name in ("model", "weights", "processor", "dataset", "fingerprint"):
             setattr(record, name, getattr(earlier, name))  # not known yet; compared when the folder is claimed
-        if difference := first_difference(record, earlier):
-            raise FileExistsError(
-                f"{place} belongs to another run: {difference}. Choose another run name (run=...), "
-                "or pass overwrite=True to replace it."
-            )
+        refuse_other_run(record, earlier, place)
 
 
 def new_record(

@@ -464,8 +464,8 @@ def train_head(
 
     config = config or HeadConfig()
     ids = [tokens[0] for tokens in spelt.values() if len(tokens) == 1]
-    training, identity = begin_training(head.to(device), ids, config), describe_training(head, train, valid, config)
-    path = Path(path) if path else None
+    training, path = begin_training(head.to(device), ids, config), Path(path) if path else None
+    identity = describe_training(head, train, valid, config) if path else {}
     if path and path.exists():
         resume_training(training, path, identity)
     train, valid, saved = train.to(device), valid.to(device), time.monotonic()
