@@ -91,6 +91,40 @@ def improvement_rows() -> pd.DataFrame:
     return table.assign(low=-0.1, high=0.02)
 
 
+def twin_rows() -> pd.DataFrame:
+    "Five planted faults at three doses and healthy twins, with evidence, a verdict and the paper's rule."
+    places = [
+        ("none", 0),
+        *((fault, step) for fault in ("format", "route", "bind", "see", "say") for step in (1, 2, 3)),
+    ]
+    rows = [
+        {
+            "twin": f"{architecture}-{fault}-{step}-{seed}",
+            "fault": fault,
+            "step": step,
+            "loss": step / 6,
+            "accuracy": 0.9 - step / 6 + 0.02 * seed,
+            "probe_last": 0.9 - (fault == "see") * step / 6 - 0.01 * seed,
+            "other_count": np.nan if architecture == "b" else 0.05 + (fault == "bind") * step / 10,
+            "a_rather_long_name_of_evidence": 0.5,
+            "verdict": "abstains" if step == 1 and seed else fault,
+            "paper": "none" if fault == "none" else "see" if fault == "see" else "say",
+        }
+        for architecture in "ab"
+        for fault, step in places
+        for seed in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
+def patch_rows(layers=7) -> pd.DataFrame:
+    table = pd.DataFrame(
+        [{"layer": layer, "position": place} for layer in range(layers) for place in ("all", "last", "image", "answer")]
+    )
+    effect = np.linspace(-0.1, 1.1, len(table))
+    return table.assign(pairs=72, effect=effect, null=0.03, low=effect - 0.1, high=effect + 0.1, moved=0.5)
+
+
 DRAWN = {
     "accuracy_per_count": lambda: figures.plot_accuracy_per_count(count_rows(), chance=1 / 9),
     "f1_per_count": lambda: figures.plot_f1_per_count(count_rows(), chance=1 / 9),
@@ -104,7 +138,14 @@ DRAWN = {
     "gap": lambda: figures.plot_gap(gap_rows()),
     "learning": lambda: figures.plot_learning(learning_rows())[0],
     "improvement": lambda: figures.plot_improvement(improvement_rows())[0],
+    "evidence": lambda: figures.plot_evidence(twin_rows()),
+    "dose_response": lambda: figures.plot_dose_response(twin_rows(), "other_count"),
+    "verdicts": lambda: figures.plot_verdicts(twin_rows()),
+    "hits": lambda: figures.plot_hits(twin_rows()),
+    "patching": lambda: figures.plot_patching(patch_rows()),
 }
+UNITS = dict.fromkeys(DRAWN, "questions") | dict.fromkeys(("evidence", "dose_response", "verdicts", "hits"), "twins")
+UNITS |= {"patching": "pairs"}  # what n counts in each figure
 
 
 def test_every_figure_is_tested_here():
@@ -127,7 +168,7 @@ def test_nothing_is_cut_off_and_n_is_stated(name):
     for axis in (ax.xaxis, ax.yaxis):
         boxes = [label.get_window_extent(renderer) for label in axis.get_ticklabels() if label.get_text()]
         assert not any(one.overlaps(two) for one, two in zip(boxes, boxes[1:], strict=False))
-    assert any("n = " in text and "questions" in text for text in texts(figure))
+    assert any("n = " in text and UNITS[name] in text for text in texts(figure))
     assert len(ax.get_xlabel()) > 4 and len(ax.get_ylabel()) > 4 and ax.get_title(loc="left")
     assert figure.get_facecolor() == (1, 1, 1, 1)
 
@@ -138,6 +179,7 @@ def test_table_and_settings_of_the_caller_are_untouched(name, monkeypatch):
     tables = {"count_rows": count_rows(), "entity_rows": entity_rows(), "crossed": crossed((0, 1000))}
     tables |= {"layer_rows": layer_rows(), "lens_rows": lens_rows(), "gap_rows": gap_rows()}
     tables |= {"learning_rows": learning_rows(), "improvement_rows": improvement_rows()}
+    tables |= {"twin_rows": twin_rows(), "patch_rows": patch_rows()}
     for maker, table in tables.items():
         monkeypatch.setitem(globals(), maker, lambda *_, table=table: table)
     copies = {maker: table.copy() for maker, table in tables.items()}
@@ -241,6 +283,119 @@ def test_gap_is_the_difference_of_the_table():
     assert any("probe minus answer" in text.replace("\n", " ") for text in texts(ax.figure))
 
 
+def cells_of(ax) -> dict[tuple[float, float], str]:
+    "What is written in the cells of a heat map, by the corner of the cell."
+    inside = [text for text in ax.texts if text.get_text() and 0 <= text.get_position()[0] <= ax.get_xlim()[1]]
+    inside = [text for text in inside if text.get_position()[1] % 1 == 0.5 and text.get_ha() == "center"]
+    return {tuple(int(place) for place in text.get_position()): text.get_text() for text in reversed(inside)}
+
+
+def fills_of(ax) -> dict[tuple[int, int], tuple]:
+    return {(int(cell.get_x()), int(cell.get_y())): cell.get_facecolor() for cell in ax.patches if cell.get_fill()}
+
+
+def test_evidence_is_the_mean_of_the_table_coloured_by_its_distance_from_healthy_twins():
+    rows, faults = twin_rows(), ["none", "say", "see", "bind", "route", "format"]
+    evidence = ["accuracy", "probe_last", "other_count", "a_rather_long_name_of_evidence"]
+    assert figures.evidence_columns(rows) == evidence
+    ax = figures.plot_evidence(rows, names={"probe_last": "probe"})
+    assert [label.get_text().split("\n")[0] for label in ax.get_xticklabels()] == faults
+    assert [label.get_text() for label in ax.get_yticklabels()][:3] == ["accuracy", "probe", "other count"]
+    cells, fills = cells_of(ax), fills_of(ax)
+    means = rows.groupby("fault")[evidence].mean()
+    for row, name in enumerate(evidence):
+        assert [cells[column, row] for column in range(6)] == [f"{means.loc[fault, name]:.2f}" for fault in faults]
+    assert fills[2, 1] != fills[1, 1] == fills[0, 1] == fills[0, 3] == fills[3, 3]  # only `see` moves the probe
+    assert fills[2, 1][0] > fills[2, 1][2] and fills[3, 2][2] > fills[3, 2][0]  # below: red; above: blue
+    assert list(cells_of(figures.plot_evidence(rows, evidence=["other_count"])).values()).count("0.05") == 5
+    lacking = rows.assign(probe_last=rows["probe_last"].where(rows["fault"] != "see"))
+    assert (2, 1) not in cells_of(figures.plot_evidence(lacking))
+
+
+def test_colour_of_evidence_ends_at_two_standard_deviations():
+    far = pd.DataFrame({"twin": range(40), "fault": ["none"] * 20 + ["say"] * 19 + ["see"], "lens": [0.0] * 39 + [1.0]})
+    further = far.assign(lens=far["lens"] * 100)
+    for table in (far, further):  # 'see' lies 6.3 standard deviations away
+        ends = fills_of(figures.plot_evidence(table))[2, 0]
+        assert ends == matplotlib.colormaps["RdBu"](0.9)
+
+
+def test_dose_response_starts_healthy_and_has_the_means_and_bars_of_the_table():
+    rows = twin_rows().sample(frac=1, random_state=0)
+    ax = figures.plot_dose_response(rows, "accuracy")
+    lines = {container.get_label(): container for container in ax.containers if container.get_label()[0] != "_"}
+    assert list(lines) == ["say", "see", "bind", "route", "format"]
+    line, _, (bars,) = lines["bind"].lines
+    values = [0.92, *(0.92 - step / 6 for step in (1, 2, 3))]
+    assert np.allclose(line.get_ydata(), values) and np.allclose(np.round(line.get_xdata()), range(4))
+    reach = 2.570582 * np.std([0, 0.02, 0.04] * 2, ddof=1) / np.sqrt(6)  # Student, five degrees of freedom
+    drawn = [path[:, 1] for path in bars.get_segments() if np.isfinite(path).all() and len(path)]
+    assert np.allclose(drawn, [[value - reach, value + reach] for value in values[1:]])
+    assert any("n = 6 twins" in text for text in texts(ax.figure))
+    partly = figures.plot_dose_response(rows, "other_count")  # half of the twins lack it
+    assert any("n = 3 twins" in text for text in texts(partly.figure))
+
+
+def test_a_fault_keeps_its_colour_and_one_twin_alone_has_no_bar():
+    rows = twin_rows()
+    colour = {
+        container.get_label(): container.lines[0].get_color()
+        for container in figures.plot_dose_response(rows, "accuracy").containers
+    }
+    some = rows[rows["fault"].isin(["none", "route"]) & rows["twin"].str.match("a-.*-0$")]
+    alone = figures.plot_dose_response(some, "accuracy").containers
+    assert alone[0].get_label() == "route" and alone[0].lines[0].get_color() == colour["route"]
+    assert not any(np.isfinite(path).all() for path in alone[0].lines[2][0].get_segments() if len(path))
+
+
+def test_verdicts_are_counted_and_hits_framed():
+    ax = figures.plot_verdicts(twin_rows())
+    names = ["none", "say", "see", "bind", "route", "format"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == names
+    assert [label.get_text() for label in ax.get_xticklabels()] == [*names, "abstains"]
+    assert {at: word for at, word in cells_of(ax).items() if at[0] == at[1]} == {
+        (i, i): "14" if i else "6" for i in range(6)
+    }
+    frames = [(patch.get_x(), patch.get_y()) for patch in ax.patches if not patch.get_fill()]
+    assert frames == [(i, i) for i in range(6)]
+    notes = [text for text in texts(ax.figure) if " of " in text and text.endswith("%")]
+    assert notes == ["6 of 6 [61, 100] %"] + ["14 of 18 [55, 91] %"] * 5
+    assert any("n = 96 twins, 79 % named rightly" in text.replace("\n", " ") for text in texts(ax.figure))
+
+
+def test_the_papers_rule_has_three_words():
+    ax = figures.plot_verdicts(twin_rows(), by="paper")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["none", "say", "see"]
+    assert cells_of(ax) == {(0, 0): "6", (1, 1): "18", (2, 2): "18", (1, 3): "18", (1, 4): "18", (1, 5): "18"}
+    assert [text for text in texts(ax.figure) if text.startswith("0 of 18 [0, 18]")] == ["0 of 18 [0, 18] %"] * 3
+    assert len([patch for patch in ax.patches if not patch.get_fill()]) == 3
+
+
+def test_hits_of_both_judges_are_those_of_the_table():
+    ax = figures.plot_hits(twin_rows())
+    battery, paper = ax.containers
+    assert np.allclose(battery.lines[0].get_xdata(), [100, *[100 * 14 / 18] * 5, 100 * 76 / 96])
+    assert np.allclose(paper.lines[0].get_xdata(), [100, 100, 100, 0, 0, 0, 100 * 42 / 96])
+    low, high = battery.lines[2][0].get_segments()[1][:, 0]
+    assert (low, high) == pytest.approx((54.79, 91.00), abs=0.01)  # Wilson, 14 of 18, by hand
+    assert [label.get_text() for label in ax.get_yticklabels()][-1] == "all (n = 96)"
+
+
+def test_patching_shows_effect_and_null_of_each_layer_and_position():
+    rows = patch_rows().sample(frac=1, random_state=0)
+    rows.loc[rows["layer"] == 6, "null"] = np.nan
+    ax = figures.plot_patching(rows)
+    places = [label.get_text().replace("\n", " ") for label in ax.get_xticklabels()]
+    assert places == ["image", "last token", "all", "answer"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list("6543210")
+    cells, effect = cells_of(ax), rows.set_index(["position", "layer"])["effect"]
+    for column, place in enumerate(("image", "last", "all", "answer")):
+        assert [cells[column, 6 - layer] for layer in range(7)] == [f"{100 * effect[place, i]:.0f}" for i in range(7)]
+    assert [text.get_text() for text in ax.texts if text.get_fontsize() == 6.5] == ["3"] * 24
+    fills = fills_of(ax)
+    assert fills[2, 6] == fills_of(figures.plot_patching(rows.assign(effect=0.0)))[0, 0]  # -10 is as light as 0
+
+
 def test_entities_are_drawn_at_their_colour_in_their_colour():
     ax = figures.plot_entities(entity_rows())
     assert [label.get_text() for label in ax.get_xticklabels()] == ["red", "green", "blue", "cyan", "magenta", "yellow"]
@@ -285,6 +440,15 @@ def test_entities_that_are_missing_leave_a_hole():
         (lambda: figures.plot_layer_map(layer_rows()), "several rows for layer"),
         (lambda: figures.plot_lens_curves(lens_rows().drop(columns="norm")), "no column 'norm'"),
         (lambda: figures.plot_gap(gap_rows().drop(columns="second")), "compare"),
+        (lambda: figures.plot_evidence(twin_rows().query("fault != 'none'")), "no healthy twin"),
+        (lambda: figures.plot_evidence(pd.concat([twin_rows()] * 2)), "several rows for twin"),
+        (lambda: figures.plot_evidence(twin_rows()[["twin", "fault", "loss"]]), "no column of evidence"),
+        (lambda: figures.plot_evidence(twin_rows(), evidence=["lens"]), "no column 'lens'"),
+        (lambda: figures.plot_dose_response(twin_rows().assign(lens=np.nan), "lens"), "twins that have 'lens'"),
+        (lambda: figures.plot_verdicts(twin_rows().drop(columns="verdict")), "no column 'verdict'"),
+        (lambda: figures.plot_hits(twin_rows().assign(paper=None)), "have no 'paper'"),
+        (lambda: figures.plot_patching(pd.concat([patch_rows()] * 2)), "several rows for layer 0, position all"),
+        (lambda: figures.plot_patching(patch_rows().drop(columns="null")), "no column 'null'"),
     ],
 )
 def test_bad_tables_are_refused(call, message):

@@ -31,6 +31,7 @@ CONTRACT = {
     "extraction": "POOLINGS States extract open_states read_lens",
     "probing": "PROBES folds probe probe_layers controls",
     "training": "HeadConfig train_head load_head answer_with_head",
+    "diagnosis": "FAULTS plant patch diagnose",
     "published": "load_release load_published regression_table",
     "figures": "FIGURES",
     "runs": "RUNS run main",

@@ -5,11 +5,38 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import classification_report, f1_score
 
 from vlm_counting.core import Prediction, project_root, read_jsonl
-from vlm_counting.statistics import compare, confusion, interval, per_class, response_curve, score, tabulate
+from vlm_counting.statistics import (
+    _power_law,
+    break_point,
+    calibration,
+    chances,
+    compare,
+    confusion,
+    edge_cells,
+    equivalence,
+    error_model,
+    holm,
+    interval,
+    interval_of,
+    minimum_effect,
+    per_class,
+    pictures_needed,
+    position_contrast,
+    position_map,
+    relatedness,
+    reliability,
+    response_curve,
+    restricted,
+    scaling,
+    score,
+    seam_cells,
+    tabulate,
+)  # fmt: skip
 from vlm_counting.stimuli import FAMILIES, Plan
 
 
@@ -312,3 +339,431 @@ def test_response_curve():
     assert (table.loc[2, "n"], table.loc[2, "parsed"], table.loc[2, "mean"]) == (3, 2, 2)
     assert table.loc[2, "sd"] == pytest.approx(2**0.5) and table.loc[2, "variation"] == pytest.approx(2**0.5 / 2)
     assert table.loc[5, "parsed"] == 0 and np.isnan(table.loc[5, ["mean", "sd", "median"]].astype(float)).all()
+
+
+# --- by formula, equivalence, power
+
+
+def related(entities=24, layouts=9, counts=1, spread=0.3, seed=0):
+    "A crossed design: entity, count and layout of each answer, and how hard it is."
+    rng = np.random.default_rng(seed)
+    entity, count, layout = np.indices((entities, counts, layouts)).reshape(3, -1)
+    hard = spread * (rng.standard_normal(entities)[entity] + rng.standard_normal(layouts)[layout])
+    return rng, entity, count + 1, layout, hard
+
+
+def test_interval_by_formula_is_the_textbook_one():
+    from scipy.stats import ttest_1samp
+
+    values = np.random.default_rng(0).standard_normal(50)
+    ends = ttest_1samp(values, 0).confidence_interval()
+    assert interval(values, method="t") == pytest.approx((ends.low, ends.high))
+    copies = interval(np.repeat(values, 10), [np.repeat(np.arange(50), 10)], method="t")
+    assert copies[1] - copies[0] == pytest.approx(ends.high - ends.low, rel=0.01)  # statsmodels: (499 / 499)
+    right = np.repeat([1.0, 0.0], 50)
+    assert interval(right, strata=right, method="t") == pytest.approx((0.5, 0.5))  # nothing varies inside the strata
+    assert interval([1] * 5, method="t") == interval([1] * 5, method="wilson")
+
+
+def test_formula_and_bootstrap_agree():
+    rng, entity, count, layout, hard = related(layouts=49, counts=3)
+    right = (hard + rng.standard_normal(len(hard)) < 0.3).astype(float)
+    ends = {name: interval(right, (layout, entity), count, name, draws=4000) for name in ("bootstrap", "t")}
+    widths = {name: high - low for name, (low, high) in ends.items()}
+    assert widths["t"] == pytest.approx(widths["bootstrap"] * 2.069 / 1.96, rel=0.08)
+    assert score(crossed(entities=6, layouts=9), interval="t")["low"].item() > 0
+
+
+@pytest.mark.parametrize(("entities", "least"), [(24, 0.92), (5, 0.92)])
+def test_coverage_by_formula(entities, least):
+    "Nominal, two points less for the method, and two for chance; also where the bootstrap fails, with few entities."
+    hits, worlds = 0, 300
+    for world in range(worlds):
+        rng, entity, _, layout, hard = related(entities, 27, spread=0.4, seed=world)
+        right = hard + rng.standard_normal(len(hard)) < NormalDist().inv_cdf(0.65) * (1 + 2 * 0.4**2) ** 0.5
+        low, high = interval(right, (layout, entity), method="t")
+        hits += low <= 0.65 <= high
+    assert least <= hits / worlds <= 0.99
+
+
+def test_mcnemar_and_holm_are_statsmodels():
+    from statsmodels.stats.contingency_tables import mcnemar
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        sides = [[(2, 2 if right else 3) for right in rng.random(60) < share] for share in (0.5, 0.7)]
+        row = compare(*map(predictions, sides), draws=50).iloc[0]
+        table = np.zeros((2, 2))
+        for one, two in zip(*sides, strict=True):
+            table[int(one == (2, 2)), int(two == (2, 2))] += 1
+        assert row["p"] == pytest.approx(mcnemar(table, exact=True).pvalue)
+    p = rng.random(20)
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    by_hand = np.maximum.accumulate(np.sort(p) * np.arange(20, 0, -1)).clip(max=1)
+    assert np.sort(holm(p)) == pytest.approx(by_hand)
+
+
+def answered(entity, count, layout, right):
+    "Predictions of such a design: the count where right, one more where wrong."
+    rows = predictions([(true, true + (not ok)) for true, ok in zip(count.tolist(), right.tolist(), strict=True)])
+    places = zip(layout.tolist(), entity.tolist(), strict=True)
+    return [
+        replace(row, factors={"layout": where, "entity": f"e{kind:02}"})
+        for row, (where, kind) in zip(rows, places, strict=True)
+    ]
+
+
+def gains(gain, seed, size=216, discordant=0.3, spread=0.0):
+    "Two runs whose answers differ in three pictures of ten, the second better by `gain` on average over worlds."
+    rng, entity, _, layout, hard = related(size // 9, 9, spread=spread, seed=seed)
+    better = np.clip((discordant + gain + hard) / 2, 0, discordant)
+    draw = rng.random(len(hard))
+    wrong = (draw < better), (better <= draw) & (draw < discordant)
+    return [answered(entity, np.full(len(hard), 2), layout, ~side) for side in wrong]
+
+
+def test_equivalence_makes_the_promised_mistakes():
+    "At the edge of the margin, two runs are called equivalent at most one time in twenty; far inside, nearly always."
+    worlds = 60
+    outcome = {}
+    for gain, margin in ((0.0, 0.25), (0.15, 0.15), (0.2, 0.02)):
+        rows = [equivalence(*gains(gain, seed), margin).iloc[0] for seed in range(worlds)]
+        outcome[gain, margin] = (pd.DataFrame(rows)[["p_equivalent", "p_different"]] < 0.05).mean().to_numpy()
+        assert all((row["p_equivalent"] < 0.05) == (-margin < row["low"] and row["high"] < margin) for row in rows)
+        assert np.mean([row["low"] <= gain <= row["high"] for row in rows]) >= 0.83  # 90 % promised
+    assert outcome[0.0, 0.25][0] > 0.95 and outcome[0.0, 0.25][1] < 0.12
+    assert outcome[0.15, 0.15][0] < 0.12
+    assert outcome[0.2, 0.02][0] == 0 and outcome[0.2, 0.02][1] > 0.9
+
+
+def test_equivalence_of_runs_that_never_differ():
+    rows = predictions([(2, 2)] * 200)
+    row = equivalence(rows, rows, 0.02).iloc[0]
+    assert row["p_equivalent"] == pytest.approx(0.98**200) and row["verdict"] == "equivalent"
+    assert row["high"] == pytest.approx(1 - 0.05 ** (1 / 200)) and row["p_different"] == 1
+    few = [replace(row, factors={"layout": i % 5}) for i, row in enumerate(rows)]
+    assert equivalence(few, few, 0.02)["verdict"].item() == "undecided"  # 200 answers, but five layouts
+    worse = predictions([(2, 3)] * 200)
+    assert equivalence(rows, worse, 0.02)["verdict"].item() == "different"
+    for margin in (0, 1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="expected a difference of accuracies"):
+            equivalence(rows, rows, margin)
+
+
+def test_minimum_effect_against_statsmodels_and_simulation():
+    from statsmodels.stats.power import NormalIndPower
+    from statsmodels.stats.proportion import proportion_effectsize
+
+    theirs = NormalIndPower().power(proportion_effectsize(0.5 + minimum_effect(500), 0.5), 500, 0.05)
+    assert theirs == pytest.approx(0.8, abs=0.01)
+    rng, effect = np.random.default_rng(0), minimum_effect(400, accuracy=0.3)
+    one, two = rng.binomial(400, 0.3, 5000) / 400, rng.binomial(400, 0.3 + effect, 5000) / 400
+    mean = (one + two) / 2
+    assert (np.abs(two - one) / np.sqrt(mean * (1 - mean) / 200) > 1.96).mean() == pytest.approx(0.8, abs=0.025)
+    effect = minimum_effect(216, discordant=0.3, entities=24, shared=(0, 0.02))
+    spread = (0.02 * 0.3) ** 0.5
+    hits = []
+    for seed in range(150):
+        rng, entity, _, layout, _ = related(24, 9, seed=seed)
+        mean = np.clip(effect + spread * rng.standard_normal(24)[entity], -0.3, 0.3)
+        draw = rng.random(216)
+        gain = np.where(draw < (0.3 + mean) / 2, 1.0, np.where(draw < 0.3, -1.0, 0.0))
+        low, high = interval(gain, [entity], method="t")
+        hits.append(low > 0 or high < 0)
+    assert np.mean(hits) == pytest.approx(0.8, abs=0.08)
+
+
+def test_pictures_needed_undoes_minimum_effect():
+    for plan in ({}, {"discordant": 0.3}, {"accuracy": 0.9},
+                 {"discordant": 0.3, "layouts": 81, "entities": 24, "shared": (0.02, 0.01)}):  # fmt: skip
+        effect = minimum_effect(2000, **plan)
+        assert pictures_needed(effect, **plan) == pytest.approx(2000, abs=2)
+        assert minimum_effect(4000, **plan) < effect < minimum_effect(2000, power=0.9, **plan)
+    with pytest.raises(ValueError, match="at most 0.30"):
+        pictures_needed(0.4, discordant=0.3)
+    with pytest.raises(ValueError, match="accuracy 1, expected a share"):
+        minimum_effect(100, accuracy=1)
+    with pytest.raises(ValueError, match="add up to less than 1"):
+        minimum_effect(100, layouts=9, shared=(1.0, 0))
+    with pytest.raises(ValueError, match="Found 0 pictures"):
+        minimum_effect(0)
+    assert minimum_effect(100, entities=1) == minimum_effect(100) < minimum_effect(100, entities=3)
+
+
+def test_relatedness_finds_the_planted_shares():
+    shares = []
+    for seed in range(30):
+        rng, entity, count, layout, _ = related(24, 27, seed=seed)
+        values = 0.5 * rng.standard_normal(24)[entity] + 0.3 * rng.standard_normal(27)[layout]
+        shares.append(relatedness(values + rng.standard_normal(len(values)), (layout, entity)))
+    total = 0.25 + 0.09 + 1
+    assert np.mean(shares, axis=0) == pytest.approx([0.09 / total, 0.25 / total], abs=0.03)
+    assert relatedness([1, 1, 2, 2], [["a", "a", "b", "b"]]) == (1.0,)
+    with pytest.raises(ValueError, match="expected at least two"):
+        relatedness([1, 2], [["a", "b"]])
+
+
+# --- calibration
+
+
+def sure(odds, target, said=None, **factors):
+    "A prediction with these probabilities (count -> probability)."
+    logprobs = [float(np.log(odds[count])) if odds.get(count) else None for count in range(21)]
+    return Prediction(f"d/{target}", "m", "", said, said, target, logprobs, factors)
+
+
+def test_calibration_by_hand():
+    rows = [sure({2: 0.7, 3: 0.3}, 2), sure({2: 0.7, 3: 0.3}, 3), sure({4: 0.9, 5: 0.1}, 4), sure({4: 0.9, 5: 0.1}, 4)]
+    rows = [replace(row, uid=f"d/{i}") for i, row in enumerate(rows)]
+    row = calibration(rows, bins=2, draws=20).iloc[0]
+    assert row["ece"] == pytest.approx((abs(0.7 - 0.5) + abs(0.9 - 1)) / 2)
+    assert row["brier"] == pytest.approx((2 * 0.09 + 2 * 0.49 + 2 * 2 * 0.01) / 4)
+    assert row["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.9, 0.9]).mean())
+    assert (row["accuracy"], row["free"], row["confidence"]) == (0.75, 0, pytest.approx(0.8))
+    table = reliability(rows, bins=2)
+    assert table["n"].tolist() == [2, 2] and table["accuracy"].tolist() == [0.5, 1]
+    assert table["confidence"].to_numpy() == pytest.approx([0.7, 0.9])
+    assert len(reliability(rows, bins=10)) == 2  # equal confidences share a bin
+
+
+def test_chances_are_within_the_counts():
+    row = sure({2: 0.02, 3: 0.06}, 3)  # 8 % of the mass is on counts, the rest on other words
+    assert chances([row])[0, 3] == pytest.approx(0.75) and chances([row]).sum() == pytest.approx(1)
+    assert calibration([row] * 2, draws=5)["mass"].item() == pytest.approx(0.08)
+    best = restricted([row])[0]
+    assert (best.count, best.count_paper, best.text, best.uid) == (3, 3, row.text, row.uid) and row.count is None
+    for wrong in (replace(row, logprobs=None), replace(row, logprobs=[0.0] * 5)):
+        with pytest.raises(ValueError, match="1 of 2 predictions have no 21"):
+            chances([row, wrong])
+    with pytest.raises(ValueError, match="outside 0..20"):
+        chances([replace(row, target=21)])
+
+
+def test_brier_is_scikit_learns():
+    from sklearn.metrics import log_loss
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, weights in enumerate(rng.dirichlet(np.ones(21), 60)):
+        rows.append(replace(sure(dict(enumerate(weights)), int(rng.integers(21))), uid=f"d/{i}"))
+    row, chance = calibration(rows, draws=5).iloc[0], chances(rows)
+    truth = np.array([row.target for row in rows])
+    assert row["nll"] == pytest.approx(log_loss(truth, chance, labels=range(21)))
+    assert row["brier"] == pytest.approx(((chance - np.eye(21)[truth]) ** 2).sum(axis=1).mean())
+
+
+def test_coverage_of_calibration():
+    "A model that is exactly as sure as it should be is seldom accused; the Brier score's interval holds the truth."
+    accused, hits, worlds = 0, 0, 60
+    for world in range(worlds):
+        rng, entity, count, layout, hard = related(24, 9, spread=0.3, seed=world)
+        confidence = rng.uniform(0.5, 1, len(hard))
+        inverse = np.array([NormalDist().inv_cdf(value) for value in confidence])
+        right = hard + rng.standard_normal(len(hard)) < inverse * (1 + 2 * 0.3**2) ** 0.5
+        rows = []
+        for i, (value, ok) in enumerate(zip(confidence, right, strict=True)):
+            row = sure({2: value, 3: 1 - value} if ok else {3: value, 2: 1 - value}, 2)
+            rows.append(replace(row, uid=f"d/{i}", factors={"layout": int(layout[i]), "entity": f"e{entity[i]}"}))
+        row = calibration(rows, draws=60, seed=world).iloc[0]
+        accused += row["p_calibrated"] < 0.05
+        hits += row["brier_low"] <= 1 / 3 <= row["brier_high"]  # the mean of 2 c (1 - c) for c from 1/2 to 1
+    assert accused / worlds < 0.13 and hits / worlds > 0.86
+
+
+# --- curves
+
+
+def test_interval_of_a_mean_is_the_interval():
+    rng, entity, count, layout, hard = related(12, 27, counts=2)
+    right = hard + rng.standard_normal(len(hard)) < 0
+    table = tabulate(answered(entity, count, layout, right))
+    right = table["_correct"].to_numpy()
+    drawn = interval_of(lambda weights: np.array([np.average(right, weights=weights)]), table, draws=800)
+    found, low, high = drawn[:, 0]
+    ours = interval(right, [table["_layout"], table["_entity"]], table["_target"])
+    assert found == right.mean() and high - low == pytest.approx((ours[1] - ours[0]) * 2.2 / 1.96, rel=0.12)
+    alone = interval_of(lambda weights: np.array([weights.sum()]), table.iloc[:1])
+    assert np.isnan(alone[1:]).all()  # a single answer cannot show how much it varies
+
+
+def lognormal(entities=24, layouts=27, seed=0, spread=0.0):
+    "Answers 1.1 n^0.8 times a lognormal of spread 0.15, before rounding to thousandths of an object."
+    rng, entity, count, layout, hard = related(entities, layouts, counts=9, spread=spread, seed=seed)
+    answers = 1.1 * count**0.8 * np.exp(hard + 0.15 * rng.standard_normal(len(hard)))
+    return pd.DataFrame({"_target": count, "_answer": answers, "_layout": layout, "_entity": entity})
+
+
+def test_scaling_finds_the_planted_law():
+    hits = []
+    for seed in range(40):
+        table = lognormal(12, 9, seed, 0.05)
+        ends = interval_of(_power_law(table["_target"].to_numpy(float), table["_answer"].to_numpy()), table, draws=60)
+        hits.append((ends[1, 0] <= 0.8 <= ends[2, 0], ends[0, 1]))
+    assert np.mean(hits, axis=0) == pytest.approx([0.95, np.log(0.166)], abs=0.1)
+    rows = predictions([(count, count + (i % 3 - 1)) for count in (10, 20) for i in range(30)] + [(10, 0), (20, None)])
+    row = scaling(rows, draws=20).iloc[0]
+    spread = (2 / 3 * 30 / 29) ** 0.5
+    assert row["weber"] == pytest.approx((spread / 10 + spread / 20) / 2) and row["relative_bias"] == pytest.approx(0)
+    assert row["left_out"] == pytest.approx(2 / 62) and row["n"] == 60
+    for one in ("slope", "weber", "relative_bias"):
+        assert row[f"{one}_low"] <= row[one] + 1e-12 and row[one] <= row[f"{one}_high"] + 1e-12
+    with pytest.raises(ValueError, match="a slope needs two points"):
+        scaling(predictions([(3, 3)] * 5 + [(4, 0)] * 5))
+
+
+def falling(accuracy, seed, entities=12, layouts=27, spread=0.3):
+    rng, entity, count, layout, hard = related(entities, layouts, counts=9, spread=spread, seed=seed)
+    wanted = np.array([NormalDist().inv_cdf(accuracy(int(value))) for value in range(1, 10)])[count - 1]
+    right = hard + rng.standard_normal(len(hard)) < wanted * (1 + 2 * spread**2) ** 0.5
+    return answered(entity, count, layout, right)
+
+
+@pytest.mark.parametrize("knee", [3, 4.5, 6])
+def test_break_point_is_recovered(knee):
+    worlds = 12
+    found = pd.concat([break_point(falling(lambda n: 0.97 - 0.16 * max(0, n - knee), seed), draws=100)
+                       for seed in range(worlds)])  # fmt: skip
+    assert found["break_at"].mean() == pytest.approx(knee, abs=0.2) and (found["p"] < 0.05).mean() > 0.9
+    assert ((found["low"] <= knee + 0.03) & (knee - 0.03 <= found["high"])).sum() >= worlds - 2
+    assert found[["before", "after"]].mean().to_numpy() == pytest.approx([0, -0.16], abs=0.03)
+
+
+def test_no_break_is_seldom_found():
+    worlds = [falling(lambda n: 0.95 - 0.09 * (n - 1), seed, 8, 9) for seed in range(40)]
+    found = [break_point(rows, draws=100)["p"].item() for rows in worlds]
+    assert np.mean(np.array(found) < 0.05) < 0.17
+
+
+def test_break_point_of_errors_and_odd_cases():
+    rows = predictions([(n, n + (2 * max(0, n - 5) if i % 2 else 0)) for n in range(1, 10) for i in range(20)])
+    row = break_point(rows, measure="error").iloc[0]
+    assert row["break_at"] == pytest.approx(5) and row["after"] == pytest.approx(1) and row["p"] < 0.05
+    assert row["level"] == pytest.approx(0, abs=1e-9)
+    row = break_point(predictions([(n, n) for n in range(1, 10) for _ in range(20)])).iloc[0]
+    assert row["p"] > 0.5  # always right: no break to speak of
+    row = break_point(predictions([(n, None) for n in range(1, 10) for _ in range(20)])).iloc[0]
+    assert row["p"] > 0.5
+    with pytest.raises(ValueError, match="Found 0 true counts"):
+        break_point(predictions([(n, None) for n in range(1, 10)]), measure="error")
+    with pytest.raises(KeyError, match="'error'"):
+        break_point(rows, measure="errors")
+
+
+def test_bias_has_an_interval():
+    row = response_curve(predictions([(5, 4), (5, 5)] * 50)).iloc[0]
+    assert row["bias"] == -0.5 and row["bias_low"] < -0.5 < row["bias_high"] < -0.35
+
+
+# --- places
+
+
+def placed(places, right, target=None, **factors):
+    said = target or len(places)
+    return Prediction("d", "m", "", said, said, said if right else said + 1, None, {"positions": places} | factors)
+
+
+def test_position_map_by_hand():
+    rows = [placed([[0, 0], [1, 1]], True), placed([[0, 0], [2, 2]], False)]
+    rows = [replace(row, uid=f"d/{i}", target=2, count=2 + i) for i, row in enumerate(rows)]
+    table = position_map(rows, grid=(3, 3)).set_index(["row", "column"])
+    assert len(table) == 9 and table["n"].sum() == 4
+    assert [table.loc[cell, "accuracy"] for cell in ((0, 0), (1, 1), (2, 2))] == [0.5, 1, 0]
+    assert (table["expected"].dropna() == 0.5).all() and table.loc[(0, 0), "low"] < 0.5
+    with pytest.raises(ValueError, match="outside the 2 x 2 grid"):
+        position_map(rows, grid=(2, 2))
+    with pytest.raises(ValueError, match="no factor 'positions'"):
+        position_map(predictions([(2, 2)]))
+    both = position_map(rows + [replace(row, model="n") for row in rows], by="model", grid=(3, 3))
+    assert both["model"].tolist() == ["m"] * 9 + ["n"] * 9
+
+
+def test_masks():
+    assert edge_cells((3, 4)).sum() == 10 and edge_cells().sum() == 32 and edge_cells(rim=2).sum() == 81 - 25
+    assert seam_cells((1, 1)).sum() == 0
+    assert seam_cells((2, 1), (9, 9)).any(axis=1).tolist() == [False] * 4 + [True] + [False] * 4
+    assert np.flatnonzero(seam_cells((1, 3))[0]).tolist() == [2, 3, 5, 6]
+    assert np.flatnonzero(seam_cells((1, 2), (2, 8))[0]).tolist() == [3, 4]
+
+
+def at_places(effect, seed, layouts=40, entities=6):
+    "One to four objects in random cells; accuracy is 0.8, less `effect` times the share of them at the edge."
+    rng, rows = np.random.default_rng(seed), []
+    for layout in range(layouts):
+        for count in range(1, 5):
+            places = [list(map(int, divmod(cell, 9))) for cell in rng.permutation(81)[:count]]
+            share = np.isin(places, (0, 8)).any(axis=1).mean()
+            for entity in range(entities):
+                right = rng.random() < 0.8 - 0.05 * (count - 1) - effect * share
+                factors = {"positions": places, "layout": layout, "entity": f"e{entity}"}
+                rows.append(Prediction(f"d/{len(rows)}", "m", "", count, count, count, None, factors))
+                rows[-1] = rows[-1] if right else replace(rows[-1], count=count + 1)
+    return rows
+
+
+def test_edge_contrast_is_recovered_and_seldom_imagined():
+    worlds = 25
+    some, none = (pd.concat([position_contrast(at_places(effect, seed), edge_cells()) for seed in range(worlds)])
+                  for effect in (0.2, 0.0))  # fmt: skip
+    for table, truth in ((some, -0.2), (none, 0)):
+        assert table["contrast"].mean() == pytest.approx(truth, abs=0.03)
+        assert ((table["low"] <= truth) & (truth <= table["high"])).mean() > 0.85
+    assert (none["p"] < 0.05).mean() < 0.15 and (some["p"] < 0.05).mean() > 0.5
+
+
+# --- the error model
+
+
+def erring(coefficients, seed=0, size=3000):
+    "Answers whose log-odds of too few are 1, target, distractors and 'shape is star' times the coefficients."
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(size):
+        target, many, star = int(rng.integers(2, 10)), int(rng.integers(0, 10)), bool(rng.integers(2))
+        odds = np.exp([np.dot(coefficients, [1, target, many, star]), -2, 0])
+        said = target + int(rng.choice([-1, 1, 0], p=odds / odds.sum()))
+        factors = {"distractors": many, "shape": "star" if star else "circle", "layout": i % 100}
+        rows.append(Prediction(f"d/{i}", "m", "", said, said, target, None, factors))
+    return rows
+
+
+def test_error_model_recovers_what_was_planted():
+    planted, hits = [-3, 0.3, 0.1, 0.8], []
+    for seed in range(10):
+        rows = erring(planted, seed, 2000)
+        table = error_model(rows, ("target", "distractors", "shape"))
+        name = next(term for term in table["term"] if term.startswith("shape"))
+        sign = 1 if name == "shape: star" else -1
+        found = table.set_index(["outcome", "term"])
+        truth = {"target": 0.3, "distractors": 0.1, name: sign * 0.8}
+        hits += [found.loc[("too few", term), "low"] <= value <= found.loc[("too few", term), "high"]
+                 for term, value in truth.items()]  # fmt: skip
+        hits += [found.loc[("too many", term), "low"] <= 0 <= found.loc[("too many", term), "high"] for term in truth]
+    assert np.mean(hits) > 0.87
+    assert table["odds"].to_numpy() == pytest.approx(np.exp(table["coefficient"])) and (table["n"] == 2000).all()
+
+
+def test_error_model_knows_relatives():
+    "Ten copies of each answer tell nothing new."
+    rows = erring([-2, 0.2, 0, 0], size=400)
+    rows = [replace(row, factors=row.factors | {"layout": i}) for i, row in enumerate(rows)]
+    once, copies = (error_model(some, "target") for some in (rows, rows * 10))
+    assert copies["coefficient"].to_numpy() == pytest.approx(once["coefficient"].to_numpy(), abs=1e-6)
+    assert copies["error"].to_numpy() == pytest.approx(once["error"].to_numpy(), rel=0.02)
+
+
+def test_error_model_refuses():
+    rows = erring([-2, 0.2, 0, 0], size=300)
+    with pytest.raises(ValueError, match="'family' is always 'x'"):
+        error_model([replace(row, factors=row.factors | {"family": "x"}) for row in rows], ("target", "family"))
+    with pytest.raises(ValueError, match="say the same twice"):
+        error_model(
+            [replace(row, factors=row.factors | {"double": 2 * row.target}) for row in rows], ("target", "double")
+        )
+    with pytest.raises(ValueError, match="separates 'too few'"):
+        error_model([replace(row, count=row.target - (row.target > 5)) for row in rows], "target")
+    with pytest.raises(ValueError, match="All answers are right"):
+        error_model([replace(row, count=row.target) for row in rows], "target")
+    with pytest.raises(ValueError, match="have no spacing"):
+        error_model(rows, ("target", "spacing"))
+    with pytest.raises(KeyError, match="Did you mean 'distractors'"):
+        error_model(rows, ("target", "distractor"))

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'INK', 'FAINT', 'GRID', 'COLOURS', 'MARKERS', 'STYLE', 'SHAPE_MARKERS', 'COLOUR_FILLS', 'POOLING_NAMES',
-           'BANDS', 'LINES', 'style', 'Picture', 'new_axes', 'check_table', 'plot_accuracy_per_count', 'plot_confusion',
-           'plot_answers', 'plot_f1_per_count', 'plot_entities', 'plot_entity_grid', 'true_labels', 'plot_layer_map',
-           'plot_layers', 'plot_lens_curves', 'plot_gap', 'plot_learning', 'plot_improvement', 'wrong_answers',
-           'save_figure']
+           'BANDS', 'LINES', 'FAULT_ORDER', 'NOT_EVIDENCE', 'TWINS', 'STEPS', 'POSITION_NAMES', 'style', 'Picture',
+           'new_axes', 'check_table', 'plot_accuracy_per_count', 'plot_confusion', 'plot_answers', 'plot_f1_per_count',
+           'plot_entities', 'plot_entity_grid', 'true_labels', 'plot_layer_map', 'plot_layers', 'plot_lens_curves',
+           'plot_gap', 'plot_learning', 'plot_improvement', 'evidence_columns', 'plot_evidence', 'plot_dose_response',
+           'plot_verdicts', 'plot_hits', 'plot_patching', 'wrong_answers', 'save_figure']
 
 # %% ../nbs/11_figures.ipynb #68b95342
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .core import Prediction, Registry, Sample, load_image, stratify, write_atomic
+from .statistics import interval
 
 # %% ../nbs/11_figures.ipynb #ba798d65
 FIGURES = Registry("figure", "Add one in 11_figures.ipynb.")
@@ -115,9 +117,9 @@ def check_table(
         )
 
 # %% ../nbs/11_figures.ipynb #ca16200a
-def _heading(ax: Axes, title: str, caption: str) -> None:
-    "A bold title and, under it, a caption broken to the width of the axes."
-    inches = ax.get_position().width * ax.figure.get_figwidth()
+def _heading(ax: Axes, title: str, caption: str, room: float = 0) -> None:
+    "A bold title and, under it, a caption broken to the width of the axes and `room`, inches to their right."
+    inches = ax.get_position().width * ax.figure.get_figwidth() + room
     lines = textwrap.wrap(caption, max(30, int(inches * 72 / 4.3)))
     ax.set_title(title, pad=7 + 11.5 * len(lines))
     above = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False, "va": "bottom"}
@@ -125,7 +127,7 @@ def _heading(ax: Axes, title: str, caption: str) -> None:
 
 
 def _sizes(n: pd.Series) -> str:  # e.g. 'n = 49' or 'n = 40 to 49'
-    "How many questions each row of a table rests on."
+    "How many questions (twins, pairs) each row of a table rests on."
     low, high = int(n.min()), int(n.max())
     return f"n = {low:,}" if low == high else f"n = {low:,} to {high:,}"
 
@@ -135,17 +137,23 @@ def _bars(rows: pd.DataFrame, bars: str) -> str:
     return f"Bars: {bars}." if rows[["low", "high"]].notna().any(axis=None) else "No interval was asked for."
 
 # %% ../nbs/11_figures.ipynb #d33cb335
-def _series(rows: pd.DataFrame, by: str) -> list[tuple[str, str, str, pd.DataFrame]]:  # name, colour, marker, rows
-    "The table cut by the column `by`, in order of appearance; one nameless series when there is no such column."
+def _series(
+    rows: pd.DataFrame,
+    by: str,  # a column; without it, there is one nameless series
+    names: list[str]
+    | None = None,  # in this order, each with its colour even if others are missing; None: as they come
+) -> list[tuple[str, str, str, pd.DataFrame]]:  # name, colour, marker, rows
+    "The table cut by the column `by`. `ValueError` for more values than colours."
     if by not in rows.columns:
         return [("", COLOURS[0], MARKERS[0], rows)]
-    names = list(dict.fromkeys(rows[by]))
+    names = list(dict.fromkeys(rows[by])) if names is None else names
     if len(names) > len(COLOURS):
         raise ValueError(
             f"{len(names)} values of '{by}'; more than {len(COLOURS)} colours cannot be told apart. "
             "Draw fewer, or several panels."
         )
-    return [(str(name), COLOURS[i], MARKERS[i], rows[rows[by] == name]) for i, name in enumerate(names)]
+    cut = [(str(name), COLOURS[i], MARKERS[i], rows[rows[by] == name]) for i, name in enumerate(names)]
+    return [series for series in cut if len(series[-1])]
 
 
 def _percent_axis(ax: Axes, label: str) -> None:
@@ -217,27 +225,48 @@ def _fold(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:  # (targets, 
     return folded.drop(columns=empty).set_axis(targets), values.sum(axis=1)
 
 # %% ../nbs/11_figures.ipynb #8fff5ff0
+def _percent(share: float) -> str:
+    "Whole percent; '<1' for a little, and never '-0'."
+    return "<1" if 0 < share < 0.005 else str(round(100 * share))
+
+
+def _frame(ax: Axes, across: float, down: float) -> None:
+    "A frame around the cell with this centre."
+    ax.add_patch(
+        matplotlib.patches.Rectangle((across - 0.5, down - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.6)
+    )
+
+# %% ../nbs/11_figures.ipynb #b0d6156e
 def _heat_map(
     ax: Axes,
     shares: np.ndarray,  # (rows, columns), 0..1; drawn white where 0 and `zeros` is False, and where nan
     gaps: tuple[int, int] = (0, 0),  # how many of the last rows and columns are set apart
     span: tuple[float, float] = (0, 1),  # shares that are lightest and darkest
     zeros: bool = True,  # write and colour zeros, too
+    words: np.ndarray | None = None,  # (rows, columns) what to write in the cells; None: percent
+    notes: np.ndarray | None = None,  # (rows, columns) small print below that, "" for none; None: nowhere
+    shades: tuple[str, float, float] = ("Blues", 0.08, 0.95),  # colour map, and the part of it that `span` covers
 ) -> tuple[np.ndarray, np.ndarray]:  # (rows,) and (columns,) centres of the cells
     "Cells with their value in percent, dark = high; the first row on top."
     starts = [
         np.arange(size) + 0.25 * (np.arange(size) >= size - gap) for size, gap in zip(shares.shape, gaps, strict=True)
     ]
-    colours = matplotlib.colormaps["Blues"]
+    colours, light, dark = matplotlib.colormaps[shades[0]], *shades[1:]
     for (row, column), share in np.ndenumerate(shares):
         if np.isnan(share) or (share == 0 and not zeros):
             continue
-        depth = (share - span[0]) / ((span[1] - span[0]) or 1)
-        face, at = colours(0.08 + 0.87 * depth), (starts[1][column], starts[0][row])
+        depth = np.clip((share - span[0]) / ((span[1] - span[0]) or 1), 0, 1)
+        face, at = colours(light + (dark - light) * depth), (starts[1][column], starts[0][row])
         ax.add_patch(matplotlib.patches.Rectangle(at, 1, 1, facecolor=face, edgecolor="white", linewidth=1))
-        light = np.dot(np.power(face[:3], 2.2), (0.2126, 0.7152, 0.0722)) > 0.2  # relative luminance: the better ink
-        text = "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
-        ax.text(at[0] + 0.5, at[1] + 0.5, text, ha="center", va="center", color=INK if light else "white")
+        bright = np.dot(np.power(face[:3], 2.2), (0.2126, 0.7152, 0.0722)) > 0.2  # relative luminance: the better ink
+        text, note = (
+            _percent(share) if words is None else words[row, column],
+            "" if notes is None else notes[row, column],
+        )
+        look, at = {"ha": "center", "color": INK if bright else "white"}, (at[0] + 0.5, at[1] + 0.5)
+        ax.text(*at, text, va="baseline" if note else "center", **look)
+        if note:
+            ax.annotate(note, at, (0, -2.5), textcoords="offset points", va="top", fontsize=6.5, **look)
     ax.set(xlim=(-0.04, starts[1][-1] + 1.04), ylim=(starts[0][-1] + 1.04, -0.04), aspect="equal")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -260,10 +289,7 @@ def plot_confusion(
     ax.set_xticks(across, [name.replace(" ", "\n") if name == "no number" else name for name in folded])
     ax.set_yticks(down, folded.index)
     for row, (target, total) in enumerate(zip(folded.index, totals, strict=True)):
-        column = list(folded).index(str(target))
-        ax.add_patch(
-            matplotlib.patches.Rectangle((across[column] - 0.5, row), 1, 1, fill=False, edgecolor=INK, linewidth=1.6)
-        )
+        _frame(ax, across[list(folded).index(str(target))], down[row])
         ax.text(across[-1] + 0.7, down[row], f"n = {total:,.0f}", va="center", fontsize=8, color=FAINT)
     ax.axvspan(across[-1] - 0.5, across[-1] + 0.5, color="#f0f0f0", zorder=0)
     _heading(ax, title, f"n = {totals.sum():,.0f} questions. Percent of a row; framed = right.")
@@ -644,6 +670,241 @@ def plot_improvement(
     axes[0].set(ylabel="F1 after - before (points)")
     axes[1].set(ylabel="MAE before - after (objects)")
     return axes
+
+# %% ../nbs/11_figures.ipynb #dbeea096
+FAULT_ORDER = ("none", "say", "see", "bind", "route", "format")  # the order of rows, columns and colours
+NOT_EVIDENCE = ("twin", "architecture", "fault", "recipe", "dose", "step", "seed", "loss")
+TWINS = "nbs/diagnose.ipynb, one row a twin"
+
+
+def _faults(names: Iterable[str]) -> list[str]:
+    "The names that occur, each once, in the fixed order; unknown ones come last, in order of appearance."
+    found = list(dict.fromkeys(names))
+    return [name for name in FAULT_ORDER if name in found] + [name for name in found if name not in FAULT_ORDER]
+
+
+def evidence_columns(
+    rows: pd.DataFrame,  # a row a twin
+) -> list[str]:
+    "The columns of a table of twins that hold evidence: all floats but dose and loss."
+    floats = [name for name in rows if pd.api.types.is_float_dtype(rows[name])]
+    return [name for name in floats if name not in NOT_EVIDENCE]
+
+
+def _moved(rows: pd.DataFrame, evidence: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:  # both (evidence, faults)
+    "Means, and their distance from the healthy twins in standard deviations over all twins; 0 where nothing varies."
+    faults = _faults(rows["fault"])
+    if "none" not in faults:
+        raise ValueError(
+            f"Found no healthy twin (fault 'none'), only {', '.join(faults)}. Colours compare with healthy twins: "
+            f"leave them in the table ({TWINS})."
+        )
+    means, spread = rows.groupby("fault")[evidence].mean().T[faults], rows[evidence].std(ddof=0)
+    distance = means.sub(means["none"], axis=0).div(spread.where(spread > 1e-9), axis=0)
+    return means, distance.fillna(0).where(means.notna())
+
+# %% ../nbs/11_figures.ipynb #773d8436
+@FIGURES.add("evidence")
+@style()
+def plot_evidence(
+    rows: pd.DataFrame,  # columns: twin, fault, and evidence (floats, nan where a twin lacks it); one row a twin
+    ax: Axes | None = None,  # None: new ones
+    evidence: list[str] | None = None,  # columns to draw, in this order; None: those of `evidence_columns`
+    names: dict[str, str] | None = None,  # column -> what its row is called
+    title: str = "What each fault moves",  # in bold, above the caption
+) -> Axes:
+    "Mean of each kind of evidence (down) for each planted fault (across); colour: distance from the healthy twins."
+    check_table(rows, ("twin", "fault"), ("twin",), TWINS)
+    evidence = evidence_columns(rows) if evidence is None else list(evidence)
+    check_table(rows, tuple(evidence), make=TWINS)
+    if not evidence:
+        raise ValueError(f"Found no column of evidence (floats) among {', '.join(rows)}. Expected {TWINS}.")
+    means, distance = _moved(rows, evidence)
+    words = np.vectorize(lambda mean: f"{mean:.2f}".replace("-0.00", "0.00"))(means.to_numpy(float))
+    labels = [(names or {}).get(name, name.replace("_", " ")) for name in evidence]
+    ax = ax or new_axes(0.6 + 0.07 * max(map(len, labels)) + 0.72 * means.shape[1], 1.35 + 0.27 * len(means))
+    shades = ("RdBu", 0.1, 0.9)
+    down, across = _heat_map(ax, distance.to_numpy(float), span=(-2, 2), words=words, shades=shades)
+    ax.set_aspect("auto")
+    sizes = rows["fault"].value_counts()[list(means)]
+    ax.set_xticks(across, [f"{fault}\nn = {size}" for fault, size in sizes.items()])
+    ax.set_yticks(down, labels)
+    ax.set(xlabel="Planted fault", ylabel="Evidence")
+    ax.figure.draw_without_rendering()  # long names take their room first: the caption is broken to what is left
+    said = "Number: mean. Blue: above the healthy twins, red: below; full colour: by 2 std of the row or more."
+    _heading(ax, title, f"{_sizes(sizes)} twins a column. {said}")
+    return ax
+
+# %% ../nbs/11_figures.ipynb #21e4f321
+STEPS = ("healthy", "low", "middle", "high")  # names of the dose steps 0, 1, 2, 3
+
+
+def _by_step(rows: pd.DataFrame, column: str) -> pd.DataFrame:  # index: step; columns: n, mean, reach
+    "Mean over the twins of each dose step, and how far its 95 % interval reaches (Student); nan for one twin alone."
+    from scipy.stats import t
+
+    table = rows.groupby("step")[column].agg(["count", "mean", "std"]).query("count > 0").astype(float)
+    n = table["count"]
+    reach = table["std"] / np.sqrt(n) * t.ppf(0.975, (n - 1).where(n > 1))
+    return pd.DataFrame({"n": n, "mean": table["mean"], "reach": reach})
+
+# %% ../nbs/11_figures.ipynb #892d9e27
+@FIGURES.add("dose_response")
+@style()
+def plot_dose_response(
+    rows: pd.DataFrame,  # columns: twin, fault, step (0 healthy, 1, 2, 3) and the evidence; one row a twin
+    evidence: str,  # the column to draw
+    ax: Axes | None = None,  # None: new ones
+    names: dict[str, str] | None = None,  # column -> what it is called
+    legend: bool = True,  # to the right of the axes
+    title: str | None = None,  # in bold, above the caption; None: the name of the evidence
+) -> Axes:
+    "Mean of one kind of evidence against the dose, one line per fault, from the healthy twins on."
+    check_table(rows, ("twin", "fault", "step", evidence), ("twin",), TWINS)
+    rows, name = rows.dropna(subset=[evidence]), (names or {}).get(evidence, evidence.replace("_", " "))
+    check_table(rows, (), make=f"twins that have '{evidence}'")
+    ax, ill = ax or new_axes(5.6, 3.2), rows[rows["fault"] != "none"]
+    order = _faults([*FAULT_ORDER, *ill["fault"]])[1:]  # a fault keeps its colour, whichever others are drawn
+    start = _by_step(rows[rows["fault"] == "none"].assign(step=0), evidence)
+    shown, series = [start], _series(ill, "fault", order)
+    for i, (fault, colour, marker, group) in enumerate(series):
+        line, shift = _by_step(group, evidence), 0.07 * (i - (len(series) - 1) / 2)
+        both = pd.concat([start.assign(reach=np.nan), line])
+        place = np.array([0.0] * len(start) + [step + shift for step in line.index])
+        ax.errorbar(place, both["mean"], both["reach"], color=colour, marker=marker, label=fault)
+        shown.append(line)
+    if len(start):
+        ax.axhline(start["mean"].iloc[0], color=FAINT, linewidth=0.8, linestyle="--")
+        ax.errorbar([0], start["mean"], start["reach"], color=INK, marker="o", markersize=6, zorder=3)
+    steps = sorted({0} | {int(step) for table in shown for step in table.index})
+    ax.set_xticks(steps, [STEPS[step] if step < len(STEPS) else str(step) for step in steps])
+    ax.set(xlabel="Dose of the fault", ylabel="Mean over twins")
+    ax.grid(axis="y")
+    _heading(ax, title or name[:1].upper() + name[1:],
+             f"{_sizes(pd.concat(shown)['n'])} twins a point. Bars: 95 % t-interval. Dashed: healthy.")  # fmt: skip
+    if legend:
+        _legend(ax)
+    return ax
+
+# %% ../nbs/11_figures.ipynb #ed70317c
+def _judged(rows: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    "Errors of `check_table`, and `ValueError` for a twin without a fault or a verdict."
+    check_table(rows, ("twin", "fault", *columns), ("twin",), TWINS)
+    for column in ("fault", *columns):
+        if missing := int(rows[column].isna().sum()):
+            first = rows.loc[rows[column].isna(), "twin"].iloc[0]
+            raise ValueError(
+                f"{missing} of {len(rows)} twins have no '{column}' (the first: {first}). "
+                "Expected one for each twin: judge them, or leave them out."
+            )
+
+
+def _hits(rows: pd.DataFrame, by: str) -> tuple[int, float, float, float]:
+    "How many twins were named rightly, their share, and both ends of Wilson's 95 % interval of it."
+    hits = (rows[by] == rows["fault"]).to_numpy(float)
+    return int(hits.sum()), hits.mean(), *interval(hits, method="wilson")
+
+# %% ../nbs/11_figures.ipynb #83561d36
+@FIGURES.add("verdicts")
+@style()
+def plot_verdicts(
+    rows: pd.DataFrame,  # columns: twin, fault and `by`; one row a twin
+    by: str = "verdict",  # who judged: 'verdict' (the battery) or 'paper' (the paper's rule)
+    ax: Axes | None = None,  # None: new ones
+    title: str | None = None,  # in bold, above the caption; None: who judged
+) -> Axes:
+    "Planted fault (down) against verdict (across): twins counted, hits framed, their share with interval to the right."
+    _judged(rows, (by,))
+    paper, faults = by == "paper", _faults(rows["fault"])
+    said = [name for name in _faults([*(FAULT_ORDER[:3] if paper else faults), *rows[by]]) if name != "abstains"]
+    apart = not paper or "abstains" in set(rows[by])  # the column of abstentions, set apart
+    table = pd.crosstab(rows["fault"], rows[by]).reindex(
+        index=faults, columns=said + ["abstains"] * apart, fill_value=0
+    )
+    counts = table.to_numpy()
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    ax = ax or new_axes(max(5.4, 2.9 + 0.56 * table.shape[1]), 1.5 + 0.42 * len(table))
+    down, across = _heat_map(ax, shares, gaps=(0, int(apart)), zeros=False, words=counts.astype(str))
+    for row, fault in enumerate(faults):
+        if fault in said:
+            _frame(ax, across[said.index(fault)], down[row])
+        mine = rows[rows["fault"] == fault]
+        hits, _, low, high = _hits(mine, by)
+        note = f"{hits} of {len(mine)} [{100 * low:.0f}, {100 * high:.0f}] %"
+        ax.text(across[-1] + 0.7, down[row], note, va="center", fontsize=8, color=FAINT)
+    if apart:
+        ax.axvspan(across[-1] - 0.5, across[-1] + 0.5, color="#f0f0f0", zorder=0)
+    ax.set_xticks(across, table.columns)
+    ax.set_yticks(down, faults)
+    ax.set(xlabel="The paper's rule says" if paper else "Verdict", ylabel="Planted fault")
+    hits, share, low, high = _hits(rows, by)
+    caption = f"n = {len(rows):,} twins, {100 * share:.0f} % named rightly [{100 * low:.0f}, {100 * high:.0f}]."
+    caption += " Brackets: 95 % Wilson. Shade: share of a row; framed = right."
+    _heading(ax, title or ("The paper's rule" if paper else "The battery's verdict"), caption, room=1.2)
+    return ax
+
+# %% ../nbs/11_figures.ipynb #eadaabd0
+@FIGURES.add("hits")
+@style()
+def plot_hits(
+    rows: pd.DataFrame,  # columns: twin, fault, verdict, paper; one row a twin
+    ax: Axes | None = None,  # None: new ones
+    judges: dict[str, str] | None = None,  # column -> what it is called; None: the battery and the paper's rule
+    title: str = "How often the planted fault is named",  # in bold, above the caption
+) -> Axes:
+    "Share of twins named rightly, per fault and over all, for the battery and for the paper's rule."
+    judges = judges or {"verdict": "the battery", "paper": "the paper's rule"}
+    _judged(rows, tuple(judges))
+    groups = {fault: rows[rows["fault"] == fault] for fault in _faults(rows["fault"])} | {"all": rows}
+    ax = ax or new_axes(6.4, 1.4 + 0.36 * len(groups))
+    down = np.arange(len(groups)) + 0.3 * (np.arange(len(groups)) == len(groups) - 1)  # 'all' is set apart
+    for i, (by, name) in enumerate(judges.items()):
+        share = 100 * np.array([_hits(group, by)[1:] for group in groups.values()])  # (groups, 3)
+        reach, place = np.abs(share[:, 1:] - share[:, [0]]).T, down + 0.24 * (i - (len(judges) - 1) / 2)
+        look = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "label": name}
+        ax.errorbar(share[:, 0], place, xerr=reach, **look)
+    ax.axhline(down[-1] - 0.65, color=GRID, linewidth=1)
+    ax.set_yticks(down, [f"{fault} (n = {len(group)})" for fault, group in groups.items()])
+    ax.set(xlabel="Named rightly (% of twins)", ylabel="Planted fault", xlim=(-3, 103), xticks=range(0, 101, 20))
+    ax.set(ylim=(down[-1] + 0.5, -0.5))
+    ax.grid(axis="x")
+    _heading(ax, title, f"n = {len(rows):,} twins. Bars: 95 % Wilson interval. Abstaining is no hit.")
+    _legend(ax)
+    return ax
+
+# %% ../nbs/11_figures.ipynb #6648524a
+POSITION_NAMES = {
+    "image": "image",
+    "question": "question",
+    "last": "last token",
+    "all": "all",
+}  # in order of the prompt
+
+
+@FIGURES.add("patching")
+@style()
+def plot_patching(
+    rows: pd.DataFrame,  # columns: layer, position, pairs, effect (0: as before, 1: as the donor), null (or nan)
+    ax: Axes | None = None,  # None: new ones
+    title: str = "What the answer is read from",  # in bold, above the caption
+) -> Axes:
+    "Effect of a donor's state at every layer (upwards) and position (across) in percent; in small print its null."
+    check_table(rows, ("layer", "position", "pairs", "effect", "null"), ("layer", "position"),
+                "patch(...), one model")  # fmt: skip
+    cells = rows.pivot(index="layer", columns="position", values=["effect", "null"]).sort_index(ascending=False)
+    found = [name for name in POSITION_NAMES if name in cells["effect"]]
+    found += [name for name in dict.fromkeys(rows["position"]) if name not in found]
+    effect, null = (cells[name][found].to_numpy(float) for name in ("effect", "null"))
+    ax = ax or new_axes(1.5 + 0.85 * len(found), 1.3 + 0.36 * len(cells))
+    small = np.array([["" if np.isnan(share) else _percent(share) for share in row] for row in null])
+    down, across = _heat_map(ax, effect, notes=small)
+    ax.set_aspect("auto")
+    ax.set_xticks(across, [POSITION_NAMES.get(name, name).replace(" ", "\n") for name in found])
+    ax.set_yticks(down, [str(int(layer)) for layer in cells.index])
+    ax.set(xlabel="Position that is replaced", ylabel="Layer")
+    said = "0: answers as before, 100: as the donor. Small: a donor with the same count."
+    _heading(ax, title, f"{_sizes(rows['pairs'])} pairs a cell. {said} Layer 0: what enters the first block.")
+    return ax
 
 # %% ../nbs/11_figures.ipynb #ea66a005
 def _wrong(samples: list[Sample], predictions: list[Prediction]) -> list[tuple[Sample, Prediction]]:

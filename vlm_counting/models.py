@@ -7,16 +7,20 @@ __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'CONFIGS', 'COUNTS', 
            'DTYPES', 'ATTENTION', 'ModelSpec', 'twins_dir', 'find_checkpoint', 'checkpoint_hashes', 'prompt_text',
            'device_name', 'VLM', 'generate_answers', 'encode', 'image_token_id', 'image_size', 'image_tokens',
            'count_tokens', 'count_logprobs', 'substitute_count', 'captions_for', 'Towers', 'Ranker', 'Anatomy',
-           'head_error', 'check_model', 'find_entry', 'pick_device', 'put_head', 'load_model', 'doctor']
+           'head_error', 'check_model', 'find_entry', 'pick_device', 'replace_head', 'put_head', 'load_model', 'doctor']
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
 import os
 import re
 import warnings
+from copy import copy as shallow_copy
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+
+from fastcore.basics import patch
 
 from .core import Answer, Registry, Sample, UnknownName, file_hash, load_image, unknown
 
@@ -245,6 +249,31 @@ class VLM:
         "Tokens of a prompt with its picture: text from the tokeniser, picture by its size (each size is tried once)."
         text = prompt_text(self.spec, self.processor, sample.question)
         return len(self.tokenizer.encode(text)) + image_tokens(self, image_size(sample.image))
+
+# %% ../nbs/03_models.ipynb #c53decec
+@patch
+def copy(
+    self: VLM,
+    name: str,  # of the copy
+    change: str,  # what will be done to it; becomes part of its hash
+) -> VLM:
+    "The same model once more, with weights of its own. `ValueError` for a model that ranks captions."
+    if self.spec.kind != "generative":
+        raise ValueError(f"'{self.name}' ranks captions and cannot be copied. Expected a model that answers in words.")
+    other = shallow_copy(self)
+    other.model, other.name = deepcopy(self.model), name
+    other.weights = hashlib.sha256(f"{self.weights} {change}".encode()).hexdigest()
+    other.anatomy = ANATOMIES[self.spec.kind](other)
+    return other
+
+
+@patch
+def set_head(
+    self: VLM,
+    tensors: dict,  # 'weight' (vocabulary, dim) and maybe 'bias' (vocabulary,), torch
+) -> None:
+    "Another output layer in place of this one. The word embeddings stay as they are."
+    replace_head(self.model, tensors)
 
 # %% ../nbs/03_models.ipynb #39ae05f5
 def generate_answers(
@@ -714,12 +743,32 @@ LIBRARIES = {"transformers": _load_transformers, "open_clip": _load_open_clip}
 KINDS = {"generative": VLM, "contrastive": Ranker}
 
 # %% ../nbs/03_models.ipynb #e828954b
+def replace_head(
+    model,  # of transformers, generative
+    tensors: dict,  # 'weight' (vocabulary, dim) and maybe 'bias' (vocabulary,)
+) -> None:
+    "Put another output layer in place. Where it was tied to the word embeddings, it no longer is; they stay."
+    import torch
+
+    class Head(torch.nn.Linear):
+        "Multiplies in its own precision and on its own device, whatever comes in."
+
+        def forward(self, states):
+            return super().forward(states.to(self.weight))
+
+    own = model.get_output_embeddings()
+    layer = Head(*reversed(own.weight.shape), bias="bias" in tensors, device=own.weight.device)
+    layer.load_state_dict(tensors)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.set_output_embeddings(layer.requires_grad_(False))
+
+# %% ../nbs/03_models.ipynb #c0065fd1
 def put_head(
     model,  # of transformers, generative
     path: Path,  # a head.safetensors, of room `training`
 ) -> None:
     "Replace the output layer. `FileNotFoundError` or `ValueError` if the file does not hold one of the right size."
-    import torch
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -735,17 +784,7 @@ def put_head(
             "replaced there. Load the model on a device that holds all of it: device=cpu, or a larger GPU."
         )
 
-    class Head(torch.nn.Linear):
-        "Multiplies in its own precision and on its own device, whatever comes in."
-
-        def forward(self, states):
-            return super().forward(states.to(self.weight))
-
-    layer = Head(*reversed(own.weight.shape), bias="bias" in tensors, device=own.weight.device)
-    layer.load_state_dict(tensors)
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
-    model.set_output_embeddings(layer.requires_grad_(False))
+    replace_head(model, tensors)
 
 # %% ../nbs/03_models.ipynb #2c2ca426
 def _sign_head(vlm: VLM, path: Path) -> None:
@@ -884,8 +923,6 @@ def _invariance(vlm: VLM) -> list[dict]:
 # %% ../nbs/03_models.ipynb #9d79299b
 def _precision(vlm: VLM) -> dict:
     "bfloat16 against float32, on a copy of the weights; only where the copy is small."
-    import copy
-
     import torch
 
     if sum(weight.numel() for weight in vlm.model.parameters()) > 1e9 and vlm.place.type == "cpu":
@@ -893,7 +930,7 @@ def _precision(vlm: VLM) -> dict:
     questions, images = _probes()
     own, outcome = vlm.model, {}
     for numbers in (torch.float32, torch.bfloat16):
-        vlm.model = copy.deepcopy(own).to(numbers)
+        vlm.model = deepcopy(own).to(numbers)
         outcome[numbers] = _last_logprobs(vlm, questions, images)
     vlm.model = own
     exact, coarse = outcome.values()
