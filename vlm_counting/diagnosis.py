@@ -865,6 +865,13 @@ def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
         raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Choose samples with fewer objects.")
 
 # %% ../nbs/09_diagnosis.ipynb #c0c6b48e
+def _at_once(vlm, pairs: Sequence[Pair], batch_size: int | str) -> int:
+    "Pairs that are answered together: as many as a batch may have tokens, 27 at most."
+    if batch_size != "auto" or not pairs:
+        return int(batch_size) if batch_size != "auto" else 1
+    return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient)))
+
+
 def examine(
     vlm,  # a loaded model, of any kind
     alone: Sequence[Sample],  # one kind of object in a picture, e.g. 216 of 'balanced'
@@ -887,11 +894,12 @@ def examine(
     found, probes = probe_evidence(one, two)
     found, tables = found | answer_evidence(said[: len(alone)]) | swap_evidence(said[len(alone) :]), {"probes": probes}
     if body.head is not None:
-        tables |= {"lens": lens_curves(read_lens(one)), "patches": patch(vlm, pairs, layers, positions)}
+        together = _at_once(vlm, pairs, batch_size)
+        tables |= {"lens": lens_curves(read_lens(one)), "patches": patch(vlm, pairs, layers, positions, together)}
         below = tables["lens"].query("norm and layer < @one.layers[-1]")
         tops = [states.array(len(body.blocks), "last") for states in (one, two)]
         found |= {"lens": below["first"].max(), "probe_token": probe_token(vlm, alone)}
-        found |= head_evidence(vlm, tops[0], alone, tops[1], groups) | attention_evidence(vlm, pairs)
+        found |= head_evidence(vlm, tops[0], alone, tops[1], groups) | attention_evidence(vlm, pairs, together)
         found |= patch_evidence(tables["patches"], halfway(vlm))
     return {name: float(found[name]) for name in EVIDENCE if name in found}, tables
 
