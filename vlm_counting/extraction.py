@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POOLINGS', 'LENS_FILES', 'FORMAT', 'COMMIT_SECONDS', 'Pooling', 'last_of', 'one_token', 'pool_tokens', 'clear_tokens',
            'Column', 'file_of', 'plan_columns', 'choose_layers', 'choose_poolings', 'parse_layers', 'parse_poolings',
-           'lens_row', 'Collector', 'Reader', 'extract', 'States', 'open_states', 'read_lens', 'lens_curves',
-           'describe_states']
+           'lens_row', 'Collector', 'at_layer', 'Reader', 'extract', 'States', 'open_states', 'read_lens',
+           'lens_curves', 'describe_states']
 
 # %% ../nbs/06_extraction.ipynb #37359545
 import json
@@ -242,6 +242,29 @@ class Collector:
             self.rows[:, self.part[file]] = torch.stack([said[place] for said in self.said], 1).flatten(1)
         return self.rows.cpu().numpy()
 
+# %% ../nbs/06_extraction.ipynb #bb7c578f
+def at_layer(
+    body,  # an `Anatomy`
+    layer: int,  # 0: what enters the first block; else what leaves a block, in front of the final norm
+    use,  # function: torch (samples, tokens, dim) -> what takes its place, or None to leave it as it is
+):  # a hook; its `remove()` ends this
+    "Have a layer's states read or changed while the model runs."
+    if layer == 0:
+
+        def enter(module, args, named):
+            states = use(args[0] if args else named["hidden_states"])
+            if states is None:
+                return None
+            return ((states, *args[1:]), named) if args else (args, named | {"hidden_states": states})
+
+        return body.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
+
+    def leave(module, args, out):
+        states = use(out[0] if isinstance(out, tuple) else out)
+        return None if states is None else (states, *out[1:]) if isinstance(out, tuple) else states
+
+    return body.blocks[layer - 1].register_forward_hook(leave)
+
 # %% ../nbs/06_extraction.ipynb #b910a75d
 class Reader:
     "Reads the states of a model while it runs."
@@ -270,13 +293,10 @@ class Reader:
 
     def _hook(self, layer: int, batch: Collector):
         "Have the states of a layer noted while the model runs."
-        blocks, norm = self.body.blocks, self.body.norm
-        if layer == 0:
-            entering = lambda _, args, named: batch.note(0, args[0] if args else named["hidden_states"], False)  # noqa: E731
-            return blocks[0].register_forward_pre_hook(entering, with_kwargs=True)
-        last = layer == len(blocks) and norm is not None
-        leaving = lambda _, args, out: batch.note(layer, out[0] if isinstance(out, tuple) else out, last)  # noqa: E731
-        return (norm if last else blocks[layer - 1]).register_forward_hook(leaving)
+        norm = self.body.norm if layer == len(self.body.blocks) else None
+        if norm is not None:
+            return norm.register_forward_hook(lambda module, args, out: batch.note(layer, out, True))
+        return at_layer(self.body, layer, lambda states: batch.note(layer, states, False))
 
 # %% ../nbs/06_extraction.ipynb #d61ea95b
 FORMAT = 1  # of the store
