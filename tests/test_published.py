@@ -1,5 +1,6 @@
 """The exam: every number of every released report, from the released answers."""
 
+import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from vlm_counting import published
-from vlm_counting.core import project_root
+from vlm_counting.core import Prediction, project_root
 from vlm_counting.evaluation import parse_count
 from vlm_counting.published import (
     classification_report,
@@ -254,13 +255,13 @@ def test_without_the_repository(monkeypatch):
 
 
 def test_regression_table():
-    table = regression_table(example_predictions(), interval="wilson").set_index(["model", "entity"])
+    table = regression_table(example_predictions(), interval="wilson", unfilled=False).set_index(["model", "entity"])
     assert table.loc[("qwen2-vl-7b", "red_triangles"), "difference"] == pytest.approx(0, abs=1e-12)
     assert table.loc[("qwen2-vl-7b", "all"), "published_n"] == 9408
     assert table.loc[("paligemma2-10b", "all"), "verdict"] == "outside"
-    blind = regression_table(example_predictions(), interval="none")
+    blind = regression_table(example_predictions(), interval="none", unfilled=False)
     assert set(blind["verdict"]) == {"no interval"} and blind.attrs["judged"] == 0
-    assert set(regression_table(example_predictions(), entities=False)["entity"]) == {"all"}
+    assert set(regression_table(example_predictions(), entities=False, unfilled=False)["entity"]) == {"all"}
 
 
 def test_verdicts_err_in_five_percent_of_equal_runs():
@@ -290,7 +291,7 @@ def test_regression_table_without_counterpart():
     rows = [row for row in example_predictions() if row.model == "qwen2-vl-7b"]
     unknown = [type(row)(row.uid, "tiny-qwen2-vl", row.text, row.count, row.count_paper, row.target, None, row.factors)
                for row in rows]  # fmt: skip
-    assert set(regression_table(unknown)["verdict"]) == {"not published"}
+    assert set(regression_table(unknown, unfilled=False)["verdict"]) == {"not published"}
     with pytest.raises(ValueError, match="no predictions"):
         regression_table([])
 
@@ -309,3 +310,42 @@ def test_layerwise_repeats_every_released_number():
 
 def test_shipped_files_are_small():
     assert sum(path.stat().st_size for path in (project_root() / "data" / "published").iterdir()) < 700_000
+
+
+def test_unfilled_cells_stay_in_the_table():
+    table = regression_table(example_predictions(), interval="none")
+    empty = table[table["verdict"] == "not run"]
+    assert (
+        len(empty) == table.attrs["not_run"] == 960 - 4
+        and empty["ours"].isna().all()
+        and empty["published"].notna().all()
+    )
+    short = regression_table(example_predictions(), entities=False, interval="none")
+    assert len(short) == 132 and short.attrs["not_run"] == 130
+
+
+def test_measure_counts_as_the_paper_does_and_as_we_do():
+    rows = [Prediction(f"clustered/{i}", "m", "", said, said, 3, None, {"family": "clustered"})
+            for i, said in enumerate((3, 5, None, 2))]  # fmt: skip
+    found = published.measure(rows).query("target.isna()").set_index("metric")["value"]
+    assert found["mae"] == pytest.approx(1) and found["unparsed"] == 0.25 and found["accuracy"] == 0.25
+    assert found["mae_paper"] == pytest.approx((0 + 2 + 4 + 1) / 4)
+    assert found["rmse_paper"] == pytest.approx((21 / 4) ** 0.5) and found["rmse"] == pytest.approx((5 / 3) ** 0.5)
+
+
+@needs_shared
+def test_check_reports_finds_no_difference_and_sees_one():
+    rows = load_release(RELEASED / "CLIP" / "clustered")
+    exam = published.check_reports(rows)
+    assert len(exam) == 25 * (5 + 4 * 8) and exam["difference"].abs().max() < 1e-9
+    changed = [dataclasses.replace(rows[0], count_paper=(rows[0].count_paper or 0) + 1), *rows[1:]]
+    assert published.check_reports(changed)["difference"].abs().max() > 1e-6
+
+
+def test_printed_numbers_follow_from_the_reports_where_they_are_accuracies():
+    printed = published.load_printed().query("table == 'headline'")
+    ours = load_published("accuracy").query("entity == 'all'")
+    name = ours["experiment"].where(ours["experiment"] != "baseline", ours["dataset"])
+    ours = ours.assign(column=name).set_index(["model", "column"])["value"]
+    for row in printed.itertuples():
+        assert abs(100 * ours[row.row, row.column] - row.printed) <= 0.5 * 10.0**-row.digits + 1e-9, row

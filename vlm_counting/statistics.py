@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULES', 'LARGEST', 'FEW', 'INTERVALS', 'VERDICTS', 'COUNTS', 'OUTCOMES', 'tabulate', 'interval', 'score', 'per_class',
-           'confusion', 'paired', 'compare', 'holm', 'equivalence', 'relatedness', 'minimum_effect', 'pictures_needed',
-           'response_curve', 'interval_of', 'scaling', 'break_point', 'chances', 'restricted', 'calibration',
-           'reliability', 'position_map', 'edge_cells', 'seam_cells', 'position_contrast', 'error_model']
+           'confusion', 'paired', 'compare', 'holm', 'mean_test', 'contrast', 'equivalence', 'relatedness',
+           'minimum_effect', 'pictures_needed', 'response_curve', 'interval_of', 'scaling', 'break_point', 'chances',
+           'restricted', 'calibration', 'reliability', 'position_map', 'edge_cells', 'seam_cells', 'position_contrast',
+           'error_model']
 
 # %% ../nbs/05_statistics.ipynb #86273244
 from collections.abc import Callable, Iterable, Sequence
@@ -176,6 +177,16 @@ FEW = 10  # fewer answers in a stratum cannot show how much it varies: the strat
 INTERVALS = Registry("interval", "An interval is a function of values, clusters, strata, draws, level and seed.")
 
 
+def _large(strata: np.ndarray) -> np.ndarray:
+    "The strata, or a single one where some stratum has less than `FEW` answers."
+    return strata if np.bincount(strata).min() >= FEW else np.zeros_like(strata)
+
+
+def _within(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    "Both ends, no further out than the values themselves."
+    return max(float(low), float(values.min())), min(float(high), float(values.max()))
+
+
 @INTERVALS.add("bootstrap")
 def _bootstrap(
     values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, draws: int, level: float, seed: int
@@ -183,8 +194,7 @@ def _bootstrap(
     "Percentile bootstrap over one or two crossed families. All values equal: Wilson, as if they were independent."
     if len(np.unique(values)) == 1:
         return _wilson(values, clusters, strata, draws, level, seed)
-    if np.bincount(strata).min() < FEW:
-        strata = np.zeros_like(strata)
+    strata = _large(strata)
     ways = [codes for codes in clusters if codes.max() > 0]
     if len(ways) < 2:
         reach = _reach(values, ways[0] if ways else None, strata, draws, level, seed)
@@ -192,8 +202,7 @@ def _bootstrap(
         both = np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel()
         one, two, cell = (_reach(values, codes, strata, draws, level, seed) ** 2 for codes in (*ways, both))
         reach = np.sqrt(np.maximum(one + two - cell, np.maximum(one, two)))
-    low, high = values.mean() - reach[0], values.mean() + reach[1]
-    return max(float(low), float(values.min())), min(float(high), float(values.max()))
+    return _within(values, values.mean() - reach[0], values.mean() + reach[1])
 
 # %% ../nbs/05_statistics.ipynb #cea5e0c1
 @INTERVALS.add("wilson")
@@ -240,7 +249,7 @@ def _strata_design(
     strata: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, strata) columns of 0 and 1, (strata,) shares
     "One column for each stratum; a single one where some stratum is too small (see `FEW`)."
-    strata = strata if np.bincount(strata).min() >= FEW else np.zeros_like(strata)
+    strata = _large(strata)
     return np.eye(strata.max() + 1)[strata], np.bincount(strata) / len(strata)
 
 # %% ../nbs/05_statistics.ipynb #7f29d9e0
@@ -254,8 +263,7 @@ def _student(
     if len(np.unique(values)) == 1:
         return _wilson(values, clusters, strata, draws, level, seed)
     _, error, freedom = _linear(values, *_strata_design(strata), clusters)
-    low, high = values.mean() + error * t.ppf([(1 - level) / 2, (1 + level) / 2], freedom)
-    return max(float(low), float(values.min())), min(float(high), float(values.max()))
+    return _within(values, *(values.mean() + error * t.ppf([(1 - level) / 2, (1 + level) / 2], freedom)))
 
 # %% ../nbs/05_statistics.ipynb #9e0a8722
 def interval(
@@ -439,6 +447,60 @@ def holm(
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"Found {p[~((p >= 0) & (p <= 1))][0]}, expected p-values from 0 to 1.")
     return multipletests(p, method="holm")[1] if len(p) else p
+
+# %% ../nbs/05_statistics.ipynb #e76d1673
+def _tested(estimate: float, error: float, freedom: int, level: float = 0.95) -> dict[str, float]:
+    "Ends and p-value of Student's test against 0; without any spread, p is that of so many signs being equal."
+    from scipy.stats import t
+
+    reach = error * t.ppf((1 + level) / 2, freedom)
+    p = 2 * t.sf(abs(estimate) / error, freedom) if error else 1.0 if estimate == 0 else 2 * 0.5 ** (freedom + 1)
+    return {"low": estimate - reach, "high": estimate + reach, "p": float(min(p, 1))}
+
+
+def mean_test(
+    values: Sequence[float],  # (n,) differences, at least two; no NaN
+    clusters: Sequence[Sequence] = (),  # up to two sets of (n,) labels; equal = related; () = each on its own
+    level: float = 0.95,  # how often the interval should cover the truth
+) -> dict[str, float]:  # mean, low, high, p (of no difference), families (of the scarcer set)
+    "Student's test of a mean under crossed families. `ValueError` for fewer than two values or families, or NaN."
+    values, codes = np.asarray(values, dtype=float), [_codes(labels) for labels in clusters]
+    if values.size < 2 or np.isnan(values).any() or any(not labels.any() for labels in codes):
+        raise ValueError(
+            f"Found {values.size} values, {int(np.isnan(values).sum())} of them NaN, and {len(codes)} sets of labels. "
+            "Expected at least two values, none NaN, and at least two families in each set."
+        )
+    mean, error, freedom = _linear(values, np.ones((len(values), 1)), np.ones(1), codes)
+    return {"mean": mean} | _tested(mean, error, freedom, level) | {"families": freedom + 1}
+
+# %% ../nbs/05_statistics.ipynb #c8322606
+def contrast(
+    first: Iterable[Prediction],  # of one side
+    second: Iterable[Prediction],  # of the other; other pictures, or the same
+    rule: str = "strict",  # or 'paper'
+    equal_counts: bool = True,  # hold the true count fixed; False where the sides have different counts
+    same_layouts: bool = False,  # is a layout's number the same layout on both sides?
+) -> dict[
+    str, float
+]:  # n_first, n_second, first, second (accuracies), difference (second - first), low, high (95 %), p
+    "Two sides that saw different pictures. `ValueError` where they share no count, and as in `tabulate`."
+    sides = [tabulate(rows, rule=rule).assign(_side=side) for side, rows in enumerate((first, second))]
+    table = pd.concat(sides, ignore_index=True)
+    shared = set(sides[0]["_target"]) & set(sides[1]["_target"])
+    if equal_counts:
+        table = table[table["_target"].isin(shared)]
+    if table.empty:
+        raise ValueError("The two sides share no true count. Compare them with equal_counts=False, if that is meant.")
+    levels = np.eye(table["_target"].nunique())[_codes(table["_target"])] if equal_counts else np.ones((len(table), 1))
+    design = np.column_stack([table["_side"], levels])
+    layouts = list(zip(table["_side"] * (not same_layouts), table["_layout"], strict=True))
+    layouts = [None if pd.isna(layout[1]) else layout for layout in layouts]
+    clusters = [_codes(layouts), _codes(table["_entity"])]
+    found, error, freedom = _linear(table["_correct"].to_numpy(), design, np.eye(design.shape[1])[0], clusters)
+    halves = [table.loc[table["_side"] == side, "_correct"] for side in (0, 1)]
+    row = {f"n_{name}": len(half) for name, half in zip(("first", "second"), halves, strict=True)}
+    row |= {"first": halves[0].mean(), "second": halves[1].mean(), "difference": found}
+    return row | _tested(found, error, freedom)
 
 # %% ../nbs/05_statistics.ipynb #33137225
 def _two_tests(gain: np.ndarray, clusters: list, strata: np.ndarray, margin: float, level: float) -> dict[str, float]:
@@ -676,8 +738,7 @@ def interval_of(
 ) -> np.ndarray:  # (3, k): the figures, low ends, high ends
     "Two-way clustered bootstrap of any figures, with room for bias; NaN from one family. True counts stay fixed."
     strata, ways = _codes(table["_target"]), [_codes(table[name]) for name in ("_layout", "_entity")]
-    if np.bincount(strata).min() < FEW:
-        strata = np.zeros_like(strata)
+    strata = _large(strata)
     ways = [codes for codes in ways if codes.max() > 0] or [np.arange(len(table))]
     if len(ways) == 2:
         ways.append(np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel())
@@ -1031,7 +1092,6 @@ def position_contrast(
     rule: str = "strict",  # or 'paper'
 ) -> pd.DataFrame:  # by, n, share (of objects there), contrast, low, high (95 %), p
     "Accuracy with all asked objects in these cells, less with none, at equal counts. `ValueError` if all are alike."
-    from scipy.stats import t
 
     by, rows, predictions = [by] if isinstance(by, str) else list(by), [], _checked(predictions)
     table, cells = tabulate(predictions, by, rule), np.asarray(cells, dtype=bool)
@@ -1050,11 +1110,8 @@ def position_contrast(
         design = np.column_stack([there, np.eye(group["_target"].nunique())[_codes(group["_target"])]])
         clusters = [_codes(group[name]) for name in ("_layout", "_entity")]
         contrast, error, freedom = _linear(group["_correct"].to_numpy(), design, np.eye(design.shape[1])[0], clusters)
-        reach, p = error * t.ppf(0.975, freedom), 2 * t.sf(abs(contrast) / error, freedom) if error else 1.0
         row = {"n": len(group), "share": group["_there"].mean(), "contrast": contrast}
-        rows.append(
-            dict(zip(by, names, strict=True)) | row | {"low": contrast - reach, "high": contrast + reach, "p": p}
-        )
+        rows.append(dict(zip(by, names, strict=True)) | row | _tested(contrast, error, freedom))
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_statistics.ipynb #3c7b32ab
