@@ -269,22 +269,24 @@ def by_experiment(
     return groups
 
 # %% ../nbs/10_published.ipynb #f5732afa
-def _paper_errors(group: list[Prediction]) -> dict[str, float]:
-    "Mean absolute and root mean square error with -1 for an answer without a number."
+def _paper_errors(group: list[Prediction]) -> list[tuple[str, int | None, float]]:  # metric, target, value
+    "Mean absolute and root mean square error with -1 for an answer without a number, over all counts and for each."
     table = tabulate(group, rule="paper")
-    error = table["_answer"].fillna(-1) - table["_target"]
-    return {"mae_paper": error.abs().mean(), "rmse_paper": (error**2).mean() ** 0.5}
+    error, rows = table["_answer"].fillna(-1) - table["_target"], []
+    for target, of in [(None, error), *error.groupby(table["_target"])]:
+        rows += [("mae_paper", target, of.abs().mean()), ("rmse_paper", target, (of**2).mean() ** 0.5)]
+    return rows
 
 
 def _measured(group: list[Prediction]) -> list[tuple[str, int | None, float]]:  # metric, target, value
     "Every number of one cell."
     overall, classes = score(group, rule="paper", interval="none").iloc[0], per_class(group, rule="paper")
     kept = ("accuracy", "mae", "rmse", "bias", "unparsed")
-    values = {"support": overall["n"]} | {name: overall[name] for name in kept} | _paper_errors(group)
+    values = {"support": overall["n"]} | {name: overall[name] for name in kept}
     values |= {f"macro_{name}": classes[name].mean() for name in ("precision", "recall", "f1")}
     rows = [(name, None, float(value)) for name, value in values.items()]
     tall = classes.melt("target", ["precision", "recall", "f1", "support"], "metric")
-    return rows + list(tall[["metric", "target", "value"]].itertuples(index=False, name=None))
+    return rows + _paper_errors(group) + list(tall[["metric", "target", "value"]].itertuples(index=False, name=None))
 
 
 def measure(
