@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from io import BytesIO
 
 import matplotlib
 import numpy as np
@@ -125,6 +126,79 @@ def patch_rows(layers=7) -> pd.DataFrame:
     return table.assign(pairs=72, effect=effect, null=0.03, low=effect - 0.1, high=effect + 0.1, moved=0.5)
 
 
+def group_rows() -> pd.DataFrame:
+    rows = [{"model": model, "group": group} for model in ("one", "two", "three") for group in SHAPES]
+    accuracy = np.linspace(0.2, 0.98, len(rows))
+    return pd.DataFrame(rows).assign(n=4374, accuracy=accuracy, low=accuracy - 0.1, high=accuracy + 0.06)
+
+
+def distractor_rows() -> pd.DataFrame:
+    "The baseline and four kinds of distractors, one, five or nine of them; not in this order."
+    rows = [{"distractors": 0, "distractor": ""}] + [
+        {"distractors": number, "distractor": kind}
+        for kind in ("small_red_star", "large_red_star", "large_red_circle", "large_magenta_star")
+        for number in (9, 1, 5)
+    ]
+    accuracy = 0.8 - 0.04 * pd.DataFrame(rows)["distractors"]
+    return pd.DataFrame(rows).assign(n=2187, accuracy=accuracy, low=accuracy - 0.05, high=accuracy + 0.02)
+
+
+def response_rows() -> pd.DataFrame:
+    rows = [{"model": model, "target": target} for model in ("one", "two") for target in range(1, 10)]
+    table = pd.DataFrame(rows).assign(parsed=48, sd=0.7)
+    table["bias"] = np.where(table["model"] == "one", 0.1, -0.2) * table["target"]
+    table["mean"] = table["target"] + table["bias"]
+    ends = {"q25": table["mean"] - 0.5, "q75": table["mean"] + 1}
+    return table.assign(**ends, bias_low=table["bias"] - 0.3, bias_high=table["bias"] + 0.2)
+
+
+def break_rows() -> pd.DataFrame:
+    table = pd.DataFrame({"model": ["one", "two"], "break_at": [4.0, 5.5], "low": [3.5, 4], "high": [4.2, 7]})
+    return table.assign(level=[0.95, 0.6], before=[0, -0.05], after=[-0.1, -0.2], p=[0.0004, 0.31])
+
+
+def position_rows() -> pd.DataFrame:
+    "A 9 x 9 map: 20 points above what is expected on the left, 20 below on the right, as expected between."
+    table = pd.DataFrame([{"row": row, "column": column} for row in range(9) for column in range(9)])
+    accuracy = 0.5 + 0.2 * (table["column"] < 3) - 0.2 * (table["column"] > 5)
+    table = table.assign(n=60 + table["row"], accuracy=accuracy, low=accuracy - 0.1, high=accuracy + 0.1, expected=0.5)
+    table.loc[0, "n"] = 0
+    table.loc[0, ["accuracy", "low", "high", "expected"]] = np.nan
+    return table
+
+
+def reliability_rows() -> pd.DataFrame:
+    rows = [{"model": model, "bin": number} for model in ("one", "two") for number in range(10)]
+    table = pd.DataFrame(rows).assign(n=lambda rows: 40 + rows["bin"], confidence=lambda rows: 0.09 * rows["bin"] + 0.1)
+    accuracy = table["confidence"] - np.where(table["model"] == "one", 0, 0.1)
+    return table.assign(accuracy=accuracy, low=accuracy - 0.1, high=accuracy + 0.05)
+
+
+def difference_rows() -> pd.DataFrame:
+    "Two groups of comparisons, one of them not measured, one label of a whole sentence."
+    table = pd.DataFrame({"group": ["clustered - scattered"] * 3 + ["closed - open"] * 2})
+    sentence = "A conclusion that takes a whole sentence to say, and more than two lines to print"
+    table["label"] = ["one", "two", sentence, "one", "two"]
+    table["difference"] = [0.1, -0.02, np.nan, 0.3, -0.25]
+    verdict = ["survives", "undecided", "not measured", "survives", "does not survive"]
+    ends = {"low": table["difference"] - 0.05, "high": table["difference"] + 0.04}
+    return table.assign(n=[17_496, 17_496, np.nan, 392, 392], verdict=verdict, **ends)
+
+
+def regression_rows() -> pd.DataFrame:
+    "Six comparisons inside, two outside, one without an interval, one not published, three not run."
+    verdicts = ["inside interval"] * 6 + ["outside"] * 2 + ["no interval", "not published"] + ["not run"] * 3
+    table = pd.DataFrame({"model": "m", "experiment": "balanced", "dataset": "balanced", "verdict": verdicts})
+    table["published"] = np.linspace(0.1, 0.9, len(table))
+    table["ours"] = table["published"] + np.where(table["verdict"] == "outside", 0.2, 0.02)
+    table = table.assign(entity=table.index.astype(str), n=729, low=table["ours"] - 0.02, high=table["ours"] + 0.03)
+    table["difference_low"], table["difference_high"] = table["ours"] - table["published"] - 0.05, 0.3
+    table.loc[table["verdict"] == "no interval", ["low", "high", "difference_low", "difference_high"]] = np.nan
+    table.loc[table["verdict"] == "not published", "published"] = np.nan
+    table.loc[table["verdict"] == "not run", ["n", "ours", "low", "high"]] = np.nan
+    return table
+
+
 DRAWN = {
     "accuracy_per_count": lambda: figures.plot_accuracy_per_count(count_rows(), chance=1 / 9),
     "f1_per_count": lambda: figures.plot_f1_per_count(count_rows(), chance=1 / 9),
@@ -143,6 +217,14 @@ DRAWN = {
     "verdicts": lambda: figures.plot_verdicts(twin_rows()),
     "hits": lambda: figures.plot_hits(twin_rows()),
     "patching": lambda: figures.plot_patching(patch_rows()),
+    "groups": lambda: figures.plot_groups(group_rows()),
+    "distractors": lambda: figures.plot_distractors(distractor_rows()),
+    "response": lambda: figures.plot_response(response_rows())[0],
+    "break": lambda: figures.plot_break(count_rows(), break_rows()),
+    "position_map": lambda: figures.plot_position_map(position_rows(), seams=(2, 2)),
+    "reliability": lambda: figures.plot_reliability(reliability_rows(), ece={"one": 0.01, "two": 0.1}),
+    "differences": lambda: figures.plot_differences(difference_rows()),
+    "regression": lambda: figures.plot_regression(regression_rows()),
 }
 UNITS = dict.fromkeys(DRAWN, "questions") | dict.fromkeys(("evidence", "dose_response", "verdicts", "hits"), "twins")
 UNITS |= {"patching": "pairs"}  # what n counts in each figure
@@ -175,17 +257,21 @@ def test_nothing_is_cut_off_and_n_is_stated(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_table_and_settings_of_the_caller_are_untouched(name, monkeypatch):
-    before = dict(matplotlib.rcParams)
-    tables = {"count_rows": count_rows(), "entity_rows": entity_rows(), "crossed": crossed((0, 1000))}
-    tables |= {"layer_rows": layer_rows(), "lens_rows": lens_rows(), "gap_rows": gap_rows()}
-    tables |= {"learning_rows": learning_rows(), "improvement_rows": improvement_rows()}
-    tables |= {"twin_rows": twin_rows(), "patch_rows": patch_rows()}
-    for maker, table in tables.items():
-        monkeypatch.setitem(globals(), maker, lambda *_, table=table: table)
-    copies = {maker: table.copy() for maker, table in tables.items()}
+    before, made = dict(matplotlib.rcParams), []
+    for maker, function in list(globals().items()):
+        if not (maker.endswith("_rows") or maker == "crossed"):
+            continue
+
+        def recorded(*arguments, make=function):
+            table = make(*arguments)
+            made.append((table, table.copy()))
+            return table
+
+        monkeypatch.setitem(globals(), maker, recorded)
     DRAWN[name]()
-    for maker, table in tables.items():
-        pd.testing.assert_frame_equal(table, copies[maker])
+    assert made
+    for table, copy in made:
+        pd.testing.assert_frame_equal(table, copy)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -215,6 +301,154 @@ def test_missing_intervals_are_said():
 def test_f1_bars():
     ax = figures.plot_f1_per_count(count_rows(("one",)))
     assert np.allclose([bar.get_height() for bar in ax.patches], 10 * np.arange(1, 10))
+
+
+def caption(ax) -> str:
+    "What stands under the title, in one line."
+    return next(text.get_text() for text in reversed(ax.texts) if "n = " in text.get_text()).replace("\n", " ")
+
+
+def segments(container, axis=1) -> np.ndarray:  # (points, 2)
+    "The ends of the bars of an errorbar; of those that are drawn."
+    ends = [path[:, axis] for path in container.lines[2][0].get_segments() if path.ndim == 2]
+    return np.array([pair for pair in ends if len(pair) and np.isfinite(pair).all()])
+
+
+def test_f1_bars_with_intervals_of_the_table():
+    rows = count_rows(("CLIP", "CoCa", "mean")).assign(
+        low=lambda rows: rows["f1"] - 0.1, high=lambda rows: rows["f1"] + 0.2
+    )
+    rows.loc[rows["model"] != "mean", ["low", "high"]] = np.nan
+    ax = figures.plot_f1_per_count(rows, bars="one standard deviation")
+    bars = [container for container in ax.containers if hasattr(container, "has_yerr")]
+    assert np.allclose(segments(bars[2]), 10 * np.arange(1, 10)[:, None] + [-10, 20]) and not len(segments(bars[0]))
+    assert "Bars: one standard deviation." in caption(ax) and ax.get_ylim()[1] > 110
+    assert len({patch.get_hatch() for patch in ax.patches}) == 3  # a grey print tells them apart
+    assert "no interval" in caption(figures.plot_f1_per_count(count_rows().drop(columns=["low", "high"])))
+
+
+def test_groups_stand_in_the_order_of_the_table():
+    ax = figures.plot_groups(group_rows(), chance=0.125)
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(SHAPES)
+    assert np.allclose([bar.get_height() for bar in ax.patches], 100 * group_rows()["accuracy"])
+    assert ax.get_legend().get_texts()[-1].get_text() == "chance (12.5 %)"
+    few = figures.plot_groups(group_rows().query("model == 'one'"))
+    assert {"20", "27", "34", "41"} <= set(texts(few.figure))
+
+
+def test_distractors_start_at_the_baseline():
+    ax = figures.plot_distractors(distractor_rows())
+    lines = {container.get_label(): container.lines[0] for container in ax.containers}
+    assert set(lines) - {"_nolegend_"} >= {"small red star", "large magenta star"}
+    line = lines["large red circle"]
+    assert np.allclose(line.get_ydata(), [80, 76, 60, 44]) and np.allclose(line.get_xdata(), [0, 1, 5, 9], atol=0.3)
+    assert ax.lines[0].get_ydata()[0] == pytest.approx(80) and "none (80.0 %)" in texts(ax.figure)
+
+
+def test_response_has_means_bands_and_bias():
+    rows = response_rows().sample(frac=1, random_state=0)
+    for band, reach in (("quartiles", (0.5, 1)), ("sd", (0.7, 0.7))):
+        answer, bias = figures.plot_response(rows, band=band)
+        assert np.allclose(answer.lines[0].get_ydata(), 1.1 * np.arange(1, 10))  # colours go in order of appearance
+        outline = answer.collections[0].get_paths()[0].vertices[:, 1]
+        assert (outline.min(), outline.max()) == pytest.approx((1.1 - reach[0], 9.9 + reach[1]))
+        one = next(container for container in bias.containers if container.get_label() == "one")
+        assert np.allclose(segments(one), 0.1 * np.arange(1, 10)[:, None] + [-0.3, 0.2])
+        assert "n = 48 questions with a number" in caption(answer)
+
+
+def test_one_wild_answer_does_not_flatten_the_response():
+    rows = response_rows()
+    rows.loc[3, ["mean", "bias", "bias_high", "q75"]] = 900
+    answer, bias = figures.plot_response(rows)
+    assert answer.get_ylim()[1] == 18 and bias.get_ylim()[1] == 9
+    assert "Cut at -1 and 18." in caption(answer) and "Cut at -9 and 9." in caption(bias)
+    assert "Cut" not in caption(figures.plot_response(response_rows())[0])
+
+
+def test_break_joins_two_pieces_over_the_points():
+    rows = count_rows().assign(mae=lambda rows: rows["target"] / 10)
+    ax = figures.plot_break(rows, break_rows().iloc[::-1])
+    first, second = (line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3)
+    assert list(first.get_xdata()) == [1, 4, 9] and np.allclose(first.get_ydata(), [95, 95, 45])
+    assert list(second.get_xdata()) == [1, 5.5, 9] and np.allclose(second.get_ydata(), [82.5, 60, -10])
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["one\nbreak 4.0 [3.5, 4.2]\np < 0.001", "two\nbreak 5.5 [4.0, 7.0]\np = 0.310"]
+    error = figures.plot_break(rows, break_rows(), measure="error")
+    assert np.allclose(error.containers[0].lines[0].get_ydata(), np.arange(1, 10) / 10)
+    assert not len(segments(error.containers[0])) and "No bars." in caption(error)
+
+
+def test_position_map_is_centred_on_what_is_expected():
+    ax = figures.plot_position_map(position_rows(), seams=(3, 2))
+    cells, fills = cells_of(ax), fills_of(ax)
+    assert (cells[1, 0], cells[4, 0], cells[8, 8]) == ("+20", "0", "-20") and (0, 0) not in cells
+    red, _, blue, _ = np.subtract(fills[8, 8], fills[1, 0])
+    assert red > 0 > blue and fills[4, 4][:3] == pytest.approx(matplotlib.colormaps["RdBu"](0.5)[:3], abs=0.01)
+    hatched = [patch for patch in ax.patches if patch.get_hatch()]
+    assert [(patch.get_x(), patch.get_y()) for patch in hatched] == [(0, 0)]
+    framed = {(patch.get_x(), patch.get_y()) for patch in ax.patches if not patch.get_fill()}
+    assert framed == {(x, y) for x in (0, 1, 2, 6, 7, 8) for y in range(9)} - {(0, 0)}
+    assert "53 of 80 cells; by chance 4" in caption(ax) and "Hatched" in caption(ax) and "n = 60 to 68" in caption(ax)
+    down = [line.get_ydata()[0] for line in ax.lines if line.get_ydata()[0] == line.get_ydata()[1]]
+    assert down == [3, 6] and 4.5 in [line.get_xdata()[0] for line in ax.lines]
+    lighter = fills_of(figures.plot_position_map(position_rows(), limit=40))
+    assert min(lighter[8, 8][:3]) > min(fills[8, 8][:3])
+
+
+def test_a_large_position_map_has_no_numbers():
+    table = pd.DataFrame([{"row": row, "column": column} for row in range(13) for column in range(13)])
+    table = table.assign(n=9, accuracy=0.5, low=0.1, high=0.9, expected=0.5)
+    assert not cells_of(figures.plot_position_map(table))
+
+
+def test_reliability_draws_each_bin_and_says_the_error():
+    ax = figures.plot_reliability(reliability_rows().sample(frac=1, random_state=1), ece=None)
+    shown = {cloud.get_label(): cloud for cloud in ax.collections if cloud.get_label() in ("one", "two")}
+    rows = reliability_rows().query("model == 'two'")
+    assert np.allclose(shown["two"].get_offsets(), 100 * rows[["confidence", "accuracy"]])
+    assert np.allclose(shown["two"].get_sizes() / shown["two"].get_sizes()[-1], rows["n"] / 49)
+    assert "calibration error" not in caption(ax)
+    assert "error: one 0.010, two 0.100." in caption(DRAWN["reliability"]())
+    assert "error: 0.031." in caption(figures.plot_reliability(reliability_rows(), ece=0.0312))
+
+
+def test_differences_are_those_of_the_table_from_top_to_bottom():
+    ax, rows = figures.plot_differences(difference_rows()), difference_rows()
+    survives = ax.containers[0]
+    assert np.allclose(segments(survives, axis=0), 100 * rows.loc[[0, 3], ["low", "high"]])
+    assert list(ax.get_yticks()) == sorted(ax.get_yticks()) and ax.yaxis_inverted()
+    shown = [text.get_text() for text in ax.texts]
+    assert "+10.0 [+5.0, +14.0]\nn = 17,496, survives" in shown and "not measured, not measured" not in shown
+    assert "not measured" in shown and "Not measured: 1." in caption(ax)
+    assert {"clustered - scattered", "closed - open"} <= set(shown)
+    assert "n = 0 questions" in caption(figures.plot_differences(rows.iloc[[2]]))
+    few = rows.query("group == 'closed - open'").drop(columns=["group", "verdict"])
+    plain = figures.plot_differences(few, scale=1, unit="pictures")
+    assert "+0.30 [+0.25, +0.34], n = 392" in [text.get_text() for text in plain.texts]
+    assert "n = 392 pictures a row" in caption(plain)
+
+
+def test_regression_bars_cross_the_diagonal_just_where_the_verdict_says_so():
+    ax, rows = figures.plot_regression(regression_rows()), regression_rows()
+    shown = {container.get_label(): container for container in ax.containers}
+    assert list(shown) == ["inside interval (6)", "outside (2)", "no interval (1)"]
+    inside = rows.query("verdict == 'inside interval'")
+    assert np.allclose(shown["inside interval (6)"].lines[0].get_ydata(), 100 * inside["ours"])
+    low, high = segments(shown["inside interval (6)"]).T
+    assert np.allclose(low, 100 * inside["ours"] - 5) and np.allclose(high, 100 * inside["published"] + 30)
+    tally = "6 inside, 2 outside; by chance 0.4 would be. Not drawn: 3 without ours. Not drawn: 1 not published."
+    assert tally in caption(ax) and "n = 729 questions a point" in caption(ax)
+    own = figures.plot_regression(
+        rows.drop(columns=["difference_low", "difference_high"]), bars="95 % interval of ours"
+    )
+    assert np.allclose(segments(own.containers[0]), 100 * inside[["low", "high"]])
+
+
+def test_nothing_run_yet_is_a_figure_too():
+    assert "Not drawn: 3 without ours." in caption(
+        figures.plot_regression(regression_rows().query("verdict == 'not run'"))
+    )
 
 
 def test_confusion_shows_row_percentages_and_frames_the_diagonal():
@@ -449,11 +683,27 @@ def test_entities_that_are_missing_leave_a_hole():
         (lambda: figures.plot_hits(twin_rows().assign(paper=None)), "have no 'paper'"),
         (lambda: figures.plot_patching(pd.concat([patch_rows()] * 2)), "several rows for layer 0, position all"),
         (lambda: figures.plot_patching(patch_rows().drop(columns="null")), "no column 'null'"),
+        (lambda: figures.plot_groups(group_rows().drop(columns="model")), "several rows for group square"),
+        (lambda: figures.plot_distractors(distractor_rows().iloc[1:]), "0 rows with 0 distractors"),
+        (lambda: figures.plot_response(response_rows().drop(columns="q75")), "no column 'q75'"),
+        (lambda: figures.plot_break(count_rows(), break_rows().iloc[:1]), "Found 0 breaks for 'two'"),
+        (lambda: figures.plot_break(count_rows(), break_rows().drop(columns="p")), "no column 'p'"),
+        (lambda: figures.plot_position_map(position_rows().iloc[:1]), "empty"),
+        (lambda: figures.plot_reliability(reliability_rows().drop(columns="model")), "several rows for bin"),
+        (lambda: figures.plot_differences(pd.concat([difference_rows()] * 2)), "several rows for group"),
+        (lambda: figures.plot_regression(regression_rows().drop(columns="verdict")), "no column 'verdict'"),
     ],
 )
 def test_bad_tables_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(KeyError, match="Did you mean 'quartiles'"):
+        figures.plot_response(response_rows(), band="quartile")
+    with pytest.raises(KeyError, match="There are: accuracy, error"):
+        figures.plot_break(count_rows(), break_rows(), measure="mae")
 
 
 def test_no_table_at_all():
@@ -547,12 +797,33 @@ def test_wrong_answers_refuse_what_does_not_fit(asked):
 
 def test_saved_files_are_the_same_each_time_and_white(tmp_path):
     for name in ("one", "two"):
-        assert isinstance(figures.save_figure(DRAWN["confusion"](), tmp_path / "deep" / name), Figure)
-    for kind in ("png", "svg"):
+        figure = DRAWN["confusion"]().figure
+        assert figures.save_figure(figure, tmp_path / "deep" / name) is figure
+        assert sorted(path.name for path in tmp_path.glob(f"deep/{name}.*")) == [f"{name}.png", f"{name}.svg"]
+        figures.save_figure(figure, tmp_path / "deep" / name, ["pdf"])
+    for kind in ("png", "svg", "pdf"):
         one, two = ((tmp_path / "deep" / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
         assert one == two
+    assert b"/FontFile2" in one and b"/CreationDate" not in one  # the font is in the PDF, the date is not
+    assert ">True number of objects</text>" in (tmp_path / "deep" / "one.svg").read_text()
+    with pytest.raises(KeyError, match="'svg'"):
+        figures.save_figure(figure, tmp_path / "three", ("png", "svgz"))
+    assert not list(tmp_path.glob("three.*"))
     with Image.open(tmp_path / "deep" / "one.png") as image:
         assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+
+
+def test_a_notebook_keeps_few_colours_of_a_figure_and_all_of_a_photograph():
+    figure, data = DRAWN["position_map"]().figure, BytesIO()
+    with figures.style():
+        figure.savefig(data, dpi=figure.dpi, bbox_inches="tight")
+    small, full = Image.open(BytesIO(figure._repr_png_())), Image.open(data)
+    assert small.mode == "P" and small.size == full.size
+    difference = np.abs(np.asarray(small.convert("RGB")).astype(int) - np.asarray(full.convert("RGB"))).max(axis=2)
+    assert np.mean(difference > 12) < 0.01 and len(figure._repr_png_()) < 0.6 * len(data.getvalue())
+    photograph = figures.new_axes()
+    photograph.imshow(np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8))
+    assert Image.open(BytesIO(photograph.figure._repr_png_())).mode == "RGBA"
 
 
 def test_needs_no_display_and_no_pyplot():

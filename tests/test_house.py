@@ -32,10 +32,14 @@ CONTRACT = {
     "probing": "PROBES folds probe probe_layers controls",
     "training": "HeadConfig train_head load_head answer_with_head",
     "diagnosis": "FAULTS plant patch diagnose",
-    "published": "load_release load_published regression_table",
+    "published": "load_release load_published regression_table check_reports measure",
     "figures": "FIGURES",
     "runs": "RUNS run main",
     "photographs": "build_bpc fetch_images choose_rows",
+    "tables": "TABLES check_printed",
+    "findings": "CLAIMS Material findings conclusions",
+    "browser": "browser_page write_browser show_browser check_run",
+    "pages": "PAGES inventory compared browse_runs",
 }
 
 

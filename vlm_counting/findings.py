@@ -108,12 +108,12 @@ def find_runs(
     return {key: max(places)[1] for key, places in found.items()}
 
 
-def _head_answers(folder: Path) -> list[Prediction]:
-    "Answers of a run of `train` to its test: with the own head, and with the retrained one."
+def _head_answers(folder: Path, model: str) -> list[Prediction]:
+    "Answers of a run of `train` to its test: with the own head, and with the retrained one, under the model's name."
     rows = []
     for head, experiment in (("own", "training-synthetic-base"), ("trained", "training-synthetic-test")):
         for row in load_predictions(folder / "answers" / "test" / head):
-            rows.append(replace(row, factors=row.factors | {"experiment": experiment}))
+            rows.append(replace(row, model=model, factors=row.factors | {"experiment": experiment}))
     return rows
 
 
@@ -136,7 +136,7 @@ def own_material(
         if verb == "evaluate":
             rows += load_predictions(folder)
         elif verb == "train":
-            rows += _head_answers(folder)
+            rows += _head_answers(folder, model)
             heads.append(pd.read_csv(folder / "scores.csv").assign(model=model))
         elif verb == "probe":
             layers.append(pd.read_csv(folder / "probes.csv").assign(model=model))
@@ -402,7 +402,7 @@ def _best(rows: pd.DataFrame) -> pd.Series:
 def _probe_rows(material: Material, model: str) -> pd.DataFrame:
     "Probes of one model: of ours, the plain one under the strictest fold rule that was run."
     rows = _of(material.layers, model)
-    if "rule" in rows:
+    if "rule" in rows and len(rows):
         rule = "layout" if "layout" in set(rows["rule"]) else rows["rule"].iloc[0]
         rows = rows[(rows["rule"] == rule) & (rows["probe"] == rows["probe"].iloc[0])]
     return rows

@@ -269,24 +269,30 @@ def by_experiment(
     return groups
 
 # %% ../nbs/10_published.ipynb #f5732afa
-def _paper_errors(group: list[Prediction]) -> list[tuple[str, int | None, float]]:  # metric, target, value
+def _paper_errors(table: pd.DataFrame) -> pd.DataFrame:  # entity, metric, target, value
     "Mean absolute and root mean square error with -1 for an answer without a number, over all counts and for each."
-    table = tabulate(group, rule="paper")
-    error, rows = table["_answer"].fillna(-1) - table["_target"], []
-    for target, of in [(None, error), *error.groupby(table["_target"])]:
-        rows += [("mae_paper", target, of.abs().mean()), ("rmse_paper", target, (of**2).mean() ** 0.5)]
-    return rows
+    error = table["_answer"].fillna(-1) - table["_target"]
+    table, parts = table.assign(mae_paper=error.abs(), rmse_paper=error**2), []
+    for keys in (["entity"], ["entity", "_target"]):
+        means = table.groupby(keys)[["mae_paper", "rmse_paper"]].mean()
+        tall = means.assign(rmse_paper=means["rmse_paper"] ** 0.5).reset_index()
+        parts.append(
+            tall.rename(columns={"_target": "target"}).melt(keys[:1] + ["target"] * (len(keys) - 1), var_name="metric")
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
-def _measured(group: list[Prediction]) -> list[tuple[str, int | None, float]]:  # metric, target, value
-    "Every number of one cell."
-    overall, classes = score(group, rule="paper", interval="none").iloc[0], per_class(group, rule="paper")
-    kept = ("accuracy", "mae", "rmse", "bias", "unparsed")
-    values = {"support": overall["n"]} | {name: overall[name] for name in kept}
-    values |= {f"macro_{name}": classes[name].mean() for name in ("precision", "recall", "f1")}
-    rows = [(name, None, float(value)) for name, value in values.items()]
-    tall = classes.melt("target", ["precision", "recall", "f1", "support"], "metric")
-    return rows + _paper_errors(group) + list(tall[["metric", "target", "value"]].itertuples(index=False, name=None))
+def _measured(group: list[Prediction], by: list[str]) -> pd.DataFrame:  # entity, metric, target, value
+    "Every number of the cells of one experiment: over all entities (`by` empty) or of each."
+    whole = {} if by else {"entity": "all"}
+    overall = score(group, by, rule="paper", interval="none").assign(**whole).rename(columns={"n": "support"})
+    classes = per_class(group, by, rule="paper").assign(**whole)
+    macro = classes.groupby("entity")[["precision", "recall", "f1"]].mean().add_prefix("macro_").reset_index()
+    kept = ["support", "accuracy", "mae", "rmse", "bias", "unparsed"]
+    tall = [overall.melt("entity", kept, "metric"), macro.melt("entity", var_name="metric")]
+    tall += [_paper_errors(tabulate(group, by, rule="paper").assign(**whole))]
+    tall += [classes.melt(["entity", "target"], ["precision", "recall", "f1", "support"], "metric")]
+    return pd.concat(tall, ignore_index=True)
 
 
 def measure(
@@ -294,14 +300,12 @@ def measure(
     entities: bool = True,  # cells of each entity too, not only of 'all'
 ) -> pd.DataFrame:  # columns as in `load_published`
     "Answers as rows of the paper's reports, under its rules. `ValueError` without predictions."
-    rows = []
+    parts = []
     for names, group in by_experiment(predictions).items():
-        cells = {"all": group}
-        if entities and all("entity" in prediction.factors for prediction in group):
-            for prediction in group:
-                cells.setdefault(prediction.factors["entity"], []).append(prediction)
-        rows += [(*names, entity, *values) for entity, cell in cells.items() for values in _measured(cell)]
-    return pd.DataFrame(rows, columns=[*CELL, "metric", "target", "value"]).astype({"target": "Int64"})
+        apart = entities and all("entity" in prediction.factors for prediction in group)
+        for by in [[], ["entity"]] if apart else [[]]:
+            parts.append(_measured(group, by).assign(**dict(zip(CELL, names, strict=False))))
+    return pd.concat(parts, ignore_index=True)[[*CELL, "metric", "target", "value"]].astype({"target": "Int64"})
 
 # %% ../nbs/10_published.ipynb #5e1520c4
 def check_reports(

@@ -459,6 +459,9 @@ def _parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="run a verb: vlm-counting run evaluate model=tiny-qwen2-vl limit=90")
     running.add_argument("verb")
     running.add_argument("values", nargs=argparse.REMAINDER, metavar="name=value")
+    reporting = commands.add_parser("report", help="the paper put together again from what there is: run report")
+    reporting.add_argument("values", nargs=argparse.REMAINDER, metavar="name=value")
+    reporting.set_defaults(verb="report")
     examining = commands.add_parser(
         "doctor", help="what a model's answers depend on: vlm-counting doctor tiny-qwen2-vl"
     )

@@ -1,0 +1,180 @@
+"Guards for room 18: effects that were put in are found, with their sign; what is not there is not claimed."
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vlm_counting import findings as room
+from vlm_counting.core import Prediction, RunRecord, write_jsonl
+from vlm_counting.findings import (
+    CLAIMS,
+    VERDICTS,
+    Material,
+    conclusions,
+    findings,
+    gather,
+    own_material,
+    paper_material,
+)
+
+ENTITIES = [(colour, shape) for colour in ("red", "blue", "cyan") for shape in ("square", "star", "circle")]
+PAPER = findings([paper_material()])
+
+
+def world(family, right, seed=0, model="mine", counts=range(1, 10), layouts=12, **factors) -> list[Prediction]:
+    "Answers that are right with a probability of `right(target, entity)`; wrong ones are one too low."
+    rng, rows = np.random.default_rng(seed), []
+    for colour, shape in ENTITIES:
+        for target in counts:
+            for layout in range(layouts):
+                count = target - int(rng.random() > right(target, (colour, shape)))
+                known = {"family": family, "entity": f"{colour}_{shape}s", "colour": colour, "shape": shape}
+                known |= {"layout": layout} | factors
+                rows.append(Prediction(f"{family}/{len(rows)}", model, str(count), count, count, target, None, known))
+    return rows
+
+
+def flat(share):
+    return lambda target, entity: share
+
+
+def of(table, claim, step="as published") -> pd.Series:
+    rows = table[(table["claim"] == claim) & (table["step"] == step)]
+    assert len(rows) == 1, rows
+    return rows.iloc[0]
+
+
+def test_an_effect_is_found_with_its_size_and_sign():
+    rows = [*world("clustered", flat(0.8)), *world("scattered", flat(0.6), seed=1)]
+    found = of(findings([gather("made", rows)]), "spacing")
+    assert found["low"] < -20 < found["high"] and found["verdict"] == "holds" and found["p_holm"] < 0.001
+    assert "-" in found["sentence"] and "holds" in found["sentence"] and f"{len(rows):,}" in found["sentence"]
+
+
+def test_no_effect_is_negligible_only_with_enough_pictures():
+    small = [*world("clustered", flat(0.7), layouts=3), *world("scattered", flat(0.7), seed=1, layouts=3)]
+    assert of(findings([gather("made", small)]), "spacing")["verdict"] == "undecided"
+    large = [*world("clustered", flat(0.97), layouts=90), *world("scattered", flat(0.97), seed=1, layouts=90)]
+    assert of(findings([gather("made", large)]), "spacing")["verdict"] == "negligible"
+
+
+def test_false_alarms_are_as_rare_as_promised():
+    "Two sides without a difference: the interval leaves out zero in about 5 % of worlds."
+    outside = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        kinds = dict(zip(ENTITIES, rng.normal(0, 0.1, len(ENTITIES)), strict=True))
+        sides = [world(name, lambda target, entity: 0.6 + kinds[entity], seed=1000 + 2 * seed + i, layouts=4,
+                       counts=range(2, 6)) for i, name in enumerate(("clustered", "scattered"))]  # fmt: skip
+        row = room.side_effect("m", "scattered less clustered", *sides)
+        outside += row["low"] > 0 or row["high"] < 0
+    assert 2 <= outside <= 22, outside
+
+
+def test_signs_are_the_claims():
+    falling = world("balanced", lambda target, entity: 1 - target / 12)
+    rising = [replace(row, model="up") for row in world("balanced", lambda target, entity: target / 12)]
+    table = findings([gather("made", [*falling, *rising])]).query("claim == 'number'").set_index("model")["verdict"]
+    assert table["mine"] == "holds" and table["up"] == "opposite"
+
+
+def test_kinds_of_objects_that_differ_and_that_do_not():
+    differ = world("balanced", lambda target, entity: 0.9 if entity[1] == "star" else 0.5)
+    found = of(findings([gather("made", differ)]), "objects")
+    shares = [0.9 if shape == "star" else 0.5 for _, shape in ENTITIES]
+    assert found["low"] < 100 * np.std(shares, ddof=1) < found["high"] and found["verdict"] == "holds"
+    alike = of(findings([gather("made", world("balanced", flat(0.7)))]), "objects")
+    assert alike["verdict"] in ("undecided", "negligible")
+
+
+def test_distractors_are_compared_picture_by_picture():
+    rows = []
+    for number, share in ((1, 0.9), (9, 0.5)):
+        for kind in room.DISTRACTORS:
+            rows += world(f"distractors_{number}_{kind}", flat(share), seed=number, layouts=8)
+    table = findings([gather("made", rows)])
+    found = of(table, "more_distractors")
+    assert "same pictures" in found["test"] and found["low"] < -40 < found["high"] and found["verdict"] == "holds"
+    assert found["n"] == 4 * 9 * 9 * 8
+    alike = table[table["claim"] == "alike_distractors"]  # the same seed for every type: no difference at all
+    assert (alike["effect"] == 0).all() and (alike["verdict"] == "negligible").all()
+
+
+def test_a_head_that_helps_and_one_that_does_not():
+    base = world("balanced", flat(0.5), experiment="training-synthetic-base")
+    same = [replace(row, factors=row.factors | {"experiment": "training-synthetic-test"}) for row in base]
+    assert of(findings([gather("made", [*base, *same])]), "head")["verdict"] == "negligible"
+    better = world("balanced", flat(0.9), seed=3, experiment="training-synthetic-test")
+    found = of(findings([gather("made", [*base, *better])]), "head")
+    assert found["verdict"] == "holds" and found["low"] < 40 < found["high"]
+
+
+def layers(encoder, last, said, model="mine") -> pd.DataFrame:
+    rows = [(0, "image_mean", encoder), (1, "last", last), (2, "last", last), (1, "lens", 0.0), (2, "lens", said)]
+    table = pd.DataFrame(rows, columns=["layer", "pooling", "accuracy"])
+    low, high = table["accuracy"] - 0.01, table["accuracy"] + 0.01
+    return table.assign(model=model, n=1000, low=low, high=high, control="none")
+
+
+def test_the_gap_has_to_survive_its_control():
+    cells = paper_material().cells.iloc[:0]
+    known_before = findings([Material("made", cells, layers=layers(0.99, 0.99, 0.5))])
+    assert of(known_before, "seen_not_said")["verdict"] == "holds"
+    assert of(known_before, "seen_not_said", "control")["verdict"] == "negligible"
+    made_inside = findings([Material("made", cells, layers=layers(0.30, 0.99, 0.5))])
+    assert of(made_inside, "seen_not_said", "control")["verdict"] == "holds"
+    verdicts = [conclusions(table).set_index("claim")["verdict"] for table in (known_before, made_inside)]
+    assert [verdict["seen_not_said"] for verdict in verdicts] == ["does not stand", "stands"]
+    assert verdicts[0]["lens"] == "not controlled"
+
+
+def test_what_the_papers_own_numbers_say():
+    "Facts of the published numbers that the report must not lose."
+    spacing = PAPER.query("claim == 'spacing'").set_index("model")
+    assert spacing.loc["paligemma2-10b", "effect"] == pytest.approx(17.74, abs=0.01)
+    assert (spacing["verdict"] == "holds").sum() == 3 and {-1, 1} == set(np.sign(spacing["effect"]))
+    control = PAPER.query("claim == 'seen_not_said' and step == 'control'").set_index("model")["verdict"]
+    assert (control.drop("paligemma2-10b") == "negligible").all()
+    assert (PAPER.query("claim == 'head_real'")["verdict"] == "undecided").all()
+    ended = conclusions(PAPER).set_index("claim")["verdict"]
+    assert ended["head"] == "stands" and ended["lens"] == "not controlled" and ended["head_real"] == "is not shown"
+
+
+def test_every_sentence_has_effect_interval_and_test():
+    assert len(PAPER) > 90 and set(PAPER["verdict"]) <= set(VERDICTS)
+    for row in PAPER.itertuples():
+        assert f"{row.effect:+.1f} points" in row.sentence and row.test in row.sentence and row.verdict in row.sentence
+        assert "[" in row.sentence and "p " in row.sentence and f"{row.n:,}" in row.sentence
+    assert (PAPER["p_holm"] >= PAPER["p"] - 1e-12).all() and (PAPER["low"] <= PAPER["high"]).all()
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claims_of_nothing_are_no_claims(claim):
+    empty = Material("nothing", paper_material().cells.iloc[:0])
+    assert CLAIMS[claim].measured(empty) == [] and (CLAIMS[claim].remains or (lambda _: []))(empty) == []
+
+
+def run_of(folder: Path, verb: str, rows: list, model="mine", dataset="balanced", **known) -> Path:
+    folder = folder / known.pop("run", verb) / model / dataset
+    folder.mkdir(parents=True)
+    record = RunRecord(verb, {"limit": None}, model=model, dataset=dataset, status=known.get("status", "finished"))
+    record.sessions = [{"finished": known.get("finished", "2026-01-01")}]
+    (folder / "run.json").write_text(json.dumps(vars(record)))
+    write_jsonl(folder / "predictions.jsonl", rows)
+    return folder
+
+
+def test_runs_are_found_by_their_records(tmp_path):
+    rows = world("balanced", flat(0.7), layouts=2)
+    run_of(tmp_path, "evaluate", rows)
+    late = run_of(tmp_path, "evaluate", rows, run="again", finished="2026-02-01")
+    run_of(tmp_path, "evaluate", rows, dataset="clustered", status="failed")
+    material = own_material(tmp_path)
+    assert material.runs == (late,) and material.models == ["mine"] and list(material.answers) == [("mine", "balanced")]
+    assert own_material(tmp_path / "none").runs == ()
+    table = conclusions(findings([material]))
+    assert table.set_index("claim").loc["forms", "verdict"] == "no data"
