@@ -67,9 +67,9 @@ def test_false_alarms_are_as_rare_as_promised():
     outside = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        kinds = dict(zip(ENTITIES, rng.normal(0, 0.1, len(ENTITIES)), strict=True))
-        sides = [world(name, lambda target, entity: 0.6 + kinds[entity], seed=1000 + 2 * seed + i, layouts=4,
-                       counts=range(2, 6)) for i, name in enumerate(("clustered", "scattered"))]  # fmt: skip
+        kinds = dict(zip(ENTITIES, 0.6 + rng.normal(0, 0.1, len(ENTITIES)), strict=True))
+        sides = [world(name, lambda target, entity, kinds=kinds: kinds[entity], seed=1000 + 2 * seed + i,
+                       layouts=4, counts=range(2, 6)) for i, name in enumerate(("clustered", "scattered"))]  # fmt: skip
         row = room.side_effect("m", "scattered less clustered", *sides)
         outside += row["low"] > 0 or row["high"] < 0
     assert 2 <= outside <= 22, outside

@@ -105,6 +105,18 @@ def test_a_missing_head_is_noticed(copy):
         load_model("tiny-qwen2-vl", checkpoint=copy, device="cpu")
 
 
+def test_weights_without_a_place_are_noticed(copy):
+    "A head's bias, which this architecture does not have, would be dropped in silence."
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    weights["lm_head.bias"] = torch.zeros(len(weights["lm_head.weight"]))
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match=r"holds 1 weights .* 'lm_head.bias'"):
+        load_model("tiny-qwen2-vl", checkpoint=copy, device="cpu")
+
+
 def test_a_prompt_without_a_picture_is_noticed(copy):
     template = (copy / "chat_template.jinja").read_text()
     assert "<|image_pad|>" in template

@@ -62,9 +62,14 @@ def target(page: Page, link: str) -> tuple[Path, str]:
     return (path / "index.html" if path.is_dir() else path), unquote(parts.fragment)
 
 
+def page_of(notebook: Path) -> str:
+    "Where a notebook's page is on the site."
+    return notebook.with_name(f"{docs.page_name(notebook)}.html").relative_to(ROOT).as_posix()
+
+
 def test_every_notebook_has_a_page(site):
-    for notebook in (ROOT / "nbs").glob("*.ipynb"):
-        assert (site / "nbs" / f"{docs.page_name(notebook)}.html").exists(), f"no page for {notebook.name}"
+    for notebook in docs.notebooks(ROOT):
+        assert (site / page_of(notebook)).exists(), f"no page for {notebook.name}"
     assert "nbs/index.html" in (site / "index.html").read_text()
 
 
@@ -123,6 +128,15 @@ def test_links_between_notebooks_and_files():
     text = "[a](00_core.ipynb#b) [c](../CHANGELOG.md) [d](../LICENSE) [e](https://example.org/1_x.ipynb)"
     expected = "[a](core.ipynb#b) [c](changelog.md) [d](S/LICENSE) [e](https://example.org/1_x.ipynb)"
     assert docs.fix_links(text, "S") == expected
+    text = "[a](../00_core.ipynb#b) [c](../../CHANGELOG.md) [d](../../LICENSE) [e](../evaluate.ipynb) [f](extend.ipynb)"
+    expected = "[a](../core.ipynb#b) [c](../changelog.md) [d](S/LICENSE) [e](../evaluate.ipynb) [f](extend.ipynb)"
+    assert docs.fix_links(text, "S", depth=2) == expected
+
+
+def test_guides_link_to_rooms_and_names(pages, site):
+    for guide in (site / "nbs" / "guides").glob("*.html"):
+        places = [target(pages[guide], link)[0] for link in pages[guide].links if not urlsplit(link).scheme]
+        assert site / "nbs" / "probing.html" in places, f"{guide.name} links to no name of room 'probing'"
 
 
 def test_captioned_figures_are_numbered_and_referred_to():
@@ -206,7 +220,9 @@ return {title: document.title, heading: document.querySelectorAll('h1').length, 
 
 
 def test_pages_in_a_browser(browser, address, site, pages):
-    figures = {docs.page_name(path): shown_images(path) for path in (ROOT / "nbs").glob("*.ipynb")}
+    figures = {page_of(path): shown_images(path) for path in docs.notebooks(ROOT)}
+    assert figures["nbs/guides/tutorial.html"] >= 4
+    figures["nbs/index.html"] += 1  # the picture that explains the project
     wrong = []
     for path in pages:
         name = path.relative_to(site).as_posix()
@@ -222,8 +238,8 @@ def test_pages_in_a_browser(browser, address, site, pages):
             wrong.append(f"{name}: no sidebar")
         if found["broken"]:
             wrong.append(f"{name}: {found['broken']} of {found['images']} images are not shown")
-        if found["images"] < figures.get(path.stem, 0):
-            wrong.append(f"{name}: shows {found['images']} images, the notebook has {figures[path.stem]}")
+        if found["images"] < figures.get(name, 0):
+            wrong.append(f"{name}: shows {found['images']} images, the notebook has {figures[name]}")
         if found["wide"] > 1:
             wrong.append(f"{name}: {found['wide']} pixels wider than the window")
     wrong += [f"asked for in vain: {request}" for request in Quiet.missing]
@@ -240,6 +256,6 @@ def test_start_page_and_navigation(browser, address):
         "return [...document.querySelectorAll('#quarto-sidebar .sidebar-item-section > .sidebar-item-container')]"
         ".map(item => item.innerText.trim())"
     )
-    assert [name for name in sections if name] == ["Rooms", "Runs", "Paper"]
+    assert [name for name in sections if name] == ["Guides", "Rooms", "Runs", "Paper"]
     here = browser.execute_script("return document.querySelector('#quarto-sidebar a.active').innerText.trim()")
     assert here == "core"

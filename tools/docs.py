@@ -24,6 +24,13 @@ NUMBER = re.compile(r"nbs/\d+[a-z]*_")  # nbdev's links leave the number out of 
 PAGES = {"CITATION.cff": "citation", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}  # not notebooks
 
 
+def notebooks(
+    root: Path,  # of the repository
+) -> list[Path]:
+    "Every notebook that becomes a page: rooms, verbs and index, then the guides."
+    return [*sorted((root / "nbs").glob("*.ipynb")), *sorted((root / "nbs" / "guides").glob("*.ipynb"))]
+
+
 def page_name(
     notebook: Path,  # e.g. nbs/00_core.ipynb
 ) -> str:  # e.g. 'core'
@@ -85,14 +92,15 @@ def link_names(
 
 
 def fix_links(
-    text: str,  # Markdown, its links relative to nbs/
+    text: str,  # Markdown, its links relative to its notebook
     source_url: str,  # where a file of the repository can be seen
+    depth: int = 1,  # folders between the notebook and the root of the repository; 2 for a guide
 ) -> str:
     "Make links to notebooks and to files of the repository good for the site."
-    text = re.sub(r"(\]\()(?:nbs/)?\d+[a-z]*_(\w+\.ipynb)", r"\1\2", text)
+    text, up = re.sub(r"(\]\()(?:nbs/)?((?:\.\./)*)\d+[a-z]*_(\w+\.ipynb)", r"\1\2\3", text), "../" * depth
     for file, page in PAGES.items():
-        text = text.replace(f"](../{file})", f"]({page}.md)")
-    return re.sub(r"\]\(\.\./([^)]+)\)", rf"]({source_url}/\1)", text)
+        text = text.replace(f"]({up}{file})", f"]({up[3:]}{page}.md)")
+    return re.sub(rf"\]\({re.escape(up)}([^)]+)\)", rf"]({source_url}/\1)", text)
 
 
 def signature(
@@ -164,12 +172,13 @@ class Signatures:
 class Links:
     "Backticks become links; links to notebooks and files point to their pages."
 
-    def __init__(self, nb, places: dict[str, str], source_url: str):
-        self.places, self.source_url = places, source_url
+    def __init__(self, nb, places: dict[str, str], source_url: str, depth: int):
+        self.places = {name: "../" * (depth - 1) + place for name, place in places.items()}
+        self.source_url, self.depth = source_url, depth
 
     def __call__(self, cell) -> None:
         if cell.cell_type == "markdown" and not cell.source.startswith(":::"):
-            cell.source = fix_links(link_names(cell.source, self.places), self.source_url)
+            cell.source = fix_links(link_names(cell.source, self.places), self.source_url, self.depth)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "text/markdown" in data:
@@ -222,6 +231,7 @@ def process(
     target: Path,  # the notebook for the site
     places: dict[str, str],
     source_url: str,
+    depth: int = 1,  # see `fix_links`
 ) -> None:
     "One notebook through nbdev's processors, with signatures and links of our own."
     from execnb.nbio import read_nb, write_nb
@@ -232,7 +242,7 @@ def process(
     entries = reference(unfold_exports(nb), places)
     ours = {
         "exec_show_docs": partial(Signatures, entries=entries),
-        "add_links": partial(Links, places=places, source_url=source_url),
+        "add_links": partial(Links, places=places, source_url=source_url, depth=depth),
         "mv_exports": partial(SourceBelow, entries=entries),
     }
     drop = {"insert_warning", "add_fold", "clean_magics"}
@@ -308,9 +318,11 @@ def stage(
         text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda match: f"](../{match[1]})", text).replace("](../nbs/", "](")
         (folder / "nbs" / f"{page}.md").write_text(fix_links(text, source_url), encoding="utf-8")
     places = symbols(root)
-    for notebook in sorted((root / "nbs").glob("*.ipynb")):
-        target = folder / "nbs" / f"{page_name(notebook)}.ipynb"
-        process(notebook, target, places, source_url)
+    (folder / "nbs" / "guides").mkdir()
+    for notebook in notebooks(root):
+        where = notebook.parent.relative_to(root)
+        target = folder / where / f"{page_name(notebook)}.ipynb"
+        process(notebook, target, places, source_url, len(where.parts))
         if not quarto:
             nb = read_nb(target)
             number_figures(nb)

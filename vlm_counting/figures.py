@@ -1036,7 +1036,9 @@ def plot_differences(
         ax.annotate(_forest_note(row, scale), (1, place), (6, 0), xycoords=ax.get_yaxis_transform(), fontsize=7.5,
                     color=FAINT, **side)  # fmt: skip
     for place, head in heads:
-        ax.annotate(head, (0, place), (2, 0), xycoords=ax.get_yaxis_transform(), fontweight="bold", **ground, **side)
+        word = ax.annotate(head, (0, place), (2, 0), xycoords=ax.get_yaxis_transform(), fontweight="bold", **ground,
+                           **side)  # fmt: skip
+        word.set_in_layout(False)  # it may be longer than the axes are wide
     ax.set_yticks(places, labels)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel=label, ylabel="Comparison", ylim=(total + 0.3, -0.3))

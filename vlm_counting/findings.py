@@ -52,7 +52,7 @@ class Material:
         )
         return [name for name in TITLES if name in found] + sorted(name for name in found if name not in TITLES)
 
-
+# %% ../nbs/18_findings.ipynb #55b0b2b9
 def _empty_cells() -> pd.DataFrame:
     return load_published("accuracy").iloc[:0]
 
@@ -166,22 +166,27 @@ def _place(row: Prediction) -> Prediction:
 
 
 def paired_effect(
-    model: str,
+    model: str,  # its name
     what: str,  # second side less first, in words
     pairs: Sequence[tuple[list[Prediction], list[Prediction]]],  # the same pictures, by the number in their uids
 ) -> dict:
-    "Difference on the same pictures; several comparisons are pooled, and are those that are asked about, no sample."
+    "Difference on the same pictures, several comparisons pooled; the larger p-value of Student's test and McNemar's."
+    from scipy.stats import binomtest
+
     tables = [paired([_place(row) for row in one], [_place(row) for row in two], rule="paper") for one, two in pairs]
     table = pd.concat(tables, ignore_index=True)
-    found = _mean_test(table["_gain"], table["_layout"], table["_entity"])
-    return _row(model, what, found, len(table), f"Student on the same pictures, {found['families']} families")
+    found, better = _mean_test(table["_gain"], table["_layout"], table["_entity"]), int((table["_gain"] > 0).sum())
+    changed = int((table["_gain"] != 0).sum())
+    found["p"] = max(found["p"], binomtest(better, changed).pvalue if changed else 1.0)
+    test = f"Student, {found['families']} families, and McNemar on the same pictures"
+    return _row(model, what, found, len(table), test)
 
-
+# %% ../nbs/18_findings.ipynb #ff171029
 def side_effect(
-    model: str,
+    model: str,  # its name
     what: str,  # second side less first, in words
-    first: list[Prediction],
-    second: list[Prediction],
+    first: list[Prediction],  # one side
+    second: list[Prediction],  # the other
     **how: bool,  # as in `contrast`
 ) -> dict:
     "Difference between sides that saw different pictures."
@@ -191,11 +196,11 @@ def side_effect(
 
 
 def entity_effect(
-    model: str,
+    model: str,  # its name
     what: str,  # what the values are, in words
     values: pd.Series,  # one difference of accuracies for each kind of object (or another unit)
     n: float,  # questions behind them
-    units: str = "kinds of objects",
+    units: str = "kinds of objects",  # what varies, in words
 ) -> dict | None:  # None for fewer than two values
     "Difference from scores, one for each kind of object."
     values = values.dropna()
@@ -478,7 +483,7 @@ def _silent_left(material: Material) -> list[dict]:
         last = words.loc[words["layer"].idxmax()]
         if len(words) > 1:
             below = _best(words[words["layer"] < last["layer"]])
-            what = f"word of the last layer less of layer {int(below['layer'])}, with norm"
+            what = "word of the last layer less of the best below it, with norm"
             rows.append(_row(model, what, _apart(last, below), last["n"], "Student, as if layers were independent"))
     return rows
 
@@ -500,7 +505,7 @@ def _silent(material: Material) -> list[dict]:
         if len(words) > 1:
             last = words.loc[words["layer"].idxmax()]
             below = _best(words[words["layer"] < last["layer"]])
-            what = f"word of the last layer less of layer {int(below['layer'])}, no norm"
+            what = "word of the last layer less of the best below it, no norm"
             rows.append(_row(model, what, _apart(last, below), last["n"], "binomial"))
     return rows
 
@@ -670,7 +675,8 @@ def conclusions(
                     said.append(f"{words}: {_counted(some, claim.expects)}{_average(some)}")
             if claim.remains and "control" not in set(part["step"]):
                 said.append(f"the control ({claim.against}) cannot be had from this source")
-            row = {"source": source, "verdict": _stands(part, claim), "paragraph": f"{'. '.join(said)}."}
+            text = " ".join(f"{words[0].upper()}{words[1:]}." for words in said)
+            row = {"source": source, "verdict": _stands(part, claim), "paragraph": text}
             rows.append({"claim": name, "says": claim.says, "note": claim.note} | row)
         if mine.empty:
             row = {"source": "", "verdict": "no data", "paragraph": ""}

@@ -681,6 +681,16 @@ def _weights_hash(model) -> str:  # 64 hex digits
         digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
+# %% ../nbs/03_models.ipynb #0c5bec7e
+def _warn_of_strangers(folder: Path, names: list[str]) -> None:
+    "Weights that the model has no place for are left out of it, and it may then answer otherwise: say so."
+    if names := sorted(names):
+        warnings.warn(
+            f"{folder.name} holds {len(names)} weights that this model has no place for (such as {names[0]!r}); "
+            "they are left out. If they were trained (an adapter, a bias), merge them into the model before saving it.",
+            stacklevel=4,
+        )
+
 # %% ../nbs/03_models.ipynb #da580b79
 def _load_transformers(
     spec: ModelSpec, folder: Path, dtype: str, place: str, spread: bool, attention: str | None, seed: int | None
@@ -699,7 +709,8 @@ def _load_transformers(
             trust_remote_code=False, output_loading_info=True, **kernel,
         )  # fmt: skip
     else:
-        model, report = _fresh(kind, folder, dtype, seed, kernel).to(place), {"missing_keys": []}
+        model, report = _fresh(kind, folder, dtype, seed, kernel).to(place), {"missing_keys": [], "unexpected_keys": []}
+    _warn_of_strangers(folder, report["unexpected_keys"])
     bars.enable_progress_bar() if quiet else None
     if spec.kind == "generative":
         return model.eval(), processor, report["missing_keys"]

@@ -42,6 +42,8 @@ from vlm_counting.figures import (
 )
 from .findings import CLAIMS, VERDICTS, Material
 from .published import regression_table
+
+# %% ../nbs/20_pages.ipynb #d56a0cb2
 from vlm_counting.statistics import (
     break_point,
     calibration,
@@ -70,7 +72,7 @@ from vlm_counting.tables import (
 
 # %% ../nbs/20_pages.ipynb #92af15bc
 def inventory(
-    materials: Iterable[Material],
+    materials: Iterable[Material],  # one a source
 ) -> pd.DataFrame:  # source, model, experiments, answers, layers (probed); one row a source and model
     "What each source knows of each model."
     rows = []

@@ -441,12 +441,12 @@ def holm(
     p: Sequence[float],  # (n,) p-values of one family of comparisons
 ) -> np.ndarray:  # (n,) p-values to be held against the level, in the same order
     "Holm's step-down correction (Holm 1979). `ValueError` for what is no p-value."
-    from statsmodels.stats.multitest import multipletests
-
     p = np.asarray(p, dtype=float)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"Found {p[~((p >= 0) & (p <= 1))][0]}, expected p-values from 0 to 1.")
-    return multipletests(p, method="holm")[1] if len(p) else p
+    order, adjusted = p.argsort(), np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted
 
 # %% ../nbs/05_statistics.ipynb #e76d1673
 def _tested(estimate: float, error: float, freedom: int, level: float = 0.95) -> dict[str, float]:

@@ -91,7 +91,7 @@ HEADLINE = ("balanced", "open-ended", "clustered", "scattered", "CountBenchQA", 
 # %% ../nbs/17_tables.ipynb #aaaef907
 def entity_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
-    experiment: str = "balanced",
+    experiment: str = "balanced",  # as in `pick`
 ) -> pd.DataFrame:  # model, entity, colour, shape, n, accuracy (share), low and high (missing)
     "One row a model and kind of object, for `plot_entities` and `plot_entity_grid`; the reports give no interval."
     known = ["model", "entity"]
@@ -165,7 +165,7 @@ def errors_elsewhere(
 # %% ../nbs/17_tables.ipynb #e2746239
 def distractor_cells(
     cells: pd.DataFrame,  # from `load_published` or `measure`
-    metric: str = "accuracy",
+    metric: str = "accuracy",  # as in `pick`
     counts: bool = False,  # a row for each count
 ) -> pd.DataFrame:  # model, distractors (0, 1, 5, 9), distractor (its type; '' without), target, value
     "Magenta circles with distractors, and without any."
@@ -175,7 +175,7 @@ def distractor_cells(
     rows = rows.assign(distractors=named[0].astype(float).fillna(0).astype(int), distractor=named[1].fillna(""))
     return rows[["model", "distractors", "distractor", "target", "value"]].reset_index(drop=True)
 
-
+# %% ../nbs/17_tables.ipynb #ec49089c
 def _distractors(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     rows = distractor_cells(cells)
     if not (rows["distractors"] > 0).any():
@@ -215,7 +215,7 @@ TUNED = {  # which -> (sets that may be the baseline, the first that is there is
 def tuned_cells(
     cells: pd.DataFrame,  # from `load_published` or `measure`
     which: str,  # 'synthetic' or 'real'
-    metric: str = "accuracy",
+    metric: str = "accuracy",  # as in `pick`
     counts: bool = False,  # a row for each count
 ) -> pd.DataFrame:  # model, entity, target, before, after (shares)
     "What the own output layer gave and what the retrained one gives; only where both are known."
@@ -226,7 +226,7 @@ def tuned_cells(
     both = before.merge(rows[rows["set"] == tuned], on=key, suffixes=("", "_tuned"))
     return both.rename(columns={"value": "before", "value_tuned": "after"})[[*key, "before", "after"]]
 
-
+# %% ../nbs/17_tables.ipynb #a2630773
 def _tuning(cells: pd.DataFrame, which: str) -> pd.DataFrame:
     rows = tuned_cells(cells, which).query("entity == 'all'").set_index("model")
     table = _models(100 * rows[["before", "after"]].rename(columns={"before": "baseline", "after": "fine-tuned"}))
@@ -276,7 +276,7 @@ def _over_models(rows: pd.DataFrame, name: str) -> pd.DataFrame:  # model (the s
 
 def f1_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
-    experiment: str = "balanced",
+    experiment: str = "balanced",  # as in `pick`
 ) -> pd.DataFrame:  # model (the series), target, f1 (share), support, low, high (missing for a single model)
     "F1 of each count: a series for each contrastive model and one for the mean of the generative ones."
     rows = pick(cells, "f1", counts=True, experiment=experiment)
@@ -331,7 +331,7 @@ def gain_rows(
 def group_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
     group: str,  # 'shape' or 'colour'
-    experiment: str = "balanced",
+    experiment: str = "balanced",  # as in `pick`
 ) -> pd.DataFrame:  # model, group, n, entities, accuracy, low, high (95 % over the kinds of objects)
     "Mean accuracy of each shape or colour, with Student's interval over the kinds of objects in it."
     rows, found = entity_rows(cells, experiment), []
