@@ -8,13 +8,34 @@ import tempfile
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes of `pytest -n 2`
+
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "VLM_COUNTING_RESULTS" not in os.environ:
-    _results = tempfile.TemporaryDirectory(prefix="vlm-counting-results-")
-    os.environ["VLM_COUNTING_RESULTS"] = _results.name
+
+
+def pytest_configure(config):
+    "Before a test is collected, and so before torch counts its threads."
+    sends = not WORKER and bool(getattr(config.option, "tx", None))  # runs no test itself, and workers inherit from it
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if sends else "2")
+    if "VLM_COUNTING_RESULTS" not in os.environ and not sends:
+        folder = tempfile.TemporaryDirectory(prefix="vlm-counting-results-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["VLM_COUNTING_RESULTS"] = folder.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "With `-n 2`, a file stays in one process, which makes its fixtures once; notebooks share nothing."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file.endswith("test_notebooks.py") else file
+
+    return Files(config, log)
 
 
 @pytest.fixture

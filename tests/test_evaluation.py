@@ -1,6 +1,8 @@
 "Guards for the room `evaluation`: both parsers on every quirk we know, and runs that are killed again and again."
 
+import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -90,45 +92,77 @@ def questions(count: int) -> list[Sample]:
 
 
 CHILD = """
+# Loads what it needs once, then forks: each line of standard input is a folder, and starts one run of 240 questions.
+# It says the number of the new process, and, when that has ended, how.
+import os
 import sys
+import traceback
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+
+sys.path.insert(0, sys.argv[1])
+import pandas
 from test_evaluation import Counter, questions
 from vlm_counting.core import RunRecord, claim_folder, write_atomic
 from vlm_counting.evaluation import predict
 from vlm_counting.statistics import score
 
-folder = Path(sys.argv[1])
-with claim_folder(RunRecord("evaluate", {"limit": 240}), folder):
-    path, rows = folder / "predictions.jsonl", questions(240)
-    predictions = predict(Counter(pause=0.02), rows, path, batch_size=3, progress=False)
-    write_atomic(folder / "scores.csv", score(predictions, by="target", draws=50).to_csv(index=False))
-print("finished")
+def work(folder):
+    with claim_folder(RunRecord("evaluate", {"limit": 240}), folder):
+        path, rows = folder / "predictions.jsonl", questions(240)
+        predictions = predict(Counter(pause=0.02), rows, path, batch_size=3, progress=False)
+        write_atomic(folder / "scores.csv", score(predictions, by="target", draws=50).to_csv(index=False))
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work(Path(line.strip()))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(status)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(folder), str(Path(__file__).parent)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def forker():
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        yield process
+        process.stdin.close()
 
 
-def test_a_run_killed_thirty_times_ends_with_the_same_bytes(tmp_path):
-    calm = start(tmp_path / "calm")
-    assert "finished" in calm.communicate()[0]
+def start(forker: subprocess.Popen, folder: Path) -> int:
+    "A run that has just begun: the number of its process."
+    forker.stdin.write(f"{folder}\n".encode())
+    return int(forker.stdout.readline())
+
+
+def runs(forker: subprocess.Popen) -> bool:
+    return not select.select([forker.stdout], [], [], 0)[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_run_killed_thirty_times_ends_with_the_same_bytes(forker, tmp_path):
+    start(forker, tmp_path / "calm")
+    assert int(forker.stdout.readline()) == 0
     rng, killed, at_kill = random.Random(0), 0, []
     while True:
-        child = start(tmp_path / "killed")
         path = tmp_path / "killed" / "predictions.jsonl"
         before = path.stat().st_size if path.exists() else 0
-        while child.poll() is None and (not path.exists() or path.stat().st_size == before) and killed % 3:
+        child = start(forker, tmp_path / "killed")
+        while runs(forker) and (not path.exists() or path.stat().st_size == before) and killed % 3:
             time.sleep(0.002)  # two times in three: wait until the first new batch is being written
-        time.sleep(rng.uniform(0, 0.03 if killed % 3 else 0.5))
-        if killed < 30:
-            child.send_signal(signal.SIGKILL)
-        output, error = child.communicate()
-        if "finished" in output:
+        time.sleep(rng.uniform(0, 0.03 if killed % 3 else 0.1))
+        if killed < 30 and runs(forker):
+            os.kill(child, signal.SIGKILL)
+        status = int(forker.stdout.readline())
+        if status == 0:
             break
-        assert killed < 30, error
+        assert killed < 30 and status == -signal.SIGKILL
         killed += 1
         at_kill.append(path.stat().st_size if path.exists() else 0)
     assert killed == 30 and len(set(at_kill)) > 10  # it was really killed at different places

@@ -80,18 +80,12 @@ def papermill_in_a_terminal(results: Path, *words: str) -> str:
 def test_papermill_without_an_output_path_gives_the_same_numbers(first_run, tmp_path):
     results, _ = first_run
     before = Path(EVALUATE).read_bytes()
-    words = [EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4"]
-    printed = papermill_in_a_terminal(tmp_path / "terminal", *words)
-    piped = call(
-        BIN / "papermill", *words, results=tmp_path / "pipe", input=""
-    )  # standard input is a pipe, as in a shell script
-    for place, said in (("terminal", printed), ("pipe", piped.stderr)):
-        folder = tmp_path / place / "evaluate" / "tiny-qwen2-vl" / "balanced"
-        assert (folder / "notebook.ipynb").exists(), said[-3000:]
-        for name in COUNTED:
-            same = (results / "evaluate" / "tiny-qwen2-vl" / "balanced" / name).read_bytes()
-            assert (folder / name).read_bytes() == same, f"{place}: {name}"
-    assert Path(EVALUATE).read_bytes() == before and piped.stdout == ""
+    printed = papermill_in_a_terminal(tmp_path, EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4")
+    folder = tmp_path / "evaluate" / "tiny-qwen2-vl" / "balanced"
+    assert (folder / "notebook.ipynb").exists(), printed[-3000:]
+    for name in COUNTED:
+        assert (folder / name).read_bytes() == (results / "evaluate" / "tiny-qwen2-vl" / "balanced" / name).read_bytes()
+    assert Path(EVALUATE).read_bytes() == before
 
 
 def test_other_uses_of_papermill_are_left_alone(tmp_path):
@@ -261,17 +255,26 @@ def test_own_data_without_colours_and_shapes_is_scored(tmp_path):
 
 
 def test_parts_of_a_run_are_joined_by_the_same_command_without_shard(first_run, tmp_path):
+    "One part is asked by the console command, the other at the same time by papermill, with a pipe as standard input."
     words = [BIN / "vlm-counting", "run", "evaluate", "limit=9", "--batch-size", "4"]
-    parts = [subprocess.Popen([*words, f"shard={part}/2"], env=os.environ | {"VLM_COUNTING_RESULTS": str(tmp_path)},
-                              stdout=subprocess.DEVNULL) for part in (1, 2)]  # fmt: skip
-    assert [part.wait(timeout=300) for part in parts] == [0, 0]
+    piped = [BIN / "papermill", EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4", "-p", "shard", "2/2"]
+    environment, before = os.environ | {"VLM_COUNTING_RESULTS": str(tmp_path)}, Path(EVALUATE).read_bytes()
+    first = subprocess.Popen([*words, "shard=1/2"], env=environment, stdout=subprocess.DEVNULL)
+    second = call(*piped, results=tmp_path, input="")
+    assert (first.wait(timeout=300), second.returncode) == (0, 0), second.stderr[-3000:]
+    assert second.stdout == "" and Path(EVALUATE).read_bytes() == before
+    whole, folder = (results / "evaluate" / "tiny-qwen2-vl" / "balanced" for results in (first_run[0], tmp_path))
+    for part, count in ((1, 5), (2, 4)):
+        place = folder / f"part-{part}-of-2"
+        assert all((place / name).stat().st_size for name in [*COUNTED[1:], "notebook.ipynb", "report.html"])
+        record = json.loads((place / "run.json").read_text())
+        assert record["samples"] == count and record["parameters"].keys().isdisjoint({"shard", "run"})
     done = call(*words, results=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    whole, folder = (results / "evaluate" / "tiny-qwen2-vl" / "balanced" for results in (first_run[0], tmp_path))
-    for name in ("scores.csv", "scores_per_count.csv", "confusion.csv"):
+    for name in ("scores.csv", "scores_per_count.csv", "confusion.csv", "wrong_answers.png"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    record = json.loads((folder / "part-2-of-2" / "run.json").read_text())
-    assert record["samples"] == 4 and record["parameters"].keys().isdisjoint({"shard", "run"})
+    asked, same = (map(json.loads, (place / "predictions.jsonl").read_text().splitlines()) for place in (folder, whole))
+    assert {row["uid"]: row["text"] for row in asked} == {row["uid"]: row["text"] for row in same}
 
 
 @pytest.mark.parametrize("verb", RUNS)

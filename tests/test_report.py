@@ -1,0 +1,184 @@
+"Guards for room 20 and the verb `report`: it works with none, some or all runs, and says what is missing."
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vlm_counting import pages
+from vlm_counting.core import Prediction, RunRecord, fingerprint, write_jsonl
+from vlm_counting.datasets import load_dataset
+from vlm_counting.findings import (
+    Material,
+    conclusions,
+    findings,
+    gather,
+    own_material,
+    paper_material,
+    released_material,
+)
+from vlm_counting.pages import (
+    PAGES,
+    answer_tables,
+    browse_runs,
+    compared,
+    draw_claims,
+    draw_compared,
+    inventory,
+    verdicts,
+)
+from vlm_counting.published import load_release
+from vlm_counting.runs import run
+
+RELEASED = Path(__file__).resolve().parents[2] / "shared" / "reference" / "predictions"
+needs_shared = pytest.mark.skipif(not RELEASED.exists(), reason="the released answers are not beside this clone")
+
+
+def asked(model: str, dataset: str, limit: int = 108, seed: int = 0) -> tuple[list, list[Prediction]]:
+    "Samples of a set and made-up answers: small numbers right, large ones one too low now and then; sure of itself."
+    samples, rng, rows = load_dataset(dataset, limit=limit), np.random.default_rng(seed), []
+    for sample in samples:
+        count = sample.target - int(rng.random() < sample.target / 15)
+        logprobs = np.log(np.full(21, 0.01))
+        logprobs[count] = np.log(0.8)
+        rows.append(
+            Prediction(sample.uid, model, str(count), count, count, sample.target, tuple(logprobs), sample.factors)
+        )
+    return samples, rows
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    "A results folder with two finished runs of `evaluate` and one that failed."
+    place = tmp_path_factory.mktemp("results")
+    for model, dataset, status in (("tiny-clip", "balanced", "finished"), ("tiny-clip", "clustered", "finished"),
+                                   ("CLIP", "scattered", "failed"), ("CLIP", "balanced", "finished")):  # fmt: skip
+        samples, rows = asked(model, dataset)
+        folder = place / "evaluate" / model / dataset
+        folder.mkdir(parents=True)
+        record = RunRecord("evaluate", {"limit": 108}, model=model, dataset=dataset, status=status, seeds={"seed": 0},
+                           fingerprint=fingerprint(samples), samples=len(samples))  # fmt: skip
+        record.sessions = [{"finished": "2026-01-01T00:00:00+00:00"}]
+        record.save(folder)
+        write_jsonl(folder / "predictions.jsonl", rows)
+    return place
+
+
+class Links(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if tag == "a" and name == "href"]
+
+
+@pytest.fixture(scope="module")
+def report(results) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_COUNTING_RESULTS", str(results))
+        return run("report")
+
+
+def test_the_report_has_every_table_figure_and_conclusion(report):
+    page = (report / "report.html").read_text(encoding="utf-8")
+    ended = pd.read_csv(report / "conclusions.csv")
+    assert set(ended["claim"]) == set(pages.CLAIMS) and all(says in page for says in ended["says"])
+    for name in ("headline", "shapes", "colours", "spacing", "forms", "distractor_types", "distractor_numbers",
+                 "tuning_synthetic", "tuning_real", "errors", "errors_elsewhere"):  # fmt: skip
+        assert (report / f"table_{name}.csv").exists(), name
+    for name in ("f1_per_count_the_paper", "f1_closed_open_the_paper", "distractors_the_paper", "gain_real_the_paper",
+                 "layers_qwen2-vl-7b_the_paper", "map_internvl3-8b_the_paper", "objects_CoCa_the_paper",
+                 "response_balanced_our_runs", "break_balanced_our_runs", "reliability_balanced_our_runs",
+                 "places_balanced_CLIP_our_runs", "regression", "claim_spacing"):  # fmt: skip
+        assert (report / f"{name}.png").exists() and (report / f"{name}.svg").exists(), name
+    assert "Traceback" not in page and "Warning" not in page
+
+
+def test_ours_stand_beside_the_papers(report):
+    table = pd.read_csv(report / "table_spacing.csv", index_col=[0, 1])
+    assert (
+        set(table.index.get_level_values(0)) == {"the paper", "our runs"} and ("our runs", "tiny-clip") in table.index
+    )
+    assert table.loc[("the paper", "average"), "clustered"] == pytest.approx(59.12, abs=0.005)
+
+
+def test_links_lead_to_pages_of_runs(report):
+    links = [link for link in Links((report / "report.html").read_text(encoding="utf-8")).found if "browser" in link]
+    assert len(links) == 3 and all((report / link).is_file() for link in links)
+    assert "no picture" not in (report / links[0]).read_text(encoding="utf-8").split("<body")[0]
+
+
+def test_a_wrong_release_is_named():
+    with pytest.raises(FileNotFoundError, match="There is no folder no_such_place"):
+        released_material("no_such_place")
+    assert released_material(None).models == []
+
+
+def test_only_what_was_run_is_judged(results):
+    table = compared(own_material(results))
+    run_cells = table[table["verdict"] != "not run"]
+    assert set(run_cells["model"]) == {"CLIP", "tiny-clip"} and table.attrs["not_run"] == 131
+    assert set(run_cells.query("model == 'tiny-clip'")["verdict"]) == {"not published"}
+    assert draw_compared(table).keys() == {"regression"} and draw_compared(table[table["ours"].isna()]) == {}
+
+
+def test_pictures_of_answers_rest_on_answers(results):
+    material = own_material(results)
+    names = {name for draw in PAGES.values() for name in draw(material)}
+    assert {"objects_CLIP", "response_balanced", "break_clustered", "confusion_balanced_CLIP", "reliability_clustered",
+            "places_clustered_tiny-clip", "f1_per_count"} <= names  # fmt: skip
+    bare = gather("bare", [row for rows in material.answers.values() for row in strip(rows)])
+    left = {name for draw in PAGES.values() for name in draw(bare)}
+    assert not any(name.startswith(("reliability", "places")) for name in left) and "response_balanced" in left
+    assert set(answer_tables(bare)) == {"scaling", "break_points"}
+    assert set(answer_tables(material)) == {"scaling", "break_points", "calibration", "places"}
+
+
+def strip(rows: list[Prediction]) -> list[Prediction]:
+    "The same without certainty and places, as released answers are."
+    return [
+        replace(row, logprobs=None, factors={k: v for k, v in row.factors.items() if k != "positions"}) for row in rows
+    ]
+
+
+def test_a_page_is_made_again_only_for_new_answers(results):
+    material = own_material(results)
+    made = {name: page.stat().st_mtime_ns for name, page in browse_runs(material).items()}
+    assert made == {name: page.stat().st_mtime_ns for name, page in browse_runs(material).items()} and len(made) == 3
+
+
+def test_pictures_of_another_set_are_not_shown(results, tmp_path):
+    folder = own_material(results).runs[0]
+    record = RunRecord.load(folder)
+    assert len(pages.run_samples(folder)) == 108
+    record.fingerprint = "another"
+    record.save(tmp_path)
+    assert pages.run_samples(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_drawn_of_nothing(name):
+    empty = Material("nothing", paper_material().cells.iloc[:0])
+    assert PAGES[name](empty) == {}
+
+
+def test_inventory_and_verdicts_of_nothing(tmp_path):
+    assert inventory([own_material(tmp_path)]).empty and verdicts(tmp_path).empty
+    assert draw_claims(findings([own_material(tmp_path)])) == {}
+
+
+@needs_shared
+def test_photographs_before_and_after_pair_by_picture():
+    "The released answers of two models to the same 471 photographs, own and retrained head."
+    rows = [row for model in ("paligemma2-10b", "qwen2-vl-7b") for place in ("baseline/pixmo-count",
+            "training/real-world/test-real-data") for row in load_release(RELEASED / model / place)]  # fmt: skip
+    table = findings([gather("released answers", rows)]).query("claim == 'head_real'").set_index("model")
+    assert table.loc["paligemma2-10b", "effect"] == pytest.approx(100 * (350 - 314) / 471)
+    assert table.loc["qwen2-vl-7b", "effect"] == pytest.approx(100 * (309 - 295) / 471)
+    assert table["test"].str.contains("McNemar").all() and set(table["n"]) == {471}
+    assert set(conclusions(table.reset_index())["verdict"]) <= {"stands", "no data"}
