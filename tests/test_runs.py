@@ -3,9 +3,9 @@
 import json
 import os
 import pty
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -150,12 +150,18 @@ def test_wrong_words_are_refused_with_the_nearest_right_one(words, complaint, ca
     assert complaint in capsys.readouterr().err
 
 
+def child_seconds() -> float:
+    "CPU seconds of all finished child processes: the clock on the wall would also count other tests."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_refusal_comes_within_a_second():
     command, fastest = [BIN / "vlm-counting", "run", "evaluate", "modle=x"], 9.0
     for _ in range(3):
-        clock = time.monotonic()
+        clock = child_seconds()
         done = subprocess.run(command, capture_output=True, text=True)
-        fastest = min(fastest, time.monotonic() - clock)
+        fastest = min(fastest, child_seconds() - clock)
         assert done.returncode == 2 and "Traceback" not in done.stderr
     assert fastest < 1
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'FOLDERS', 'LAYERWISE', 'CELL', 'example_predictions', 'find_releases', 'load_release',
-           'classification_report', 'load_published', 'load_printed', 'load_layerwise', 'by_experiment', 'measure',
-           'check_reports', 'difference_interval', 'regression_table']
+           'classification_report', 'load_published', 'load_printed', 'load_layerwise', 'set_name', 'by_experiment',
+           'measure', 'check_reports', 'difference_interval', 'regression_table']
 
 # %% ../nbs/10_published.ipynb #f00d3344
 import json
@@ -252,9 +252,19 @@ def _experiment(prediction: Prediction) -> tuple[str, str]:  # experiment, datas
     family = prediction.factors.get("family") or prediction.uid.split("/")[0]
     if "experiment" in prediction.factors:
         return prediction.factors["experiment"], family
-    if prediction.factors.get("form") == "open" and family in ORDER:
-        return "open-ended", family
-    return ("baseline" if family in ("CountBenchQA", "pixmo-count") else family), family
+    if family in ("CountBenchQA", "pixmo-count"):
+        return "baseline", family
+    if prediction.factors.get("form") == "open":
+        return ("open-ended" if family == "balanced" else f"{family}-open"), family
+    return family, family
+
+
+def set_name(
+    experiment: str,  # as in `load_published`
+    dataset: str,  # the same
+) -> str:  # e.g. 'clustered', 'CountBenchQA'
+    "What an experiment is called in one word: photographs by their dataset, the others by themselves."
+    return dataset if experiment == "baseline" else experiment
 
 
 def by_experiment(

@@ -450,16 +450,16 @@ def holm(
 
 # %% ../nbs/05_statistics.ipynb #e76d1673
 def _tested(estimate: float, error: float, freedom: int, level: float = 0.95) -> dict[str, float]:
-    "Ends and p-value of Student's test against 0; without any spread, p is that of so many signs being equal."
+    "Ends and p-value of Student's test against 0; without any spread, what could go unseen in so many families."
     from scipy.stats import t
 
-    reach = error * t.ppf((1 + level) / 2, freedom)
+    reach = error * t.ppf((1 + level) / 2, freedom) if error else 1 - (1 - level) ** (1 / (freedom + 1))
     p = 2 * t.sf(abs(estimate) / error, freedom) if error else 1.0 if estimate == 0 else 2 * 0.5 ** (freedom + 1)
     return {"low": estimate - reach, "high": estimate + reach, "p": float(min(p, 1))}
 
 
 def mean_test(
-    values: Sequence[float],  # (n,) differences, at least two; no NaN
+    values: Sequence[float],  # (n,) differences of accuracies, at least two; no NaN
     clusters: Sequence[Sequence] = (),  # up to two sets of (n,) labels; equal = related; () = each on its own
     level: float = 0.95,  # how often the interval should cover the truth
 ) -> dict[str, float]:  # mean, low, high, p (of no difference), families (of the scarcer set)
@@ -473,7 +473,7 @@ def mean_test(
     mean, error, freedom = _linear(values, np.ones((len(values), 1)), np.ones(1), codes)
     return {"mean": mean} | _tested(mean, error, freedom, level) | {"families": freedom + 1}
 
-# %% ../nbs/05_statistics.ipynb #c8322606
+# %% ../nbs/05_statistics.ipynb #143a3ae2
 def contrast(
     first: Iterable[Prediction],  # of one side
     second: Iterable[Prediction],  # of the other; other pictures, or the same
@@ -483,14 +483,15 @@ def contrast(
 ) -> dict[
     str, float
 ]:  # n_first, n_second, first, second (accuracies), difference (second - first), low, high (95 %), p
-    "Two sides that saw different pictures. `ValueError` where they share no count, and as in `tabulate`."
+    "Two sides that saw different pictures, of the kinds that both saw. `ValueError` where they share none or no count."
     sides = [tabulate(rows, rule=rule).assign(_side=side) for side, rows in enumerate((first, second))]
     table = pd.concat(sides, ignore_index=True)
-    shared = set(sides[0]["_target"]) & set(sides[1]["_target"])
-    if equal_counts:
-        table = table[table["_target"].isin(shared)]
+    for column, wanted in (("_target", equal_counts), ("_entity", True)):
+        both = [set(side[column].dropna()) for side in sides]
+        if wanted and all(both):
+            table = table[table[column].isin(both[0] & both[1])]
     if table.empty:
-        raise ValueError("The two sides share no true count. Compare them with equal_counts=False, if that is meant.")
+        raise ValueError("The two sides share no true count, or no kind of object: there is nothing to compare.")
     levels = np.eye(table["_target"].nunique())[_codes(table["_target"])] if equal_counts else np.ones((len(table), 1))
     design = np.column_stack([table["_side"], levels])
     layouts = list(zip(table["_side"] * (not same_layouts), table["_layout"], strict=True))

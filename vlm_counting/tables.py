@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'SHAPES', 'COLOURS', 'TABLES', 'HEADLINE', 'DISTRACTORS', 'TUNED', 'contrastive', 'pick', 'headline',
-           'entity_rows', 'shapes', 'colours', 'spacing', 'forms', 'errors', 'errors_elsewhere', 'distractor_cells',
-           'distractor_types', 'distractor_numbers', 'tuned_cells', 'tuning_synthetic', 'tuning_real', 'check_printed',
-           'f1_rows', 'form_rows', 'gain_rows', 'group_rows']
+           'sizes', 'entity_rows', 'shapes', 'colours', 'spacing', 'forms', 'errors', 'errors_elsewhere',
+           'distractor_cells', 'distractor_types', 'distractor_numbers', 'tuned_cells', 'tuning_synthetic',
+           'tuning_real', 'check_printed', 'f1_rows', 'form_rows', 'gain_rows', 'group_rows']
 
 # %% ../nbs/17_tables.ipynb #8c64e8af
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import pandas as pd
 
 from .core import Registry
 from .models import MODELS
-from .published import load_printed
+from .published import load_printed, set_name
 from .statistics import mean_test
 from .stimuli import entity_factors
 
@@ -46,7 +46,7 @@ def pick(
     "The rows of one metric; empty if there are none."
     rows = cells[(cells["metric"] == metric) & (cells["target"].notna() == counts)]
     rows = rows[rows["entity"] == entity] if entity else rows[rows["entity"] != "all"]
-    named = rows["experiment"].where(rows["experiment"] != "baseline", rows["dataset"])
+    named = pd.Series(map(set_name, rows["experiment"], rows["dataset"]), rows.index, dtype=object)
     rows = rows.assign(set=named) if experiment is None else rows.assign(set=named)[named == experiment]
     return rows[["model", "set", "entity", "target", "value"]]
 
@@ -83,6 +83,15 @@ def headline(
     sets = pick(cells)["set"].unique()
     kept = [name for name in HEADLINE if name in sets]
     return _beside(cells, kept)
+
+
+@TABLES.add("sizes")
+def sizes(
+    cells: pd.DataFrame,  # from `load_published` or `measure`
+) -> pd.DataFrame:  # one row a model, whole numbers
+    "Questions behind each of these accuracies"
+    sets = pick(cells, "support")["set"].unique()
+    return _beside(cells, [name for name in HEADLINE if name in sets], "support") / 100
 
 
 HEADLINE = ("balanced", "open-ended", "clustered", "scattered", "CountBenchQA", "pixmo-count",
@@ -181,6 +190,9 @@ def _distractors(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     if not (rows["distractors"] > 0).any():
         return pd.DataFrame()
     rows = rows.assign(distractor=rows["distractor"].replace("", "none"))
+    numbers = rows.groupby(["model", "distractor"])["distractors"].transform("nunique")
+    most = numbers.where(rows["distractors"] > 0).groupby(rows["model"]).transform("max")
+    rows = rows[(numbers == most) | (rows["distractors"] == 0)]  # types that were asked with every number
     rows[column] = rows[column].where(rows["distractors"] > 0, "none")
     table = rows.pivot_table("value", "model", column).mul(100).rename(columns=str)
     order = [name for name in ("none", *DISTRACTORS, "1", "5", "9") if name in table]
@@ -267,10 +279,11 @@ def check_printed(
     return rows.drop(columns="digits")
 
 # %% ../nbs/17_tables.ipynb #7a22f6d2
-def _over_models(rows: pd.DataFrame, name: str) -> pd.DataFrame:  # model (the series), target, f1, low, high
-    "Mean of several models for each count, with one population standard deviation either way."
+def _over_models(rows: pd.DataFrame, name: str = "") -> pd.DataFrame:  # model (the series), target, f1, low, high
+    "Mean of the models that have every count, for each count, with one population standard deviation either way."
     table = rows.pivot(index="target", columns="model", values="value").dropna(axis="columns")
     mean, spread = table.mean(axis=1), table.std(axis=1, ddof=0)
+    name = name or f"{table.shape[1]} generative models"
     return pd.DataFrame({"model": name, "f1": mean, "low": mean - spread, "high": mean + spread}).reset_index()
 
 
@@ -285,7 +298,7 @@ def f1_rows(
     ranking = rows["model"].map(contrastive)
     parts = [rows[ranking].rename(columns={"value": "f1"})[["model", "target", "f1"]].assign(low=np.nan, high=np.nan)]
     if (others := rows[~ranking])["model"].nunique():
-        parts.append(_over_models(others, f"{others['model'].nunique()} generative models"))
+        parts.append(_over_models(others))
     sizes = pick(cells, "support", counts=True, experiment=experiment).groupby("target")["value"].max()
     found = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return found.assign(support=found["target"].map(sizes).astype(int), model=found["model"].replace(TITLES))
