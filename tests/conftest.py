@@ -25,10 +25,21 @@ def pytest_configure(config):
         os.environ["VLM_COUNTING_RESULTS"] = folder.name
 
 
+LONG = ("test_notebooks", "test_guides", "test_runs", "test_sweeps", "test_report", "test_diagnosis", "test_probing",
+        "test_extraction", "test_school", "test_stimuli", "test_site", "test_pairing", "test_training")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take long come first, so that two processes end at about the same time."
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     "With `-n 2`, a file stays in one process, which makes its fixtures once; notebooks share nothing."
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # the order below is better: long files first, none of them left over
 
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

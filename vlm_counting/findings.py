@@ -484,7 +484,7 @@ def _before(material: Material) -> list[dict]:
             continue
         before = probes[(probes["layer"] == 0) & (probes["pooling"] == "image_mean")]
         fresh = _last(_probed(material, model, "untrained"))
-        for words, other in (("the same before the language model", before), ("untrained weights", fresh)):
+        for words, other in (("before the language model", before), ("untrained weights", fresh)):
             if len(other):
                 found = _apart(last.iloc[0], other.iloc[0])
                 rows.append(_row(model, f"last state minus {words}", found, last["n"].iloc[0], FOLDS))
