@@ -21,6 +21,7 @@ from vlm_counting.browser import browser_page, check_run, encode_column, show_br
 from vlm_counting.core import Prediction, Sample, UnknownName
 from vlm_counting.stimuli import generate
 
+ESCAPE = "\ue00c"
 NASTY = [
     '<img src=x onerror="window.bad=1">',
     "</script><script>window.bad=1</script><!-- <script>",
@@ -252,7 +253,8 @@ def test_filters_and_their_counts(page, run):
     assert page.left == page.option == matching(rows, target=6, entity="red_stars", family="clustered")
     page.choose("model", "one")
     assert page.left == page.option == 2 and set(page.column("target")) == {"6"}
-    page.press("\ue00c")  # Escape
+    page.run("document.activeElement.blur()")
+    page.press(ESCAPE)
     assert page.left == len(rows)
     errors = [None if row.count is None else row.count - row.target for row in rows]
     for text, size in (("0", 0), ("±1", 1), ("±2", 2)):
@@ -281,9 +283,144 @@ def test_search_finds_words_anywhere(page, run):
     assert "No answer is left" in page.detail and "No answer is left" in page.run(
         "return document.querySelector('.tabulator-placeholder').innerText"
     )
-    page.driver.switch_to.active_element.send_keys("\ue00c")
+    page.driver.switch_to.active_element.send_keys(ESCAPE)
     page.until(lambda: page.left == len(run[1]), "Escape clears the search")
     assert page.chosen
+
+
+def test_search_in_one_factor(page, run):
+    rows, search = run[1], page.driver.find_element("id", "search")
+    layout = next(row.factors["layout"] for row in rows if row.factors.get("layout", 0) > 9)
+    for text, wanted in ((f"layout={layout}", {"layout": layout}), ("entity=red_stars", {"entity": "red_stars"})):
+        search.clear()
+        search.send_keys(text)
+        expected = matching(rows, **wanted)
+        page.until(lambda expected=expected: page.left == expected, f"{text}: {page.left}, expected {expected}")
+        assert 0 < expected < len(rows)
+
+
+def test_a_factor_with_many_values_has_a_filter(chromium, run, tmp_path):
+    rows = [replace(row, uid=f"x/{n}", factors={"layout": n % 81}) for n, row in enumerate(run[1])]
+    chromium.open(write_browser(tmp_path / "layouts.html", [], rows).as_uri())
+    chromium.choose("factor-layout", "80")
+    assert chromium.left == chromium.option == matching(rows, layout=80) > 0
+
+
+def test_models_that_disagree_and_answers_that_are_sure(page, run):
+    rows = run[1]
+    counts = {row.uid: [other.count for other in rows if other.uid == row.uid] for row in rows}
+    right = {row.uid: [other.count == other.target for other in rows if other.uid == row.uid] for row in rows}
+    page.choose("models", "all right")
+    assert page.left == page.option == sum(all(right[row.uid]) for row in rows) > 0
+    page.choose("models", "all wrong")
+    assert page.left == page.option == sum(not any(right[row.uid]) for row in rows) > 0
+    page.choose("models", "disagree")
+    assert page.left == page.option == sum(len(set(counts[row.uid])) > 1 for row in rows) > 0
+    page.choose("models", "")
+    sure = [row.logprobs and max(map(exp, row.logprobs)) / sum(map(exp, row.logprobs)) for row in rows]
+    wrong = [row.count != row.target for row in rows]
+    assert sum(value is not None and value > 0.9 for value in sure) == 0  # the run has none: see the next page
+    page.choose("certainty", "unsure")
+    assert page.left == page.option == sum(value is not None for value in sure) > 0
+    page.choose("result", "wrong")
+    assert page.left == sum(value is not None and bad for value, bad in zip(sure, wrong, strict=True)) > 0
+
+
+def test_wrong_and_sure(chromium, run, tmp_path):
+    rows = [row for row in run[1] if row.logprobs]
+    sharp = [replace(row, logprobs=[9 * value for value in row.logprobs]) for row in rows]
+    chromium.open(write_browser(tmp_path / "sure.html", [], sharp).as_uri())
+    sure = [max(map(exp, row.logprobs)) / sum(map(exp, row.logprobs)) > 0.9 for row in sharp]
+    chromium.choose("certainty", "sure")
+    assert chromium.left == chromium.option == sum(sure) > 0
+    chromium.choose("certainty", "wrong and sure")
+    wrong = sum(value and row.count != row.target for value, row in zip(sure, sharp, strict=True))
+    assert chromium.left == chromium.option == wrong > 0
+    assert not chromium.run("return document.getElementById('filter-models')"), "there is one model"
+
+
+def test_escape_leaves_one_thing_at_a_time(page, run):
+    total = len(run[1])
+    page.choose("target", "6")
+    left = page.left
+    page.run("document.querySelector('#columns summary').click()")
+    page.press(ESCAPE)
+    assert page.left == left and not page.run("return document.querySelector('details[open]')")
+    page.press("/")
+    page.driver.switch_to.active_element.send_keys("cyan")
+    page.until(lambda: page.left < left, "the search finds nothing less")
+    page.driver.switch_to.active_element.send_keys(ESCAPE)
+    assert page.left == left and page.run("return document.getElementById('search').value") == ""
+    page.run("document.getElementById('filter-target').focus()")
+    page.driver.switch_to.active_element.send_keys(ESCAPE)
+    assert page.left == left and page.run("return document.activeElement === document.body")
+    page.press(ESCAPE)
+    assert page.left == total
+
+
+def test_by_keyboard_and_read_aloud(page, run):
+    heading = "document.querySelector('.tabulator-col[tabulator-field=error]')"
+    assert page.run(f"return {heading}.tabIndex") == 0
+    page.run(f"{heading}.focus()")
+    page.driver.switch_to.active_element.send_keys("\ue007")
+    page.until(lambda: page.run(f"return {heading}.ariaSort") == "ascending", "Enter does not sort")
+    assert page.run(f"return document.activeElement === {heading}")
+    chosen = "return [...document.querySelectorAll('[aria-selected=true]')].map(row => row.innerText)"
+    page.press("j")
+    uid = page.chosen.split(" · ")[0]
+    page.until(lambda: len(page.run(chosen)) == 1 and uid in page.run(chosen)[0], "the chosen row is not said to be")
+    page.run("window.verdict = document.querySelector('#detail [aria-live=polite]')")
+    before, said = page.chosen, page.run("return window.verdict.textContent")
+    page.press("w")
+    page.press("j")
+    assert page.chosen != before and page.run("return window.verdict.isConnected"), "a new line is not read aloud"
+    assert page.run("return window.verdict.textContent") != said or page.left < 3
+    page.run("document.getElementById('detail').focus()")
+    before = page.chosen
+    page.driver.switch_to.active_element.send_keys("\ue015\ue014")
+    assert page.chosen == before, "the arrow keys scroll the panel while it has the focus"
+
+
+def test_picture_at_full_size(page):
+    page.run("document.querySelector('#detail .picture').click()")
+    width = page.run("return document.querySelector('#large img').getBoundingClientRect().width")
+    assert width > 1.5 * page.run("return document.querySelector('#detail img').getBoundingClientRect().width")
+    before = page.chosen
+    page.press("j")
+    assert page.chosen == before
+    page.press(ESCAPE)
+    page.until(lambda: not page.run("return document.getElementById('large').open"), "Escape closes the picture")
+
+
+def test_chart_is_in_sight_on_a_small_screen(page):
+    page.driver.set_window_size(1280, 800)
+    try:
+        bottom = page.run(
+            "return document.querySelector('#detail .chart').getBoundingClientRect().bottom - innerHeight"
+        )
+        assert bottom <= 0 and page.run("return document.getElementById('detail').scrollTop") == 0
+        assert page.run("return document.querySelector('#detail img').getBoundingClientRect().height") <= 200
+    finally:
+        page.driver.set_window_size(1280, 900)
+
+
+def test_address_keeps_answer_and_filters(page, run):
+    page.choose("target", "6")
+    page.choose("result", "too few")
+    page.press("/")
+    page.driver.switch_to.active_element.send_keys("stars red")
+    page.until(lambda: "search=" in page.run("return location.hash"), "the search is not in the address")
+    page.run("document.activeElement.blur()")
+    page.press("j")
+    address, left, chosen = page.driver.current_url, page.left, page.chosen
+    assert "result=too+few" in address and "target=6" in address and "red" in address
+    page.open(address)
+    assert (page.left, page.chosen) == (left, chosen) and 1 < left < len(run[1])
+    assert page.run("return document.getElementById('search').value") == "stars red"
+    page.open(address.split("?")[0])
+    assert page.left == len(run[1]) and page.chosen == chosen
+    page.open(address.split("#")[0] + "#?result=nonsense&target=6")
+    assert page.left == matching(run[1], target=6)
 
 
 def test_sort_and_page(page, run):
@@ -332,7 +469,7 @@ def test_keys(page, run):
     assert page.run("return document.getElementById('help').open") and "wrong answers only" in page.run(
         "return document.getElementById('help').innerText"
     )
-    page.press("\ue00c")
+    page.press(ESCAPE)
     page.until(lambda: not page.run("return document.getElementById('help').open"), "Escape closes the help")
 
 

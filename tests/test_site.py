@@ -13,6 +13,8 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from execnb.nbio import dict2nb
+from fastcore.basics import AttrDict
 
 from tools import docs
 
@@ -36,7 +38,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path, self.links, self.loads, self.anchors = path, [], [], set()
+        self.path, self.links, self.loads, self.anchors, self.unseen = path, [], [], set(), []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -46,6 +48,8 @@ class Page(HTMLParser):
             self.links.append(values["href"])
         if tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload", "modulepreload"):
             self.loads.append(values["href"])
+        if tag == "img" and not (values.get("alt") or "").strip():
+            self.unseen.append(values.get("src", "")[:60])
         if tag in ("script", "img", "iframe", "source", "video") and values.get("src"):
             self.loads.append(values["src"])
 
@@ -99,6 +103,38 @@ def test_nothing_is_fetched_from_elsewhere(pages, site):
             elif scheme != "data" and not target(page, load)[0].exists():
                 wrong.append(f"{page.path.name} loads {load}, which does not exist")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_picture_has_a_text(pages):
+    wrong = [f"{page.path.name}: {source}" for page in pages.values() for source in page.unseen]
+    assert not wrong, "pictures without alt:\n" + "\n".join(wrong)
+
+
+def test_a_picture_is_described_by_what_it_draws_or_by_the_sentence_before():
+    text = "# Head\n\nIt *counts*. Wrong ones\nare `framed`, as in [room](a.ipynb#b), at 1.5 of 2.\n\n```\nx\n```"
+    assert docs.last_sentence(text) == "Wrong ones are framed, as in room, at 1.5 of 2."
+    assert docs.last_sentence("## What it looks like") == "What it looks like" and docs.last_sentence("") == "Figure"
+    assert docs.last_sentence("One has a sentence before it. And on twins:").startswith("One has")
+    assert docs.last_sentence("Say.\n- one\n- `two` of a list, with words enough to stand").startswith("two of a")
+    assert docs.drawings(ROOT)["plot_gap"].startswith("Both accuracies of each count")
+
+    def alts(source: str, *outputs: dict) -> list[str]:
+        cells = [("markdown", "## All of `it`\n\nA sentence that is long enough for it:"), ("code", source)]
+        nb = dict2nb({"cells": [{"cell_type": kind, "source": text, "outputs": []} for kind, text in cells]})
+        nb.cells[1]["outputs"] = [AttrDict(output_type="display_data", data=dict(data)) for data in outputs]
+        docs.describe_figures(nb, {"plot_gap": "The gap."})
+        shown = ["".join(output.data.get("text/html", "")) for output in nb.cells[1].outputs]
+        assert all('src="data:image/png;base64,QUJD"' in text for text in shown if text)
+        return [re.search('alt="(.*)"', text)[1] for text in shown if text]
+
+    picture, heading = {"image/png": "QUJD\n"}, {"text/markdown": "### Balanced\n\nMuch."}
+    assert alts('plot_gap(x, title="Bars <b>")', picture) == ["The gap. Bars &lt;b&gt;"]
+    assert alts("sheet()", picture) == ["A sentence that is long enough for it"]
+    assert alts("plot_gap(x)", picture) == ["The gap. A sentence that is long enough for it"]
+    assert alts("plot_gap(x)", picture, heading, picture) == [
+        "All of it (1 of 2)",
+        "Balanced (2 of 2)",
+    ]
 
 
 def test_names_in_backticks_are_links(pages, site):

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r"nbs/\d+[a-z]*_")  # nbdev's links leave the number out of a page's name, so the site does too
 PAGES = {"CITATION.cff": "citation", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}  # not notebooks
 
+PICTURES = {"image/png", "image/jpeg"}
+
 
 def notebooks(
     root: Path,  # of the repository
@@ -150,6 +152,59 @@ def reference(
     return entries
 
 
+def drawings(
+    root: Path,  # of the repository
+) -> dict[str, str]:  # 'plot_gap' -> what it draws, from its docstring
+    "What each figure of the package shows."
+    shown = {}
+    for source in sorted((root / "vlm_counting").glob("*.py")):
+        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and re.match(r"plot_|wrong_answers|contact_sheet", node.name):
+                shown[node.name] = last_sentence((ast.get_docstring(node) or "").split(". ")[0])
+    return shown
+
+
+def last_sentence(
+    text: str,  # Markdown
+) -> str:  # plain text, at most 300 characters; a heading where there is nothing else
+    "What a text says last, before the figure that it announces."
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    blocks = [part.strip() for part in re.split(r"\n\s*\n|\n(?=[-*] |[|#])", text) if part.strip()]
+    prose = [part for part in blocks if not part.startswith(("#", "|", ":::"))] or blocks or ["Figure"]
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"^(#+|[->])\s+", "", prose[-1]))
+    plain = re.sub(r"[`*]", "", " ".join(plain.split()))
+    said = re.split(r"(?<=[.!?])\s+(?=[A-Z(])", plain)
+    return textwrap.shorten(" ".join(said[-2:] if len(said[-1]) < 40 else said[-1:]), 300, placeholder=" ...")
+
+
+def describe_figures(
+    nb,  # a notebook as nbdev reads it, changed in place
+    drawn: dict[str, str],  # see `drawings`
+) -> None:
+    "Give every saved picture a text for those who cannot see it: what it draws, and its title or the sentence before."
+    before = heading = ""
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            before = last_sentence(cell.source)
+            heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1].replace("`", "")
+        if cell.cell_type != "code" or re.search(r"^#\|\s*fig-(alt|cap):", cell.source, re.MULTILINE):
+            continue  # Quarto and smalldocs take what the cell says itself
+        outputs = [output.data for output in cell.outputs if output.get("data")]
+        count, number = sum(bool(PICTURES & set(data)) for data in outputs), 0
+        told = heading if count > 1 and heading else before
+        called = [drawn[name] for name in re.findall(r"\b(\w+)\(", cell.source) if name in drawn and count == 1]
+        titles = re.findall(r"\btitle=\"([^\"]+)\"", cell.source)[-1:] if called else []
+        for data in outputs:
+            if "text/markdown" in data:
+                told = last_sentence("".join(data["text/markdown"]).split("\n")[0])
+            for kind in PICTURES & set(data):
+                number += 1
+                text = ". ".join(part.rstrip(".:") for part in [*called[-1:], *(titles or [told])])
+                text += f" ({number} of {count})" if count > 1 else ""
+                source = f"data:{kind};base64,{''.join(data.pop(kind)).strip()}"
+                data.setdefault("text/html", f'<img src="{source}" class="img-fluid" alt="{html.escape(text)}">')
+
+
 class Signatures:
     "nbdev's `exec_show_docs` without execution: what it shows is read from the notebook's exported cells."
 
@@ -230,6 +285,7 @@ def process(
     notebook: Path,  # read, never written
     target: Path,  # the notebook for the site
     places: dict[str, str],
+    drawn: dict[str, str],  # see `drawings`
     source_url: str,
     depth: int = 1,  # see `fix_links`
 ) -> None:
@@ -239,6 +295,7 @@ def process(
     from nbdev.processors import FilterDefaults
 
     nb = read_nb(notebook)
+    describe_figures(nb, drawn)
     entries = reference(unfold_exports(nb), places)
     ours = {
         "exec_show_docs": partial(Signatures, entries=entries),
@@ -317,12 +374,12 @@ def stage(
         text = citation_page(text) if file.endswith(".cff") else text
         text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda match: f"](../{match[1]})", text).replace("](../nbs/", "](")
         (folder / "nbs" / f"{page}.md").write_text(fix_links(text, source_url), encoding="utf-8")
-    places = symbols(root)
+    places, drawn = symbols(root), drawings(root)
     (folder / "nbs" / "guides").mkdir()
     for notebook in notebooks(root):
         where = notebook.parent.relative_to(root)
         target = folder / where / f"{page_name(notebook)}.ipynb"
-        process(notebook, target, places, source_url, len(where.parts))
+        process(notebook, target, places, drawn, source_url, len(where.parts))
         if not quarto:
             nb = read_nb(target)
             number_figures(nb)

@@ -31,6 +31,11 @@
     if (row.sure !== null && row.target < per) row.truth = chance(i, row.target);
     return row;
   });
+  const asked = new Map(rows.map(row => [row.uid, []])); // uid -> its answers, one a model
+  for (const row of rows) asked.get(row.uid).push(row);
+  const together = same => same.length < 2 ? 4 : same.every(row => row.result === 0) ? 0 : same.some(row => row.result === 0) ? 3
+    : same.some(row => row.count !== same[0].count) ? 2 : 1;
+  const anyChances = rows.some(row => row.sure !== null), anyPicture = pictures.length > 0;
   const key = row => several ? `${row.uid}@${row.model}` : row.uid;
   const image = row => {
     const data = pictures[row.picture], kind = { i: "png", "/": "jpeg" }[data[0]] ?? "webp"; // by the first byte
@@ -39,25 +44,29 @@
 
   // --- filters: an answer has one code a filter; an option may stand for several codes ('wrong' is all but right)
   const filters = [
-    { name: "result", label: "Answer", codes: rows.map(row => row.result), groups: [[0], [1, 2], [1, 3], [1, 4]],
+    { name: "result", label: "Result", codes: rows.map(row => row.result), groups: [[0], [1, 2], [1, 3], [1, 4]],
       options: ["right", "wrong", "too few", "too many", "no number"] },
-    { name: "size", label: "Error", options: ["0", "±1", "±2", "±3 or more", "no number"],
+    { name: "size", label: "Error size", options: ["0", "±1", "±2", "±3 or more", "no number"],
       codes: rows.map(row => row.error === null ? 4 : Math.min(3, Math.abs(row.error))) },
   ];
-  const add = (name, label, field, few = 200) => {
+  const add = (name, label, field) => {
     const values = [...new Set(rows.map(row => row[field]))], place = new Map();
     values.sort((a, b) => (a === null) - (b === null) || (typeof a === "number" ? a - b : words(a) < words(b) ? -1 : 1));
-    if (values.length < 2 || values.length > few) return;
+    if (values.length < 2 || values.length > 200) return;
     values.forEach((value, code) => place.set(value, code));
     const options = values.map(value => value === null ? "none" : words(value));
     filters.push({ name, label, options, codes: rows.map(row => place.get(row[field])) });
   };
   add("target", "True count", "target");
   for (const name of ["model", "entity", "family"]) if (run.columns[name]) add(name, headed(name), name);
+  if (several) filters.push({ name: "models", label: "Models", options: ["all right", "all wrong", "disagree"],
+    codes: rows.map(row => together(asked.get(row.uid))), groups: [[0], [1], [1, 2], [2], []] });
+  if (anyChances) filters.push({ name: "certainty", label: "Certainty", options: ["sure", "wrong and sure", "unsure"],
+    codes: rows.map(row => row.sure === null ? 3 : row.sure <= 0.9 ? 2 : row.result ? 1 : 0), groups: [[0], [0, 1], [2], []] });
   const first = filters.length;
   add("count", "Said", "count");
   add("likely", "Likeliest", "likely");
-  flat.forEach(([name], k) => add(`factor-${name}`, headed(name), `factor${k}`, 60));
+  flat.forEach(([name], k) => add(`factor-${name}`, headed(name), `factor${k}`));
   filters.forEach((filter, k) => {
     const label = make("label"), select = filter.select = make("select", "", "", { id: `filter-${filter.name}`, onchange: apply });
     select.append(new Option("all", ""), ...filter.options.map((text, code) => new Option(text, code)));
@@ -67,13 +76,16 @@
   });
   byId("more").hidden = filters.length === first;
   const search = byId("search"), keep = new Uint8Array(size);
-  const { picture, ...texts } = run.columns, searched = [...Object.values(texts), ...Object.values(run.factors)];
+  const { picture, ...texts } = run.columns, searched = [...Object.entries(texts), ...factors];
+  const flatten = value => words(value).toLowerCase().replaceAll(" ", "_");
 
-  function found() { // 1 for rows in which every word of the search occurs somewhere
+  function found() { // 1 for rows in which every word of the search occurs somewhere; 'layout=7': in that column, and whole
     const hits = new Uint8Array(size).fill(1);
     for (const term of search.value.toLowerCase().split(/\s+/).filter(Boolean)) {
-      const has = value => value !== null && words(value).toLowerCase().includes(term);
-      const inside = searched.map(column => ({ codes: column.codes, has: column.values.map(has) }));
+      const [name, wanted] = term.split(/=(.*)/s), columns = searched.filter(([known]) => flatten(known) === name);
+      const exact = wanted !== undefined && columns.length > 0;
+      const has = value => value !== null && (exact ? !wanted || flatten(value) === wanted : words(value).toLowerCase().includes(term));
+      const inside = (exact ? columns : searched).map(([, column]) => ({ codes: column.codes, has: column.values.map(has) }));
       for (let i = 0; i < size; i++) hits[i] &= inside.some(({ codes, has }) => has[codes ? codes[i] : i]);
     }
     return hits;
@@ -104,8 +116,10 @@
     byId("shares").replaceChildren(...totals.map(part));
     byId("legend").replaceChildren(...totals.map(named));
     table.setFilter(row => keep[row.i]);
+    remember(keep[shared] ? shared : null);
   }
   function clear() {
+    clearTimeout(waiting);
     search.value = "";
     filters.forEach(filter => { filter.select.value = ""; });
     apply();
@@ -114,7 +128,6 @@
   // --- the grid
   const collator = new Intl.Collator("en", { numeric: true }), textual = (a, b) => collator.compare(a ?? "", b ?? "");
   const numeric = { sorter: "number", sorterParams: { alignEmptyValues: "bottom" }, hozAlign: "right", headerHozAlign: "right" };
-  const anyChances = rows.some(row => row.sure !== null), anyPicture = pictures.length > 0;
   const line = cell => {
     const value = cell.getValue(), empty = value === null || value === "";
     return make("span", empty ? "–" : words(value).slice(0, 300), "text", { dir: "auto" });
@@ -138,7 +151,7 @@
     column("Error", "error", { ...numeric, formatter: error, width: 76 }),
     column("Result", "result", { sorter: "number", formatter: verdict, width: 112, accessorDownload: value => results[value] }),
     column("Answer as given", "text", { width: 160 }),
-    column("Sure", "sure", { ...numeric, formatter: share, width: 92, visible: anyChances }),
+    column("P(likeliest)", "sure", { ...numeric, formatter: share, width: 112, visible: anyChances }),
     column("P(true)", "truth", { ...numeric, formatter: share, width: 96, visible: anyChances }),
     column("Likeliest", "likely", { ...numeric, formatter: plain, width: 100, visible: false }),
     column("Model", "model", { width: 150, visible: several }),
@@ -154,7 +167,7 @@
     paginationCounter: "rows", selectableRows: 1, selectableRowsCheck: () => false, movableColumns: true,
     nestedFieldSeparator: false, placeholder: "No answer is left. Esc clears the filters.",
   });
-  let active = null, current = null;
+  let active = null, current = null, shared = null, waiting = 0;
   const order = () => active ??= table.getRows("active");
   const position = () => order().findIndex(row => row.getIndex() === current);
   async function choose(row, told = true) { // show a row of the grid, on its page, and put its name into the address
@@ -167,14 +180,26 @@
     if (current !== row.getIndex()) return;
     row.select();
     await table.scrollToRow(row, "nearest", false).catch(() => {});
-    const name = encodeURIComponent(key(rows[current]).toWellFormed?.() ?? rows[current].i).replace(/%(2F|40)/g, decodeURIComponent);
-    if (told) try { history.replaceState(null, "", `#${name}`); } catch { /* a framed page has no address of its own */ }
+    if (told) remember(current);
   }
-  function follow() { // the address: #uid, or #uid@model
-    let name = location.hash.slice(1);
+  function remember(i) { // the answer (null: none) and the filters, in the address
+    const chosen = filters.filter(({ select }) => select.value).map(({ name, options, select }) => [name, options[select.value]]);
+    const name = i === null ? "" : encodeURIComponent(key(rows[i]).toWellFormed?.() ?? i).replace(/%(2F|40)/g, decodeURIComponent);
+    const rest = new URLSearchParams(search.value ? [...chosen, ["search", search.value]] : chosen);
+    shared = i;
+    if (location.hash || name || `${rest}`) try {
+      history.replaceState(null, "", `#${name}${`${rest}` && "?"}${rest}`);
+    } catch { /* a framed page has no address of its own */ }
+  }
+  function follow() { // the address: #uid or #uid@model, and the filters behind '?'; without that they stay
+    let [name, rest] = location.hash.slice(1).split(/\?(.*)/s);
     try { name = decodeURIComponent(name); } catch { /* not written by us */ }
     const row = name && (rows.find(row => key(row) === name) ?? rows.find(row => row.uid === name));
-    if (row) reveal(row, false);
+    const wanted = rest === undefined ? null : new URLSearchParams(rest);
+    if (wanted) for (const { name, options, select } of filters) select.selectedIndex = 1 + options.indexOf(wanted.get(name));
+    if (wanted) search.value = wanted.get("search") ?? "";
+    apply();
+    if (row) reveal(row, true);
     return Boolean(row);
   }
   const reveal = (row, told) => { if (!keep[row.i]) clear(); choose(table.getRow(row.i), told); };
@@ -203,21 +228,25 @@
     return figure;
   }
   function show(row) {
-    const panel = byId("detail"), left = make("div", "", "first"), right = make("div", "", "second");
+    const head = byId("verdict"), left = byId("view"), right = byId("facts"); // the verdict stays, so that changes of it are read aloud
     const part = (title, node) => right.append(make("h3", title), node);
     const text = (value, style) => make("p", value, style, { dir: "auto" });
-    panel.scrollTop = 0;
-    if (!row) return panel.replaceChildren(make("p", "No answer is left. Clear a filter to see more.", "faint"));
-    const said = row.count === null ? "no number" : number(row.count), head = make("p", "", `verdict result${row.result}`);
+    byId("detail").scrollTop = 0;
+    for (const node of [head, left, right]) node.replaceChildren();
+    head.className = row ? `verdict result${row.result}` : "faint";
+    if (!row) return head.append("No answer is left. Clear a filter to see more.");
+    const said = row.count === null ? "no number" : number(row.count);
     head.append(make("strong", row.target), " true, ", make("strong", said), ` said${row.error ? ` (${signed(row.error)})` : ""}`);
     head.append(make("em", ` ${marks[row.result]} ${results[row.result]}`));
-    left.append(row.picture < 0 ? make("p", "no picture", "no-picture faint") : image(row));
-    right.append(head, make("h2", several ? `${row.uid} · ${row.model}` : row.uid));
+    const open = make("button", "", "picture", { title: "Show it large", onclick: () => enlarge(row) });
+    if (row.picture >= 0) open.append(image(row));
+    left.append(row.picture < 0 ? make("p", "no picture", "no-picture faint") : open);
+    right.append(make("h2", several ? `${row.uid} · ${row.model}` : row.uid));
+    if (row.sure !== null) part("Probability of each count, 0 to 20", chart(row));
     part("Question", row.question ? text(row.question) : text("not kept in this file", "faint"));
     part("Answer as given", row.text ? text(row.text, "given") : text(row.count === null ? "empty" : "not kept in this file", "faint"));
-    if (row.sure !== null) part("Probability of each count, 0 to 20", chart(row));
     const others = make("p", "", "others"), facts = make("dl");
-    for (const other of several ? rows.filter(other => other.uid === row.uid && other !== row) : []) {
+    for (const other of asked.get(row.uid).filter(other => other !== row)) {
       const answer = `${other.model}: ${other.count === null ? "no number" : number(other.count)} ${marks[other.result]}`;
       others.append(make("button", answer, `result${other.result}`, { onclick: () => reveal(other, true) }));
     }
@@ -226,7 +255,10 @@
       if (at(column, row.i) !== null) facts.append(make("dt", words(name)), make("dd", words(at(column, row.i))));
     }
     if (facts.childElementCount) part("Factors", facts);
-    panel.replaceChildren(left, right);
+  }
+  function enlarge(row) { // until a click or Esc
+    byId("large").replaceChildren(image(row));
+    byId("large").showModal();
   }
 
   // --- what hands do
@@ -234,34 +266,45 @@
   const toggle = () => { const { select } = filters[0]; select.value = select.value === "1" ? "" : "1"; apply(); };
   const commands = { j: () => step(1), ArrowDown: () => step(1), k: () => step(-1), ArrowUp: () => step(-1), w: toggle,
     ArrowRight: () => turn(1), ArrowLeft: () => turn(-1), "/": () => search.focus(), "?": help, Escape: clear };
+  const sort = ({ currentTarget, shiftKey }) =>
+    currentTarget.firstElementChild.dispatchEvent(new MouseEvent("click", { bubbles: true, shiftKey }));
   const close = except => document.querySelectorAll("details[open]").forEach(menu => { menu.open = menu.contains(except); });
-  let waiting = 0;
   search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(apply, 120); });
   byId("clear").addEventListener("click", clear);
   byId("csv").addEventListener("click", () => table.download("csv", `${run.file}.csv`));
   byId("help-button").addEventListener("click", help);
+  byId("large").addEventListener("click", () => byId("large").close());
   document.addEventListener("click", event => close(event.target));
   document.addEventListener("keydown", event => {
     const typing = event.target.closest("input, select, textarea");
-    if (byId("help").open || event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(commands, event.key)) return;
-    if (typing && event.key !== "Escape") return;
-    typing?.blur();
-    close(null);
+    if (document.querySelector("dialog[open]") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!Object.hasOwn(commands, event.key) || typing && event.key !== "Escape") return;
+    if (event.key.startsWith("Arrow") && event.target.closest("#detail")) return; // they scroll it
     event.preventDefault();
-    commands[event.key]();
+    const menu = document.querySelector("details[open]");
+    close(null);
+    if (event.key !== "Escape") return commands[event.key]();
+    if (menu) menu.firstElementChild.focus(); // Esc leaves one thing at a time: a menu, the search, a field, all filters
+    else if (typing === search && search.value) (search.value = "", apply());
+    else if (typing && typing !== search) typing.blur();
+    else (typing?.blur(), clear());
   });
   addEventListener("hashchange", follow);
   for (const event of ["dataFiltered", "dataSorted"]) table.on(event, () => { active = null; });
+  for (const event of ["rowSelected", "rowDeselected"])
+    table.on(event, row => row.getElement().setAttribute("aria-selected", event === "rowSelected"));
   table.on("rowClick", (_, row) => choose(row));
   table.on("renderComplete", () => { if (current === null || position() < 0) choose(order()[0], false); });
   table.on("tableBuilt", () => {
     for (const column of table.getColumns()) {
+      const heading = column.getElement();
+      if (column.getDefinition().headerSort !== false) heading.tabIndex = 0;
+      heading.addEventListener("keydown", event => { if (event.key === "Enter") sort(event); });
       const box = make("input", "", "", { type: "checkbox", checked: column.isVisible(), onchange: () => column.toggle() });
       const label = make("label", "", "check");
       label.append(box, column.getDefinition().titleDownload ?? "Picture");
       byId("columns").lastElementChild.append(label);
     }
-    apply();
     if (!follow()) choose(order()[0], false);
     document.body.dataset.ready = "yes";
   });
