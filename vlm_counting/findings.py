@@ -177,7 +177,7 @@ def _same_pictures(first: list[Prediction], second: list[Prediction]) -> tuple[l
                 found.append((replace(one, uid=number), replace(other, uid=number)))
     return tuple([list(side) for side in zip(*found, strict=True)]) if found else ([], [])
 
-
+# %% ../nbs/18_findings.ipynb #cf611834
 def paired_effect(
     model: str,  # its name
     what: str,  # second side less first, in words

@@ -343,7 +343,7 @@ def run_samples(
         return []
     return samples if fingerprint(samples) == record.fingerprint else []
 
-
+# %% ../nbs/20_pages.ipynb #30c9fcdf
 def browse_runs(
     material: Material,  # of our own runs
 ) -> dict[str, Path]:  # 'model, dataset' -> its page, in the folder of the run
