@@ -419,7 +419,7 @@ def _with_more(material: Material) -> list[dict]:
         rows.append(_cells_effect(model, what, *(cells[cells["distractors"] == number] for number in (9, 1))))
     return [row for row in rows if row]
 
-
+# %% ../nbs/18_findings.ipynb #da31813c
 ALIKE = {"large_red_circle": "same shape", "large_magenta_star": "same colour"}  # as the asked; against large_red_star
 
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RULES', 'LARGEST', 'FEW', 'INTERVALS', 'VERDICTS', 'COUNTS', 'OUTCOMES', 'tabulate', 'interval', 'score', 'per_class',
            'confusion', 'paired', 'compare', 'holm', 'mean_test', 'contrast', 'equivalence', 'relatedness',
-           'minimum_effect', 'pictures_needed', 'response_curve', 'interval_of', 'scaling', 'break_point', 'chances',
-           'restricted', 'calibration', 'reliability', 'position_map', 'edge_cells', 'seam_cells', 'position_contrast',
-           'error_model']
+           'minimum_effect', 'pictures_needed', 'response_curve', 'interval_of', 'jackknife', 'scaling', 'break_point',
+           'chances', 'restricted', 'calibration', 'reliability', 'position_map', 'edge_cells', 'seam_cells',
+           'position_contrast', 'error_model']
 
 # %% ../nbs/05_statistics.ipynb #86273244
 from collections.abc import Callable, Iterable, Sequence
@@ -758,6 +758,39 @@ def interval_of(
     reach = reach**0.5
     return np.array([found, found - np.maximum(bias, 0) - reach[0], found - np.minimum(bias, 0) + reach[1]])
 
+# %% ../nbs/05_statistics.ipynb #78a6e93f
+def jackknife(
+    statistic: Callable[[np.ndarray], np.ndarray],  # from (n,) weights of the answers to (k,) figures
+    table: pd.DataFrame,  # of the n answers, as from `tabulate`
+    level: float = 0.95,  # how often each interval should cover the truth
+    cells: bool = True,  # take off the variance of cells? Without it, intervals are wider: right for spreads, see below
+) -> np.ndarray:  # (3, k): the figures, low ends, high ends
+    "Interval of smooth figures by leaving out families; NaN where answers have none. Source: Tukey 1958."
+    from scipy.stats import t
+
+    found = np.asarray(statistic(np.ones(len(table))), dtype=float)
+    ways = [
+        codes for codes in (_codes(table[name]) for name in ("_layout", "_entity")) if 0 < codes.max() < len(codes) - 1
+    ]
+    if not ways:
+        return np.array([found, *np.full((2, len(found)), np.nan)])
+    freedom, parts = min(codes.max() for codes in ways), []
+    if len(ways) == 2 and cells:
+        ways.append(np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel() % 500)
+    for codes in ways:
+        size = codes.max() + 1
+        without = np.array([statistic((codes != family).astype(float)) for family in range(size)])
+        moved = without.mean(axis=0) - found
+        parts.append([(size - 1) / size * ((without - found - moved) ** 2).sum(axis=0), (size - 1) * moved])
+    (variance, bias), *others = parts
+    if len(others) == 1:
+        variance, bias = variance + others[0][0], bias + others[0][1]
+    elif others:
+        variance = np.maximum(variance + others[0][0] - others[1][0], np.maximum(variance, others[0][0]))
+        bias = bias + others[0][1] - others[1][1]
+    reach = variance**0.5 * t.ppf((1 + level) / 2, freedom)
+    return np.array([found, found - bias - reach, found - bias + reach])
+
 # %% ../nbs/05_statistics.ipynb #fd29dcdf
 def _power_law(counts: np.ndarray, answers: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     "The function from weights of the answers to log-log slope, log of the Weber fraction, mean relative bias."
@@ -781,7 +814,7 @@ def scaling(
     predictions: Iterable[Prediction],
     by: Sequence[str] | str = (),  # one row per combination; not 'target'
     rule: str = "strict",  # or 'paper'
-    draws: int = 400,  # bootstrap draws
+    draws: int = 400,  # bootstrap draws; only where the jackknife has no families, or leaves a count empty
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, n, left_out, then slope, weber, relative_bias, each with _low and _high
     "Log-log slope, Weber fraction and relative bias. `ValueError` if fewer than two counts have two answers above 0."
@@ -798,7 +831,10 @@ def scaling(
             )
         row = dict(zip(by, names, strict=True)) | {"n": len(kept), "left_out": 1 - len(kept) / len(group)}
         figures = _power_law(kept["_target"].to_numpy(float), kept["_answer"].to_numpy())
-        ends = interval_of(figures, kept, 0.95, draws, seed)
+        ends = jackknife(figures, kept)
+        ends[:, 1] = jackknife(figures, kept, cells=False)[:, 1]  # how much a spread varies is itself hard to know
+        if np.isnan(ends).any():
+            ends = interval_of(figures, kept, 0.95, draws, seed)
         ends[:, 1] = np.exp(ends[:, 1])  # a spread cannot be negative, and is skewed: its logarithm is not
         rows.append(row | _with_ends(("slope", "weber", "relative_bias"), ends))
     return pd.DataFrame(rows)
