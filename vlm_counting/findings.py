@@ -537,7 +537,7 @@ def _said_below(model: str, words: pd.DataFrame, how: str, test: str) -> dict | 
     chance = pd.Series({"accuracy": GUESS, "low": GUESS, "high": GUESS})
     return _row(model, f"best layer below the last minus guessing, {how}", _apart(best, chance), best["n"], test)
 
-
+# %% ../nbs/18_findings.ipynb #a2ab64e4
 STUDENT = "Student, best of all layers"
 
 
