@@ -674,7 +674,7 @@ def _sentence(row: pd.Series) -> str:
         f"{_p(row['p_holm'])} ({row['test']}; n = {row['n']:,}): {row['verdict']}."
     )
 
-
+# %% ../nbs/18_findings.ipynb #d0b0d8d2
 def findings(
     materials: Iterable[Material],
 ) -> (
