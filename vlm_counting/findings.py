@@ -729,7 +729,7 @@ def _stands(rows: pd.DataFrame, claim: Claim) -> str:
         return f"mixed: {holds} for, {opposite} against" if opposite else f"holds in {holds} of {len(judged)}"
     return "does not stand" if opposite or (judged == "negligible").all() else "is not shown"
 
-
+# %% ../nbs/18_findings.ipynb #e4b98e5e
 def conclusions(
     table: pd.DataFrame,  # from `findings`
 ) -> pd.DataFrame:  # claim, says, note, source, verdict, paragraph; one row a claim and source; without material too
