@@ -34,7 +34,7 @@ CONTRACT = {
     "diagnosis": "FAULTS plant patch diagnose",
     "published": "load_release load_published regression_table check_reports measure",
     "figures": "FIGURES",
-    "runs": "RUNS run main",
+    "runs": "RUNS run plan_sweep sweep main",
     "photographs": "build_bpc fetch_images choose_rows",
     "tables": "TABLES check_printed",
     "findings": "CLAIMS Material findings conclusions",

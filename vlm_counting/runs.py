@@ -34,6 +34,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+# %% ../nbs/12_runs.ipynb #1110d01e
 from vlm_counting.core import (
     Registry,
     RunRecord,
@@ -595,7 +596,7 @@ def _load_yaml(path: Path) -> dict:
         raise ValueError(f"{path} holds {type(found).__name__}, expected keys and values, such as 'verb: evaluate'.")
     return found
 
-
+# %% ../nbs/12_runs.ipynb #7773d4d7
 def share(
     shared: dict,  # parameters for each grid whose verbs know them
     grids: list[dict],  # what is special to each
@@ -642,7 +643,7 @@ class Cell:
     state: str = "new"  # new, begun, failed, done: what lay in its folder when the plan was made
     error: str = ""  # first line of what went wrong, if it failed
 
-
+# %% ../nbs/12_runs.ipynb #7dcee51f
 def _failed_notebook(folder: Path, verb: str, parameters: dict) -> str:  # "" if there is none
     "The error in a run's `notebook-failed.ipynb`, if it was given these parameters."
     if not (folder / "notebook-failed.ipynb").exists():
@@ -716,7 +717,7 @@ def _needs(verb: str, parameters: dict, folders: dict[Path, str]) -> tuple[str, 
     parts = [name for folder, name in folders.items() if folder.parent == own and folder.name.startswith("part-")]
     return (*([folders[source]] if source in folders else []), *parts)
 
-
+# %% ../nbs/12_runs.ipynb #a1837eda
 def _in_order(cells: list[Cell]) -> list[Cell]:
     "The cells, each behind what it needs, and otherwise as they were asked for."
     waiting, ordered = sorted(cells, key=lambda cell: cell.verb in LAST), []
@@ -872,7 +873,7 @@ def _attempt(cell: Cell, sweep_name: str):
     finally:
         place.unlink(missing_ok=True)
 
-
+# %% ../nbs/12_runs.ipynb #518e7baa
 def run_cell(
     cell: Cell,
     before: list[Outcome],  # of the cells that it needs
@@ -930,7 +931,7 @@ def count_workers(
         )
     return workers
 
-
+# %% ../nbs/12_runs.ipynb #6578d778
 @contextmanager
 def _local_cluster(workers: int, gpus: list[str]):
     "A scheduler and workers on this machine, each in a process of its own that is started again when it dies."
@@ -954,7 +955,7 @@ def _local_cluster(workers: int, gpus: list[str]):
     with SpecCluster(workers=started, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL) as cluster:
         yield cluster
 
-# %% ../nbs/12_runs.ipynb #6578d778
+# %% ../nbs/12_runs.ipynb #afa6c863
 def _elsewhere(host: str, place: Path) -> str:
     return (
         f"The worker on {host} writes to {place}, which is not the results folder {results_dir()} of this process. "
@@ -972,7 +973,7 @@ def _look_around(meeting: str, dask_worker=None) -> dict:  # Dask gives the work
 
 @contextmanager
 def _meeting_place(client):
-    "(folder that every worker sees, have they GPUs?). `FileNotFoundError`, `ValueError` name a worker that will not do."
+    "(folder that all workers see, have they GPUs?). `FileNotFoundError`, `ValueError` name a worker that will not do."
     meeting = Path(tempfile.mkdtemp(prefix=".sweep-", dir=make_folder(results_dir())))
     try:
         found, ours = list(client.run(_look_around, meeting.name).values()), git_commit()
@@ -981,12 +982,24 @@ def _meeting_place(client):
                 raise FileNotFoundError(_elsewhere(seen["host"], seen["results"]))
             if seen["commit"] != ours:
                 raise ValueError(
-                    f"The worker on {seen['host']} runs the commit '{seen['commit']}', this process '{ours}'. Start the "
-                    "workers again from this commit: a sweep is made with one program."
+                    f"The worker on {seen['host']} runs the commit '{seen['commit']}', this process '{ours}'. "
+                    "Start the workers again from this commit: a sweep is made with one program."
                 )
         yield meeting.name, any(seen["gpu"] for seen in found)
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
+
+# %% ../nbs/12_runs.ipynb #c9bc6486
+@contextmanager
+def _quiet():
+    "Leave out what Dask logs of lost connections: the table says what became of the cells."
+    log = logging.getLogger("distributed")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
@@ -999,6 +1012,7 @@ def _cluster(workers: int | str, scheduler: str | None, cells: list[Cell]):
     from distributed import Client
 
     with ExitStack() as stack:
+        stack.enter_context(_quiet())
         address = scheduler or stack.enter_context(_local_cluster(count_workers(workers, gpus), gpus))
         try:
             client = stack.enter_context(Client(address, timeout=10))
@@ -1010,12 +1024,16 @@ def _cluster(workers: int | str, scheduler: str | None, cells: list[Cell]):
         meeting, offered = stack.enter_context(_meeting_place(client)) if scheduler else ("", bool(gpus))
         yield client, meeting, {"GPU": 1} if offered else None
 
-# %% ../nbs/12_runs.ipynb #afa6c863
+# %% ../nbs/12_runs.ipynb #c1f5c94d
 def _outcome(name: str, future) -> Outcome:
     "What came of a cell, also where Dask gave it up."
     if future.status == "finished":
         return future.result()
-    raised = future.exception() if future.status == "error" else ConnectionError("the scheduler went away")
+    raised = (
+        future.exception()
+        if future.status == "error"
+        else ConnectionError("the scheduler went away; start it again, and then this sweep")
+    )
     return Outcome(name, "failed", None, "", f"{type(raised).__name__}: {str(raised).splitlines()[0]}")
 
 
@@ -1046,7 +1064,7 @@ def _run_cells(cells: list[Cell], known: dict[str, Outcome], engine: tuple | Non
     for future in as_completed(list(futures.values())):
         yield _outcome(names[future.key], future)
 
-
+# %% ../nbs/12_runs.ipynb #c67bf4b9
 def sweep(
     cells: list[Cell],  # from `plan_sweep`
     workers: int | str = 1,  # processes on this machine; 'auto': one for each GPU, else one for each processor
@@ -1112,7 +1130,7 @@ def _asked_grids(words: list[str]) -> list[dict]:
         given.setdefault(name, []).append(text)
     return read_grids(Path(files[0]), given) if files else [given]
 
-
+# %% ../nbs/12_runs.ipynb #d54acf06
 def _sweep_and_report(words: list[str]) -> int:
     "Plan, run, print the table; the exit status of `main`."
     options, rest = _sweep_parser().parse_known_args(words)

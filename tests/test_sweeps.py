@@ -1,0 +1,502 @@
+"Guards for sweeps: what becomes of a grid, what is refused, what is never run twice, what survives a killed process."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from vlm_counting import runs
+from vlm_counting.core import UnknownName
+from vlm_counting.runs import (
+    RUNS,
+    SOURCES,
+    Outcome,
+    count_samples,
+    count_workers,
+    describe_outcomes,
+    describe_plan,
+    expand_grid,
+    first_score,
+    grid_values,
+    main,
+    plan_sweep,
+    read_grids,
+    sweep,
+)
+
+BIN = Path(sys.executable).parent
+PARAMETERS = """
+name = "a"  # of the thing that it is about
+word = "well"  # what it says in the end
+states = "fake"  # name of the run that a reader reads
+run = "{verb}"  # name of the run
+seed = 0  # of nothing at all
+overwrite = False  # replace a run of other parameters
+"""
+WORK = """
+import os, signal, time
+from vlm_counting.core import RunRecord, claim_folder, results_dir, write_atomic, write_jsonl
+
+kept = {{"name": name, "word": word, "states": states}}
+record = RunRecord("{verb}", kept, seeds={{"seed": seed}})
+with claim_folder(record, results_dir() / run / name, overwrite) as folder:
+    write_jsonl(results_dir() / "log.jsonl", [{{"uid": f"{{run}}/{{name}}"}}], append=True)
+    if (results_dir() / f"fail-{{name}}").exists():
+        raise RuntimeError("the first line\\nand a second one")
+    if (results_dir() / f"kill-{{name}}").exists():
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(30)
+    while (results_dir() / f"wait-{{name}}").exists():
+        time.sleep(0.05)
+    write_atomic(folder / "scores.csv", f"who,n,accuracy\\n{{name}},1,0.5\\n")
+"""
+DRIVER = """
+import sys
+from pathlib import Path
+from vlm_counting import runs
+
+for verb in {"fake", "reader"} - set(runs.RUNS):  # in a worker too: it imports this file, or a copy
+    runs.RUNS.add(verb, Path(FOLDER) / f"{verb}.ipynb")
+runs.SOURCES["reader"] = ("states", "fake")
+if __name__ == "__main__":
+    sys.exit(runs.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    "Two quick verbs, `fake` and its `reader`, and an empty results folder."
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "driver.py").write_text(DRIVER.replace("FOLDER", repr(str(tmp_path))))
+    for verb in ("fake", "reader"):
+        sources = [PARAMETERS.format(verb=verb), WORK.format(verb=verb)]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in sources])
+        notebook.cells[0].metadata["tags"] = ["parameters"]
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+        nbformat.write(notebook, tmp_path / f"{verb}.ipynb")
+        monkeypatch.setitem(RUNS._items, verb, tmp_path / f"{verb}.ipynb")
+    monkeypatch.setitem(SOURCES, "reader", ("states", "fake"))
+    return tmp_path / "results"
+
+
+def log(results: Path) -> list[str]:
+    "Which runs were executed, in order."
+    path = results / "log.jsonl"
+    return [json.loads(line)["uid"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def start(results: Path, *words: str) -> subprocess.Popen:
+    "The command in a process group of its own, as a terminal starts it."
+    driver = results.parent / "driver.py"
+    command = [sys.executable, driver] if driver.exists() else [BIN / "vlm-counting"]
+    environment = os.environ | {"VLM_COUNTING_RESULTS": str(results)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, "sweep", *words], env=environment, start_new_session=True, **pipes)
+
+
+def call(results: Path, *words: str) -> tuple[int, str, str]:
+    process = start(results, *words)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def wait_until(true, seconds: float = 120.0):
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.05)
+    return found
+
+
+# --- grids
+
+
+def test_every_combination_is_a_cell_and_a_repetition_is_none():
+    grid = {"verb": ["evaluate", "extract"], "model": "tiny-clip,tiny-coca", "dataset": ["balanced", "two_groups"]}
+    cells = expand_grid(grid | {"limit": [18, 18], "layers": "1,2"})
+    assert len(cells) == 8
+    assert ("evaluate", {"model": "tiny-coca", "dataset": "two_groups", "limit": 18, "run": "evaluate"}) in cells
+    assert all(
+        ("layers" in given) == (verb == "extract") and given.get("layers", "1,2") == "1,2" for verb, given in cells
+    )
+
+
+def test_what_varies_names_the_run_and_a_notebook_s_own_value_does_not():
+    named = {(given["seed"], given["dtype"]): given["run"] for _, given in expand_grid(
+        {"verb": "evaluate", "seed": "0,3", "dtype": "auto,float32", "model": "tiny-clip"}
+    )}  # fmt: skip
+    assert named == {
+        (0, "auto"): "evaluate", (0, "float32"): "evaluate-dtypefloat32",
+        (3, "auto"): "evaluate-seed3", (3, "float32"): "evaluate-seed3-dtypefloat32",
+    }  # fmt: skip
+    assert expand_grid({"verb": "evaluate", "seed": 3, "run": "mine"})[0][1]["run"] == "mine-seed3"
+    assert [given["run"] for _, given in expand_grid({"verb": "evaluate,extract", "run": "mine"})] == [
+        "mine-evaluate",
+        "mine-extract",
+    ]
+    assert [given["run"] for _, given in expand_grid({"verb": "evaluate", "device": "cpu,auto"})] == ["evaluate"] * 2
+    with pytest.raises(ValueError, match="expected one name"):
+        expand_grid({"verb": "evaluate", "run": "a,b"})
+
+
+def test_a_probe_follows_its_extraction_through_all_its_values():
+    cells = expand_grid({"verb": "probe,extract", "seed": "0,1", "limit": "18,216"})
+    states = {given["run"]: given["states"] for verb, given in cells if verb == "probe"}
+    assert states == {
+        "probe-limit18": "extract-limit18", "probe": "extract",
+        "probe-seed1-limit18": "extract-seed1-limit18", "probe-seed1": "extract-seed1",
+    }  # fmt: skip
+    assert set(states.values()) == {given["run"] for verb, given in cells if verb == "extract"}
+    assert expand_grid({"verb": "probe,extract", "states": "night"})[0][1]["states"] == "night"
+
+
+@pytest.mark.parametrize(
+    "grid, complaint",
+    [
+        ({"verb": "evalute"}, "Did you mean 'evaluate'?"),
+        ({"verb": "evaluate", "modle": "tiny-clip"}, "Did you mean 'model'?"),
+        ({"verb": "probe", "limit": 3}, "No parameter of probe named 'limit'"),
+        ({"verb": "evaluate", "model": "tinny-*"}, "No model named 'tinny-*'"),
+        ({"model": "tiny-clip"}, "Write verb=evaluate"),
+        ({"verb": []}, "Write verb=evaluate"),
+    ],
+)
+def test_a_grid_that_nobody_understands_is_refused(grid, complaint):
+    with pytest.raises((UnknownName, ValueError)) as refused:
+        grid_values(grid)
+    assert complaint in str(refused.value)
+
+
+def test_stars_stand_for_names_and_text_is_typed():
+    values = grid_values(
+        {"verb": "evaluate", "model": "tiny-c*", "limit": "18,all", "dataset": "distractors_9_*_red_star"}
+    )
+    assert values["model"] == ["tiny-clip", "tiny-coca"] and values["limit"] == [18, None]
+    assert values["dataset"] == ["distractors_9_small_red_star", "distractors_9_large_red_star"]
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("verb: evaluate\nmodle: tiny-clip", "Did you mean 'model'?"),
+        ("verb: evaluate\ngrid: []", "Did you mean 'grids'?"),
+        ("verb: evaluate\nverb: extract", "has the key 'verb' twice"),
+        ("grids:\n- verb: evaluate\n  limit: 3\n  limit: 4", "has the key 'limit' twice"),
+        ("grids: evaluate", "'grids' is no list of grids"),
+        ("grids: []", "'grids' is no list of grids"),
+        ("- verb", "holds list, expected keys and values"),
+        ("verb: [evaluate", "is no YAML"),
+        ("verb: !!python/object/apply:os.system ['true']", "is no YAML"),
+        ("layers: '1'\ngrids:\n- verb: evaluate", "No parameter of these verbs named 'layers'"),
+    ],
+)
+def test_a_file_is_read_strictly(tmp_path, text, complaint):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises((UnknownName, ValueError)) as refused:
+        read_grids(tmp_path / "grid.yaml")
+    assert complaint in str(refused.value)
+
+
+def test_the_command_line_replaces_what_a_file_says(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("model: [tiny-clip]\ngrids:\n- {verb: evaluate, limit: 9}\n- {verb: probe, seed: [0, 1]}\n")
+    assert read_grids(path) == [
+        {"model": ["tiny-clip"], "verb": "evaluate", "limit": 9},
+        {"model": ["tiny-clip"], "verb": "probe", "seed": [0, 1]},
+    ]
+    changed = read_grids(path, {"limit": "18", "model": "tiny-coca"})
+    assert [grid.get("limit") for grid in changed] == ["18", None]
+    assert {grid["model"] for grid in changed} == {"tiny-coca"}
+    with pytest.raises(FileNotFoundError, match="Expected a YAML file"):
+        read_grids(tmp_path / "none.yaml")
+
+
+# --- plans
+
+
+def test_samples_are_counted_without_drawing_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path))
+    base = {"dataset": "balanced", "seed": 0, "limit": None}
+    assert count_samples(base) == 17496 and count_samples(base | {"limit": 108}) == 108
+    assert count_samples(base | {"limit": 108, "shard": "2/8"}) == 14
+    assert count_samples(base | {"dataset": "clustered-open", "limit": 10**6}) == 9408
+    assert count_samples(base | {"transfer": "two_groups", "limit": 100}) == 200
+    assert count_samples(base | {"dataset": str(tmp_path)}) is None and count_samples({"run": "report"}) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_stands_in_the_order_of_needs_with_report_last(fake):
+    cells = plan_sweep(
+        {"verb": "report,probe,extract,evaluate", "model": "tiny-clip", "limit": 18, "dataset": "balanced"}
+    )
+    assert [cell.verb for cell in cells] == ["extract", "probe", "evaluate", "report"]
+    assert cells[1].needs == ("extract/tiny-clip/balanced",) and cells[1].samples == 18 and cells[3].samples is None
+    parts = plan_sweep({"verb": "evaluate", "shard": "None,1/2,2/2", "limit": 9})
+    assert [cell.parameters["shard"] for cell in parts] == ["1/2", "2/2", None]
+    assert set(parts[2].needs) == {cell.name for cell in parts[:2]} and [cell.samples for cell in parts] == [5, 5, 9]
+
+
+def test_every_cell_is_checked_before_anything_starts(fake, capsys):
+    assert main(["sweep", "verb=evaluate", "model=tiny-clip,tiny-cocoa", "limit=9"]) == 2
+    assert main(["sweep", "verb=evaluate", "limit=9,0"]) == 2
+    assert main(["sweep", "verb=probe", "model=tiny-clip"]) == 2
+    assert main(["sweep", "verb=fake", "--wokers", "3"]) == 2
+    assert main(["sweep", "verb=fake", "--workers", "many"]) == 2
+    assert main(["sweep", "verb=fake", "seed"]) == 2
+    assert main(["sweep", "none.yaml"]) == 2
+    told = capsys.readouterr().err
+    for line in ("Did you mean 'tiny-coca'?", "limit is 0, expected", "Add extract to the verbs", "workers is 'many'"):
+        assert line in told, line
+    assert "'seed' has no value" in told and "There is no file none.yaml" in told
+    assert log(fake) == [] and files(fake) == []
+
+
+def test_two_cells_never_share_a_folder(fake):
+    with pytest.raises(ValueError, match="they differ in word"):
+        plan_sweep({"verb": "fake", "word": "well"}, {"verb": "fake", "word": "done"})
+
+
+def test_a_dry_run_writes_nothing(fake, capsys):
+    assert main(["sweep", "--dry-run", "verb=fake,reader", "name=a,b"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("to do") == 4 and "4 cells, 0 done already" in told
+    assert log(fake) == [] and files(fake) == []
+
+
+def test_workers_and_gpus():
+    assert count_workers(3, []) == 3 and count_workers("auto", ["0", "1"]) == 2
+    assert count_workers("auto", []) == os.cpu_count()
+    with pytest.raises(ValueError, match="there are 2 GPUs"):
+        count_workers(3, ["0", "1"])
+    for wrong in (0, True, 1.5, "two"):
+        with pytest.raises(ValueError, match="expected a whole number of at least 1, or 'auto'"):
+            count_workers(wrong, [])
+
+
+def test_gpus_are_those_that_cuda_may_use(monkeypatch):
+    for given, seen in (("", []), ("-1", []), ("0", ["0"]), ("2, 3", ["2", "3"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert runs.visible_gpus() == seen
+
+
+def test_the_first_score_is_the_accuracy_or_else_the_first_number(tmp_path):
+    assert first_score(tmp_path) == ""
+    for text, score in (
+        ("n,accuracy,low\n9,0.4444,0.1\n", "accuracy 0.444"),
+        ("evidence,what,model\nboth_right,swapped,0.25\n", "both_right 0.250"),
+        ("evidence,n\nx,3\n", ""),
+        ("n,accuracy\n9,\n", ""),
+        ("", ""),
+    ):
+        (tmp_path / "scores.csv").write_text(text)
+        assert first_score(tmp_path) == score
+
+
+def test_a_table_names_every_cell_that_is_not_done():
+    outcomes = [Outcome("a", "done", 1.0, "accuracy 0.5"), Outcome("b", "failed", 0.1, "", "X: why")]
+    told = describe_outcomes([*outcomes, Outcome("c", "skipped", None, "", "needs b, which failed")])
+    assert "3 cells: 1 done, 1 failed, 1 skipped." in told and "X: why" in told and "needs b, which failed" in told
+    assert "0 cells" in describe_plan([]) and "0 cells" in describe_outcomes([])
+
+
+# --- runs, one after the other
+
+
+def test_a_failure_is_told_and_the_others_go_on_and_it_is_run_again_on_request_only(fake, capsys):
+    words = ["sweep", "verb=fake,reader", "name=a,b"]
+    (fake / "fail-a").write_text("")
+    assert main(words) == 1
+    told = capsys.readouterr().out
+    assert "RuntimeError: the first line" in told and "and a second one" not in told
+    assert "needs fake/a, which failed" in told and "4 cells: 2 done, 1 failed, 1 skipped." in told
+    assert log(fake) == ["fake/a", "fake/b", "reader/b"] and (fake / "fake" / "a" / "notebook-failed.ipynb").exists()
+    (fake / "fail-a").unlink()
+
+    assert main(words) == 1  # nothing is run: the failed cell would need to be asked for
+    told = capsys.readouterr().out
+    assert "failed before (--retry runs it again): RuntimeError: the first line" in told
+    assert "skipped: needs fake/a" in told and len(log(fake)) == 3
+
+    assert main([*words, "--retry"]) == 0
+    assert log(fake)[3:] == ["fake/a", "reader/a"] and "4 cells: 4 done." in capsys.readouterr().out
+    assert main(words) == 0 and len(log(fake)) == 5
+    assert not list(fake.rglob(".attempts"))
+
+    assert main(["sweep", "verb=fake", "name=b", "word=other"]) == 2
+    assert "parameter 'word' is 'other' now and was 'well'" in capsys.readouterr().err
+    assert main(["sweep", "verb=fake", "name=b", "word=other", "--overwrite"]) == 0
+    assert log(fake)[5:] == ["fake/b"] and (fake / "fake" / "b" / "replaced" / "scores.csv").exists()
+
+
+def test_a_run_that_finished_without_its_notebook_is_not_done(fake):
+    (cell,) = plan_sweep({"verb": "fake"})
+    assert sweep([cell], tell=lambda line: None)[0].status == "done"
+    assert plan_sweep({"verb": "fake"})[0].state == "done"
+    (fake / "fake" / "a" / "notebook.ipynb").rename(fake / "fake" / "a" / ".notebook.1.ipynb")  # killed while it drew
+    assert plan_sweep({"verb": "fake"})[0].state == "begun"
+
+
+def test_a_kernel_that_dies_is_a_failure_in_the_record(fake, monkeypatch):
+    def execute(verb, parameters, progress):
+        record = runs._record(verb, parameters)
+        record.status = "running"
+        record.save(runs.run_folder(parameters, verb))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "_execute", execute)
+    (outcome,) = sweep(plan_sweep({"verb": "fake"}), tell=lambda line: None)
+    assert (outcome.status, outcome.error) == ("failed", "OSError: [Errno 28] No space left on device")
+    assert plan_sweep({"verb": "fake"})[0].state == "failed"
+
+
+def test_a_folder_in_which_somebody_else_works_is_left_alone(fake, monkeypatch):
+    monkeypatch.setattr(runs._wait_for, "__defaults__", (0.6,))
+    (cell,) = plan_sweep({"verb": "fake"})
+    holder = "import sys; from vlm_counting.core import hold_folder as hold"
+    holder += "\nwith hold(sys.argv[1]): print(1, flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", holder, fake / "fake" / "a"], **pipes)
+    assert other.stdout.readline() == "1\n"
+    (outcome,) = sweep([cell], tell=lambda line: None)
+    other.communicate("\n")
+    assert outcome.error.startswith("BlockingIOError: Another process is writing to") and log(fake) == []
+    assert plan_sweep({"verb": "fake"})[0].state == "new"  # it is no failure of the run
+
+
+def test_each_local_worker_has_a_gpu_of_its_own():
+    from distributed import Client
+
+    with runs._local_cluster(2, ["3", "5"]) as one, Client(one) as client:
+        assert set(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == {"3", "5"}
+        assert client.submit(os.getenv, "OMP_NUM_THREADS", resources={"GPU": 1}).result(timeout=60)
+        assert all(address.startswith("tls://127.0.0.1") for address in client.scheduler_info()["workers"])
+
+
+def test_an_engine_that_does_not_answer_is_refused_with_advice(fake, capsys):
+    clock = time.monotonic()
+    assert main(["sweep", "verb=fake", "--scheduler", "tcp://127.0.0.1:1"]) == 2
+    assert "No Dask scheduler answers at tcp://127.0.0.1:1" in capsys.readouterr().err
+    assert time.monotonic() - clock < 60 and log(fake) == []
+
+
+# --- processes that are killed
+
+
+def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_done(fake):
+    (fake / "wait-b").write_text("")
+    words = ["verb=fake", "name=a,b,c"]
+    process = start(fake, *words)
+    wait_until(lambda: log(fake) == ["fake/a", "fake/b"])
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    (fake / "wait-b").unlink()
+    assert [cell.state for cell in plan_sweep({"verb": "fake", "name": "a,b,c"})] == ["done", "begun", "new"]
+    status, out, err = call(fake, *words)
+    assert status == 0, err
+    assert log(fake) == ["fake/a", "fake/b", "fake/b", "fake/c"] and "goes on" in out
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_control_c_leaves_what_is_done_and_says_how_to_go_on(fake, workers):
+    (fake / "wait-b").write_text("")
+    process = start(fake, "verb=fake", "name=a,b", "--workers", workers)
+    wait_until(lambda: "fake/b" in log(fake) and (fake / "fake" / "a" / "report.html").exists())
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"vlm-counting sweep verb=fake name=a,b --workers {workers}" in err
+    wait_until(lambda: not any(child.is_running() for child in started), seconds=20)
+    assert [cell.state for cell in plan_sweep({"verb": "fake", "name": "a,b"})] == ["done", "begun"]
+
+
+def test_a_cell_that_kills_its_worker_three_times_is_given_up_and_the_others_are_not(fake):
+    (fake / "kill-b").write_text("")
+    status, out, err = call(fake, "verb=fake,reader", "name=a,b", "--workers", "2")
+    assert status == 1, err
+    assert log(fake).count("fake/b") == 3 and "3 workers were killed while they ran this cell" in out
+    assert "needs fake/b, which failed" in out and "4 cells: 2 done, 1 failed, 1 skipped." in out
+    assert [cell.state for cell in plan_sweep({"verb": "fake", "name": "b"})] == ["failed"]
+
+
+def worker_of(process: subprocess.Popen, folder: Path) -> int | None:
+    "The worker whose kernel writes to a run's folder."
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if any(Path(file.path).parent == folder for file in child.open_files()):
+                return child.ppid()
+        except psutil.Error:
+            continue
+    return None
+
+
+def test_a_worker_killed_in_the_middle_changes_no_byte(tmp_path):
+    "A real verb, once in this way and once on two workers, of which the one that asks is killed while it does."
+    grid = ["verb=evaluate", "model=tiny-clip", "limit=18", "batch_size=1"]
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    status, _, err = call(alone, *grid)
+    assert status == 0, err
+    process = start(many, *grid, "--workers", "2")
+    folder = many / "evaluate" / "tiny-clip" / "balanced"
+    wait_until(lambda: (folder / "predictions.jsonl").exists())
+    os.kill(wait_until(lambda: worker_of(process, folder), seconds=5), signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "1 cells: 1 done." in out, err
+    assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 2
+    compared = [path for pattern in ("*.jsonl", "*.csv", "*.png") for path in sorted(alone.rglob(pattern))]
+    assert len(compared) >= 10
+    for path in compared:
+        assert path.read_bytes() == (many / path.relative_to(alone)).read_bytes(), path.name
+
+
+# --- a cluster that is there already
+
+
+@pytest.fixture
+def cluster(fake):
+    "Start a scheduler with one worker that sees a given results folder."
+    from distributed import LocalCluster
+
+    started = []
+
+    def start_one(results: Path) -> str:
+        options = {"env": {"VLM_COUNTING_RESULTS": str(results)}, "preload": [str(fake.parent / "driver.py")]}
+        started.append(
+            LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=None, **options)
+        )
+        return started[0].scheduler_address
+
+    yield start_one
+    for one in started:
+        one.close()
+
+
+def test_a_running_cluster_is_used_and_left_as_it_is(fake, cluster):
+    address, told = cluster(fake), []
+    outcomes = sweep(plan_sweep({"verb": "fake,reader", "name": "a"}), scheduler=address, tell=told.append)
+    assert [outcome.status for outcome in outcomes] == ["done", "done"] and len(told) == 2
+    assert not list(fake.glob(".sweep-*"))
+    (fake / "fail-b").write_text("")
+    outcomes = sweep(plan_sweep({"verb": "fake,reader", "name": "b"}), scheduler=address, tell=told.append)
+    assert [outcome.status for outcome in outcomes] == ["failed", "skipped"]
+    (fake / "fail-b").unlink()  # the scheduler remembers no outcome of an earlier sweep
+    outcomes = sweep(plan_sweep({"verb": "fake,reader", "name": "b"}), scheduler=address, retry=True, tell=told.append)
+    assert [outcome.status for outcome in outcomes] == ["done", "done"]
+
+
+def test_workers_with_another_results_folder_are_refused(fake, cluster, tmp_path):
+    address = cluster(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="set VLM_COUNTING_RESULTS to it for the workers"):
+        sweep(plan_sweep({"verb": "fake"}), scheduler=address)
+    assert files(fake) == [] and not (tmp_path / "elsewhere" / "fake").exists()
