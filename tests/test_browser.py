@@ -3,9 +3,7 @@
 import csv
 import hashlib
 import json
-import os
 import re
-import tempfile
 import time
 from dataclasses import replace
 from importlib.resources import files
@@ -14,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import open_chromium
 from PIL import Image
-from test_site import CHROMIUM, DRIVER, FLAGS
 
 from vlm_counting.browser import browser_page, check_run, encode_column, show_browser, thumbnail, write_browser
 from vlm_counting.core import Prediction, Sample, UnknownName
@@ -134,24 +132,10 @@ def test_vendored_files_are_the_published_ones():
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no chromium and chromedriver on the PATH: the error browser was not opened")
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
-    options = selenium.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
-            options.add_argument(flag)
-        driver = selenium.Chrome(options=options, service=Service(DRIVER))
-        driver.set_page_load_timeout(30)
+    with open_chromium("the error browser") as driver:
         downloads = tmp_path_factory.mktemp("downloads")
         driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
         yield Page(driver, downloads)
-        driver.quit()
 
 
 class Page:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forking import FORK_EACH_LINE
 
 from vlm_counting.core import Answer, Sample
 from vlm_counting.evaluation import parse_count
@@ -93,10 +94,7 @@ def questions(count: int) -> list[Sample]:
 
 CHILD = """
 # Loads what it needs once, then forks: each line of standard input is a folder, and starts one run of 240 questions.
-# It says the number of the new process, and, when that has ended, how.
-import os
 import sys
-import traceback
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
@@ -107,29 +105,17 @@ from vlm_counting.evaluation import predict
 from vlm_counting.statistics import score
 
 def work(folder):
+    folder = Path(folder)
     with claim_folder(RunRecord("evaluate", {"limit": 240}), folder):
         path, rows = folder / "predictions.jsonl", questions(240)
         predictions = predict(Counter(pause=0.02), rows, path, batch_size=3, progress=False)
         write_atomic(folder / "scores.csv", score(predictions, by="target", draws=50).to_csv(index=False))
-
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            work(Path(line.strip()))
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        os._exit(status)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture
 def forker():
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(Path(__file__).parent)]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD + FORK_EACH_LINE, str(Path(__file__).parent)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         yield process
         process.stdin.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import FORK_EACH_LINE
 
 from vlm_counting import extraction
 from vlm_counting.core import Sample, hold_folder
@@ -619,7 +620,7 @@ def test_an_array_that_is_lost_on_the_way_is_noticed(samples, tmp_path, monkeypa
 CHILD = """
 # Loads a twin once, then forks: each line of standard input is 'folder, log, events', and starts one extraction, which
 # kills itself (SIGKILL) at the given number of file operations; 0: never.
-import os, signal, sys, traceback
+import os, signal, sys
 import vlm_counting.extraction as extraction
 from vlm_counting.models import load_model
 from vlm_counting.stimuli import generate
@@ -643,25 +644,13 @@ def work(folder, log, events):
     extraction.extract(vlm, samples, folder, layers=[0, 2], batch_size=3, progress=False)
 
 print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            work(*line.split())
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        os._exit(status)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def forker():
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, WRITERS[0]]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD + FORK_EACH_LINE, WRITERS[0]]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

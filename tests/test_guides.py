@@ -10,22 +10,12 @@ import nbformat
 import pytest
 from nbdev.clean import clean_nb
 from nbdev.test import test_nb as run_notebook  # under another name, or pytest would collect it
+from notebook_cells import MACHINE, cells, named
 
 from tools import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "nbs" / "guides").glob("*.ipynb"))
-MACHINE = re.compile(r"(?<![\w.:/-])/(?:ro{2}t|home|wor[k]|tmp|Users|var/folders|mnt|private)/[\w.-]+|\b[A-Z]:\\+Users")
-
-
-def named(path: Path) -> str:
-    return path.stem
-
-
-def cells(notebook: Path) -> list[dict]:
-    "Cells with their source as one string."
-    loaded = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return [cell | {"source": "".join(cell["source"])} for cell in loaded]
 
 
 def test_there_are_guides():

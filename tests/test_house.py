@@ -11,6 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from notebook_cells import MACHINE, cells, named
 
 from tools import docs, readme
 
@@ -41,16 +42,6 @@ CONTRACT = {
     "browser": "browser_page write_browser show_browser check_run",
     "pages": "PAGES inventory compared browse_runs",
 }
-
-
-def named(path: Path) -> str:
-    return path.stem
-
-
-def cells(notebook: Path) -> list[dict]:
-    "Cells with their source as one string."
-    loaded = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return [cell | {"source": "".join(cell["source"])} for cell in loaded]
 
 
 def code_lines(cell: dict) -> list[str]:
@@ -190,9 +181,6 @@ def output_text(cell: dict) -> str:
         pieces.append("".join(output.get("text", "")))
         pieces += ["".join(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
     return re.sub(r"data:image/[^\"')]+", "", "\n".join(pieces))
-
-
-MACHINE = re.compile(r"(?<![\w.:/-])/(?:ro{2}t|home|wor[k]|tmp|Users|var/folders|mnt|private)/[\w.-]+|\b[A-Z]:\\+Users")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)

@@ -1,10 +1,7 @@
 "The docs site is built and opened in a browser: every page loads, every link leads somewhere, every figure is shown."
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,18 +10,13 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from chromium import open_chromium
 from execnb.nbio import dict2nb
 from fastcore.basics import AttrDict
 
 from tools import docs
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --proxy-server=direct:// --window-size=1280,900"
-)
 ELSEWHERE = re.compile(r"(@import|url\()\s*(url\()?['\"]?(https?:)?//")
 
 
@@ -227,22 +219,8 @@ def address(site):
 
 @pytest.fixture(scope="module")
 def browser():
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no chromium and chromedriver on the PATH: the site was not opened in a browser")
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
-    options = selenium.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
-            options.add_argument(flag)
-        driver = selenium.Chrome(options=options, service=Service(DRIVER))
-        driver.set_page_load_timeout(30)
+    with open_chromium("the site") as driver:
         yield driver
-        driver.quit()
 
 
 LOOK = """

@@ -29,7 +29,16 @@ from vlm_counting.published import (
     set_name,
 )
 from .statistics import contrast, holm, mean_test, paired
-from .tables import DISTRACTORS, TITLES, TUNED, distractor_cells, entity_rows, pick, tuned_cells
+from vlm_counting.tables import (
+    DISTRACTORS,
+    TITLES,
+    TUNED,
+    distractor_cells,
+    entity_rows,
+    pick,
+    tuned_cells,
+    with_every_number,
+)
 
 # %% ../nbs/18_findings.ipynb #0a69cab6
 @dataclass(frozen=True)
@@ -308,10 +317,9 @@ def _fall(material: Material) -> list[dict]:
                     sides, what = (few, many), FALL.format(name)
                     rows.append(side_effect(model, what, *sides, equal_counts=False, same_layouts=name == "balanced"))
                 continue
-            mine = recall[(recall["model"] == model) & (recall["set"] == name)]
-            table = mine.pivot(index="entity", columns="target", values="value")
+            table = _of(recall[recall["set"] == name], model).pivot(index="entity", columns="target", values="value")
             few, many = [count for count in table if _is_few(count)], [count for count in table if _is_many(count)]
-            n = sizes[(sizes["model"] == model) & (sizes["set"] == name)].set_index("target")["value"]
+            n = _of(sizes[sizes["set"] == name], model).set_index("target")["value"]
             values = table[many].mean(axis=1) - table[few].mean(axis=1)
             rows.append(entity_effect(model, FALL.format(name), values, n.reindex([*few, *many]).sum()))
     return [row for row in rows if row]
@@ -381,10 +389,7 @@ def _distracted(material: Material, model: str) -> pd.DataFrame:  # distractors,
     "Recall of one model for each count, type and number of distractors; types that were asked with every number."
     key = ["model", "distractors", "distractor", "target"]
     rows, sizes = (distractor_cells(material.cells, name, counts=True) for name in ("recall", "support"))
-    rows = _of(rows.merge(sizes.rename(columns={"value": "n"}), on=key), model)
-    numbers = rows.groupby("distractor")["distractors"].transform("nunique") if len(rows) else rows["n"]
-    some = rows["distractors"] > 0
-    return rows[~some | (numbers == numbers[some].max())]
+    return with_every_number(_of(rows.merge(sizes.rename(columns={"value": "n"}), on=key), model))
 
 
 def _several(material: Material, model: str, names: Iterable[tuple[str, str]]) -> list[tuple[list, list]]:

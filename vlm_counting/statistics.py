@@ -187,6 +187,11 @@ def _within(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
     return max(float(low), float(values.min())), min(float(high), float(values.max()))
 
 
+def _crossed(ways: list[np.ndarray]) -> np.ndarray:  # (n,) int
+    "One number for each cell of crossed families."
+    return np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel()
+
+
 @INTERVALS.add("bootstrap")
 def _bootstrap(
     values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, draws: int, level: float, seed: int
@@ -199,7 +204,7 @@ def _bootstrap(
     if len(ways) < 2:
         reach = _reach(values, ways[0] if ways else None, strata, draws, level, seed)
     else:
-        both = np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel()
+        both = _crossed(ways)
         one, two, cell = (_reach(values, codes, strata, draws, level, seed) ** 2 for codes in (*ways, both))
         reach = np.sqrt(np.maximum(one + two - cell, np.maximum(one, two)))
     return _within(values, values.mean() - reach[0], values.mean() + reach[1])
@@ -742,7 +747,7 @@ def interval_of(
     strata = _large(strata)
     ways = [codes for codes in ways if codes.max() > 0] or [np.arange(len(table))]
     if len(ways) == 2:
-        ways.append(np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel())
+        ways.append(_crossed(ways))
     found, parts = np.asarray(statistic(np.ones(len(table))), dtype=float), []
     for codes in ways:
         drawn = _redrawn(statistic, codes, strata, draws, seed)
@@ -776,7 +781,7 @@ def jackknife(
         return np.array([found, *np.full((2, len(found)), np.nan)])
     freedom, parts = min(codes.max() for codes in ways), []
     if len(ways) == 2 and cells:
-        ways.append(np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel() % 500)
+        ways.append(_crossed(ways) % 500)
     for codes in ways:
         size = codes.max() + 1
         without = np.array([statistic((codes != family).astype(float)) for family in range(size)])
@@ -859,7 +864,7 @@ def _curve(
     apart = (values - means[codes]) / numbers[codes]
     ways = [families for families in clusters if families.max() > 0] or [np.arange(len(values))]
     if len(ways) == 2:
-        ways.append(np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel())
+        ways.append(_crossed(ways))
     parts = []
     for families in ways:
         size = families.max() + 1

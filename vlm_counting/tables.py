@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TITLES', 'SHAPES', 'COLOURS', 'TABLES', 'HEADLINE', 'DISTRACTORS', 'TUNED', 'contrastive', 'pick', 'headline',
            'sizes', 'entity_rows', 'shapes', 'colours', 'spacing', 'forms', 'errors', 'errors_elsewhere',
-           'distractor_cells', 'distractor_types', 'distractor_numbers', 'tuned_cells', 'tuning_synthetic',
-           'tuning_real', 'check_printed', 'f1_rows', 'form_rows', 'gain_rows', 'group_rows']
+           'distractor_cells', 'with_every_number', 'distractor_types', 'distractor_numbers', 'tuned_cells',
+           'tuning_synthetic', 'tuning_real', 'check_printed', 'f1_rows', 'form_rows', 'gain_rows', 'group_rows']
 
 # %% ../nbs/17_tables.ipynb #8c64e8af
 from collections.abc import Sequence
@@ -75,14 +75,18 @@ def _beside(cells: pd.DataFrame, columns: Sequence[str], metric: str = "accuracy
     return _models(rows.pivot(index="model", columns="set", values="value").reindex(columns=list(columns)).mul(100))
 
 # %% ../nbs/17_tables.ipynb #8a17a0a8
+def _wherever(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
+    "One column for each of the `HEADLINE` sets that has the metric."
+    sets = set(pick(cells, metric)["set"])
+    return _beside(cells, [name for name in HEADLINE if name in sets], metric)
+
+
 @TABLES.add("headline")
 def headline(
     cells: pd.DataFrame,  # from `load_published` or `measure`
 ) -> pd.DataFrame:  # one row a model, percent
     "Accuracy in every experiment but those with distractors"
-    sets = pick(cells)["set"].unique()
-    kept = [name for name in HEADLINE if name in sets]
-    return _beside(cells, kept)
+    return _wherever(cells, "accuracy")
 
 
 @TABLES.add("sizes")
@@ -90,8 +94,7 @@ def sizes(
     cells: pd.DataFrame,  # from `load_published` or `measure`
 ) -> pd.DataFrame:  # one row a model, whole numbers
     "Questions behind each of these accuracies"
-    sets = pick(cells, "support")["set"].unique()
-    return _beside(cells, [name for name in HEADLINE if name in sets], "support") / 100
+    return _wherever(cells, "support") / 100
 
 
 HEADLINE = ("balanced", "open-ended", "clustered", "scattered", "CountBenchQA", "pixmo-count",
@@ -168,8 +171,7 @@ def errors_elsewhere(
     cells: pd.DataFrame,  # from `measure`
 ) -> pd.DataFrame:  # one row a model, objects
     "Mean absolute error in every experiment whose answers are at hand (an answer without a number counting as -1)"
-    sets = [name for name in HEADLINE if name in set(pick(cells, "mae_paper")["set"])]
-    return _beside(cells, sets, "mae_paper") / 100
+    return _wherever(cells, "mae_paper") / 100
 
 # %% ../nbs/17_tables.ipynb #e2746239
 def distractor_cells(
@@ -184,15 +186,21 @@ def distractor_cells(
     rows = rows.assign(distractors=named[0].astype(float).fillna(0).astype(int), distractor=named[1].fillna(""))
     return rows[["model", "distractors", "distractor", "target", "value"]].reset_index(drop=True)
 
+
+def with_every_number(
+    rows: pd.DataFrame,  # from `distractor_cells`
+) -> pd.DataFrame:  # the same columns
+    "The types of distractors that a model was asked about with as many numbers as any; what has no distractors stays."
+    some = rows["distractors"] > 0
+    numbers = rows.groupby(["model", "distractor"])["distractors"].transform("nunique")
+    return rows[~some | (numbers == numbers.where(some).groupby(rows["model"]).transform("max"))]
+
 # %% ../nbs/17_tables.ipynb #ec49089c
 def _distractors(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     rows = distractor_cells(cells)
     if not (rows["distractors"] > 0).any():
         return pd.DataFrame()
-    rows = rows.assign(distractor=rows["distractor"].replace("", "none"))
-    numbers = rows.groupby(["model", "distractor"])["distractors"].transform("nunique")
-    most = numbers.where(rows["distractors"] > 0).groupby(rows["model"]).transform("max")
-    rows = rows[(numbers == most) | (rows["distractors"] == 0)]  # types that were asked with every number
+    rows = with_every_number(rows.assign(distractor=rows["distractor"].replace("", "none")))
     rows[column] = rows[column].where(rows["distractors"] > 0, "none")
     table = rows.pivot_table("value", "model", column).mul(100).rename(columns=str)
     order = [name for name in ("none", *DISTRACTORS, "1", "5", "9") if name in table]
