@@ -102,10 +102,14 @@ def released_material(
 # %% ../nbs/18_findings.ipynb #20c272d9
 def find_runs(
     results: Path,  # the results folder
+    runs: str = "*",  # which names of runs, as a pattern: 'paper-*'
 ) -> dict[tuple[str, str, str], Path]:  # (verb, model, dataset) -> folder of the latest finished run
-    "Finished runs by their records, of one set of weights a model; parts of a run that are not joined are left out."
+    "Finished runs of one set of weights a model, parts left out. `FileNotFoundError` if no run has such a name."
     records = []
-    for path in sorted(Path(results).glob("*/*/*/run.json")):
+    if runs != "*" and not any(Path(results).glob(runs)):
+        there = sorted(path.name for path in Path(results).glob("[!.]*"))
+        raise FileNotFoundError(f"No run is named '{runs}'. There are {', '.join(there) or 'none'} in {results}.")
+    for path in sorted(Path(results).glob(f"{runs}/*/*/run.json")):
         record = RunRecord.load(path.parent)
         own = not record.parameters.get("head") and (
             record.verb == "probe" or record.parameters.get("untrained") is None
@@ -143,10 +147,11 @@ def _lens(folder: Path) -> pd.DataFrame:
 # %% ../nbs/18_findings.ipynb #9f2d4302
 def own_material(
     results: Path,  # the results folder; it may be empty or missing
+    runs: str = "*",  # which names of runs, as a pattern
 ) -> Material:
     "What finished runs of `evaluate`, `extract`, `probe` and `train` found."
-    runs, rows, layers, heads, lenses = find_runs(results), [], [], [], {}
-    for (verb, model, dataset), folder in runs.items():
+    found, rows, layers, heads, lenses = find_runs(results, runs), [], [], [], {}
+    for (verb, model, dataset), folder in found.items():
         if verb == "evaluate":
             rows += load_predictions(folder)
         elif verb == "train" and dataset in HEADS:
@@ -157,7 +162,7 @@ def own_material(
         elif verb == "extract" and dataset == "balanced" and len(lens := _lens(folder)):
             lenses[model] = lens
     tall = [pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (layers, heads)]
-    return replace(gather("our runs", rows), layers=tall[0], lenses=lenses, heads=tall[1], runs=tuple(runs.values()))
+    return replace(gather("our runs", rows), layers=tall[0], lenses=lenses, heads=tall[1], runs=tuple(found.values()))
 
 # %% ../nbs/18_findings.ipynb #9199622f
 def _row(model: str, what: str, found: dict, n: int, test: str) -> dict:

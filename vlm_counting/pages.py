@@ -362,10 +362,11 @@ def browse_runs(
 
 def verdicts(
     results: Path,  # the results folder
+    runs: str = "*",  # which names of runs, as a pattern
 ) -> pd.DataFrame:  # model, dataset, verdict ('withheld' if none), probability (of the likeliest), likeliest, paper
     "What runs of `diagnose` concluded, and what the paper's rule says."
     rows = []
-    for (verb, model, dataset), folder in find_runs(results).items():
+    for (verb, model, dataset), folder in find_runs(results, runs).items():
         if verb != "diagnose" or not (folder / "verdict.json").exists():
             continue
         found = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ from vlm_counting.core import (
 from .datasets import DATASETS, check_source
 from .evaluation import shard_path, shard_samples
 from .extraction import parse_layers, parse_poolings
-from .models import ATTENTION, DTYPES, MODELS, VLM, doctor, find_entry, load_model
+from .models import ATTENTION, DTYPES, MODELS, VLM, choose_models, doctor, find_entry, load_model
 from .stimuli import FAMILIES, Plan
 
 # %% ../nbs/12_runs.ipynb #25a43dcf
@@ -128,6 +128,11 @@ def _check_file(name: str, advice: str):
     return check
 
 
+def _check_address(value: str | None) -> None:
+    if value is not None and not re.fullmatch(r"(tcp|tls|ucx|wss?)://\S+:\d+", str(value)):
+        raise ValueError(f"scheduler is {value!r}, expected what `dask scheduler` prints, such as tcp://host:8786.")
+
+
 def _check_device(value: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)):
         raise UnknownName(unknown("device", value, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
@@ -135,6 +140,7 @@ def _check_device(value: str) -> None:
 # %% ../nbs/12_runs.ipynb #7c95903c
 CHECKS = {
     "model": find_entry,
+    "models": choose_models,
     "dataset": check_source,
     "dtype": _check_choice("dtype", DTYPES),
     "device": _check_device,
@@ -156,6 +162,9 @@ CHECKS = {
     "teacher": _check_number("teacher"),
     "part": lambda part: _check_choice("part", tuple(_room("training").PARTS))(part),
     "pictures": _check_choice("pictures", ("all", "some")),
+    "scale": _check_choice("scale", ("small", "full")),
+    "workers": _check_whole("workers", 1, "auto", meaning=", or 'auto'"),
+    "scheduler": _check_address,
     "probes": lambda names: _check_names("probes", tuple(_room("probing").PROBES))(names),
     "rules": lambda names: _check_names("rules", ("auto", *_room("probing").RULES))(names),
     "layers": parse_layers,
@@ -234,7 +243,7 @@ def run_folder(
 
 # %% ../nbs/12_runs.ipynb #99b70a11
 # not among a record's parameters: they say where, or have a field of their own
-PLACES = ("run", "shard", "overwrite", "device", "jobs", "seed")
+PLACES = ("run", "shard", "overwrite", "device", "jobs", "scheduler", "seed")
 
 
 def _record(verb: str, parameters: dict) -> RunRecord:
@@ -387,18 +396,20 @@ def run(
 ) -> Path:  # the run's folder
     "Run a verb. Raises what `check_parameters` raises, or papermill's `PapermillExecutionError` when a cell failed."
     parameters = check_parameters(verb, parameters)
-    _execute(verb, parameters, progress=sys.stderr.isatty())
+    _execute(verb, parameters, progress=sys.stderr.isatty(), told=sys.stderr)
     return run_folder(parameters, verb)
 
 
-def _execute(verb: str, parameters: dict, progress: bool) -> None:
-    "Run a verb's notebook with checked parameters."
+def _execute(verb: str, parameters: dict, progress: bool, told=None) -> None:
+    "Run a verb's notebook with checked parameters; what it prints goes to `told`, a file, too, line by line."
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # as papermill's own command does
     import papermill
 
     source, target = str(RUNS[verb]), f"{SCHEME}{verb}.ipynb"
     with _private_kernel() as kernel:
-        papermill.execute_notebook(source, target, parameters=parameters, progress_bar=progress, **kernel)
+        papermill.execute_notebook(
+            source, target, parameters=parameters, progress_bar=progress, stdout_file=told, **kernel
+        )
 
 
 @contextmanager

@@ -1,0 +1,150 @@
+"""How time and memory of each verb grow with the number of samples: 1,000, 4,000 and all 17,496 of `balanced`.
+
+`OMP_NUM_THREADS=1 python benchmarks/growth.py` runs every verb on a twin in results and data folders of its own, one
+after the other, as the command line does, and writes benchmarks/growth.json and benchmarks/growth.md. What is measured
+is kept row by row: started again, it goes on with what is missing (`--again` measures all). Time is that of the
+processors, of a command with all its processes: other work on the machine does not count. Memory is the peak of the
+largest process.
+
+`probe` on a twin has 128 numbers a state; a model of seven billion weights has 3,584, and more numbers than that are
+not needed to see the Gram matrix: the last row probes one such representation, made of random numbers around a line
+that carries the count, with the same function.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+from vlm_counting.core import versions
+
+HERE, MODEL, SIZES = Path(__file__).parent, "tiny-internvl3", (1_000, 4_000, 17_496)
+STIMULI = "from vlm_counting.datasets import load_dataset; load_dataset('balanced', limit={n})"
+WIDE = """
+import numpy as np
+from types import SimpleNamespace
+from vlm_counting.probing import probe_layers
+
+numbers = np.random.default_rng(0)
+counts = np.arange({n}) % 9 + 1
+states = numbers.normal(size=({n}, 3584)).astype("float32")
+states[:, 0] += 3 * counts
+states[:, 1:9] += 4 * (counts[:, None] == np.arange(1, 9))
+store = SimpleNamespace(
+    model="random numbers", uids=[str(i) for i in range({n})], targets=counts, factors=[{{}}] * {n},
+    keys=lambda: [(0, "last")], array=lambda layer, pooling: states, folder=None, layers=[0], poolings=["last"],
+)
+probe_layers(store, controls=(), jobs=1, progress=False)
+"""
+VERBS = {  # row -> (words for Python or for `vlm-counting run`, what to know of it)
+    "stimuli": (STIMULI, "672 x 672 pixels, drawn and written"),
+    "evaluate": ("evaluate model={m} limit={n}", "with scores, figures and the browser page"),
+    "extract": ("extract model={m} limit={n}", "all layers, all poolings, lens"),
+    "probe": (
+        "probe model={m} states=narrow probes=svm rules=paper untrained=None jobs=1",
+        "two representations of 128 numbers, with controls",
+    ),
+    "train": ("train model={m} limit={n} training_limit={t} epochs=20", "on up to 7,290 samples, tested on all"),
+    "diagnose": ("diagnose model={m} limit={n}", "with each of two sets"),
+    "report": ("report", "with the runs above"),
+    "probe, 3,584 numbers": (WIDE, "one representation, no controls; see below"),
+}
+BEFORE = {"probe": "extract model={m} limit={n} run=narrow layers=3 poolings=mean,last"}  # not measured
+
+
+def measured(words: str, size: int, places: dict[str, str]) -> dict:
+    "Processor seconds and peak memory of one command with all its processes. `SystemExit` with what it said."
+    filled = words.format(m=MODEL, n=size, t=min(size, 7290))
+    known = "import" in words
+    command = [sys.executable, "-c", filled] if known else [Path(sys.executable).parent / "vlm-counting", "run"]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command if known else [*command, *filled.split()], env=os.environ | places, stdout=said, stderr=said
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        if status:
+            said.seek(0)
+            raise SystemExit(f"{filled}\n{said.read().decode()[-3000:]}")
+    return {"seconds": round(used.ru_utime + used.ru_stime, 2), "memory_mb": round(used.ru_maxrss / 1024)}
+
+
+def table(rows: dict) -> list[str]:
+    "One line a verb: seconds and memory at each size, and what one more sample costs, between the sizes."
+    sizes = " | ".join(f"{size:,}" for size in SIZES)
+    small, middle, large = SIZES
+    lines = [
+        f"| verb | {sizes} | ms for one more, {small:,} to {middle:,} | {middle:,} to {large:,} | ratio | kB for one more |",
+        "|---" * 8 + "|",
+    ]
+    for verb in [verb for verb in VERBS if all(f"{verb} {size}" in rows for size in SIZES)]:
+        found = [rows[f"{verb} {size}"] for size in SIZES]
+        time, memory = [row["seconds"] for row in found], [row["memory_mb"] for row in found]
+        first, second = 1e3 * (time[1] - time[0]) / (middle - small), 1e3 * (time[2] - time[1]) / (large - middle)
+        each = " | ".join(f"{t:,.0f} s, {m:,} MB" for t, m in zip(time, memory, strict=True))
+        ratio = f"**{second / first:.2f}**" if first > 0 else "-"
+        more = 1024 * (memory[2] - memory[1]) / (large - middle)
+        lines.append(f"| {verb} | {each} | {first:.1f} | {second:.1f} | {ratio} | {more:.0f} |")
+    return lines
+
+
+def exponent(rows: dict, verb: str, what: str) -> float:
+    "Slope in a double logarithmic picture, between the two larger sizes."
+    second, third = (rows[f"{verb} {size}"][what] for size in SIZES[1:])
+    return math.log(third / second) / math.log(SIZES[2] / SIZES[1])
+
+
+def write(rows: dict) -> None:
+    (HERE / "growth.json").write_text(json.dumps(rows, indent=1) + "\n")
+    about = f"{date.today()}; one thread on {os.cpu_count()} shared {platform.machine()} cores; "
+    about += ", ".join(f"{name} {versions()[name]}" for name in ("torch", "transformers", "scikit-learn"))
+    lines = [
+        "# How the verbs grow with the number of samples",
+        "",
+        f"{about}. Made by `python benchmarks/growth.py`.",
+        "",
+    ]
+    lines += [
+        f"`{MODEL}` on `balanced`. Processor seconds of the whole command, start included, and peak memory of its largest",
+        "process. `ratio`: what one more sample costs between the larger sizes, over what it costs between the smaller.",
+        "1 is linear; below 1 something was shared.", "", *table(rows), "",
+        *(f"- `{verb}`: {about}" for verb, (_, about) in VERBS.items()), "",
+    ]  # fmt: skip
+    wide = "probe, 3,584 numbers"
+    if all(f"{wide} {size}" in rows for size in SIZES):
+        time, memory = exponent(rows, wide, "seconds"), exponent(rows, wide, "memory_mb")
+        lines += [
+            f"The last row is the one that grows faster than its samples: time as n^{time:.1f}, memory as n^{memory:.1f} from",
+            f"{SIZES[1]:,} to {SIZES[2]:,}. The support vector machine needs products of all pairs of samples (the Gram matrix, 4 n^2",
+            "bytes), and its solver visits each of its n variables more than once.", "",
+        ]  # fmt: skip
+    (HERE / "growth.md").write_text("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", action="store_true", help="measure all rows anew")
+    parser.add_argument("--verbs", default=",".join(VERBS).replace("probe, 3", "probe; 3"), help="some of the rows")
+    given = parser.parse_args()
+    kept = HERE / "growth.json"
+    rows = json.loads(kept.read_text()) if kept.exists() and not given.again else {}
+    chosen = [verb for verb in VERBS if verb.split(",")[0] in given.verbs]
+    with tempfile.TemporaryDirectory() as place:
+        for size in SIZES:
+            places = {"VLM_COUNTING_RESULTS": f"{place}/{size}", "VLM_COUNTING_DATA": f"{place}/data-{size}"}
+            for verb in [verb for verb in chosen if f"{verb} {size}" not in rows]:
+                if verb in BEFORE:
+                    measured(BEFORE[verb], size, places)
+                rows[f"{verb} {size}"] = measured(VERBS[verb][0], size, places)
+                print(verb, size, rows[f"{verb} {size}"], flush=True)
+                write(rows)
+    write(rows)
+
+
+if __name__ == "__main__":
+    main()
