@@ -40,7 +40,7 @@ store = SimpleNamespace(
     model="random numbers", uids=[str(i) for i in range({n})], targets=counts, factors=[{{}}] * {n},
     keys=lambda: [(0, "last")], array=lambda layer, pooling: states, folder=None, layers=[0], poolings=["last"],
 )
-probe_layers(store, controls=(), jobs=1, progress=False)
+probe_layers(store, rules=("random",), controls=(), jobs=1, progress=False)
 """
 VERBS = {  # row -> (words for Python or for `vlm-counting run`, what to know of it)
     "stimuli": (STIMULI, "672 x 672 pixels, drawn and written"),
@@ -53,20 +53,19 @@ VERBS = {  # row -> (words for Python or for `vlm-counting run`, what to know of
     "train": ("train model={m} limit={n} training_limit={t} epochs=20", "on up to 7,290 samples, tested on all"),
     "diagnose": ("diagnose model={m} limit={n}", "with each of two sets"),
     "report": ("report", "with the runs above"),
-    "probe, 3,584 numbers": (WIDE, "one representation, no controls; see below"),
+    "wide probe": (WIDE, "one representation of 3,584 numbers, no controls; see below"),
 }
+ALONE = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}  # no helpers whose time nobody would count
 BEFORE = {"probe": "extract model={m} limit={n} run=narrow layers=3 poolings=mean,last"}  # not measured
 
 
 def measured(words: str, size: int, places: dict[str, str]) -> dict:
     "Processor seconds and peak memory of one command with all its processes. `SystemExit` with what it said."
     filled = words.format(m=MODEL, n=size, t=min(size, 7290))
-    known = "import" in words
-    command = [sys.executable, "-c", filled] if known else [Path(sys.executable).parent / "vlm-counting", "run"]
+    command = [Path(sys.executable).parent / "vlm-counting", "run", *filled.split()]
+    command = [sys.executable, "-c", filled] if "import" in words else command
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command if known else [*command, *filled.split()], env=os.environ | places, stdout=said, stderr=said
-        )
+        process = subprocess.Popen(command, env=os.environ | places | ALONE, stdout=said, stderr=said)
         _, status, used = os.wait4(process.pid, 0)
         if status:
             said.seek(0)
@@ -79,7 +78,7 @@ def table(rows: dict) -> list[str]:
     sizes = " | ".join(f"{size:,}" for size in SIZES)
     small, middle, large = SIZES
     lines = [
-        f"| verb | {sizes} | ms for one more, {small:,} to {middle:,} | {middle:,} to {large:,} | ratio | kB for one more |",
+        f"| verb | {sizes} | ms for one more, up to {middle:,} | up to {large:,} | ratio | kB for one more |",
         "|---" * 8 + "|",
     ]
     for verb in [verb for verb in VERBS if all(f"{verb} {size}" in rows for size in SIZES)]:
@@ -110,18 +109,18 @@ def write(rows: dict) -> None:
         "",
     ]
     lines += [
-        f"`{MODEL}` on `balanced`. Processor seconds of the whole command, start included, and peak memory of its largest",
-        "process. `ratio`: what one more sample costs between the larger sizes, over what it costs between the smaller.",
-        "1 is linear; below 1 something was shared.", "", *table(rows), "",
+        f"`{MODEL}` on `balanced`. Processor seconds of the whole command, start included, and peak memory of its",
+        "largest process. `ratio`: what one more sample costs between the larger sizes, over what it costs between the",
+        "smaller. 1 is linear; below 1 something was shared.", "", *table(rows), "",
         *(f"- `{verb}`: {about}" for verb, (_, about) in VERBS.items()), "",
     ]  # fmt: skip
-    wide = "probe, 3,584 numbers"
+    wide = "wide probe"
     if all(f"{wide} {size}" in rows for size in SIZES):
         time, memory = exponent(rows, wide, "seconds"), exponent(rows, wide, "memory_mb")
         lines += [
-            f"The last row is the one that grows faster than its samples: time as n^{time:.1f}, memory as n^{memory:.1f} from",
-            f"{SIZES[1]:,} to {SIZES[2]:,}. The support vector machine needs products of all pairs of samples (the Gram matrix, 4 n^2",
-            "bytes), and its solver visits each of its n variables more than once.", "",
+            f"The last row grows faster than its samples: time as n^{time:.1f}, memory as n^{memory:.1f},",
+            f"from {SIZES[1]:,} to {SIZES[2]:,}. The support vector machine needs products of all pairs of samples (",
+            "the Gram matrix, 4 n^2 bytes), and its solver visits each of its n variables more than once.", "",
         ]  # fmt: skip
     (HERE / "growth.md").write_text("\n".join(lines))
 
@@ -129,11 +128,11 @@ def write(rows: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--again", action="store_true", help="measure all rows anew")
-    parser.add_argument("--verbs", default=",".join(VERBS).replace("probe, 3", "probe; 3"), help="some of the rows")
+    parser.add_argument("--rows", default=",".join(VERBS), help="some of the rows, joined by commas")
     given = parser.parse_args()
     kept = HERE / "growth.json"
     rows = json.loads(kept.read_text()) if kept.exists() and not given.again else {}
-    chosen = [verb for verb in VERBS if verb.split(",")[0] in given.verbs]
+    chosen = [verb for verb in VERBS if verb in given.rows.split(",")]
     with tempfile.TemporaryDirectory() as place:
         for size in SIZES:
             places = {"VLM_COUNTING_RESULTS": f"{place}/{size}", "VLM_COUNTING_DATA": f"{place}/data-{size}"}

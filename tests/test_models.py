@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,32 @@ def test_pickled_weights_are_not_opened(copy):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         load_model("tiny-qwen2-vl", checkpoint=copy, device="cpu")
+
+
+def test_an_entry_may_name_a_pickled_file_which_is_read_for_its_numbers_alone(tmp_path, monkeypatch):
+    "CLIP's repository holds no safetensors."
+    assert MODELS["CLIP"].weights == "pytorch_model.bin" and MODELS["CoCa"].weights == "open_clip_pytorch_model.bin"
+    import torch
+    from safetensors.torch import load_file
+
+    folder, samples = shutil.copytree(TWIN.parent / "tiny-clip", tmp_path / "clip"), load_dataset("balanced", limit=9)
+    numbers = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(numbers, folder / "pytorch_model.bin")
+    usual = load_model("tiny-clip", device="cpu").answer(samples)
+    entry = replace(MODELS["tiny-clip"], weights="pytorch_model.bin")
+    monkeypatch.setattr("vlm_counting.models.find_entry", lambda name: entry)
+    pickled = load_model("tiny-clip", checkpoint=folder, device="cpu").answer(samples)
+    assert pickled == usual
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(Exception, match="(?i)weights.?only"):
+        load_model("tiny-clip", checkpoint=folder, device="cpu")
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_hashes_follow_content(copy):

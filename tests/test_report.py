@@ -184,3 +184,36 @@ def test_photographs_before_and_after_pair_by_picture():
     assert table["test"].str.contains("McNemar").all() and set(table["n"]) == {471}
     assert set(table["verdict"]) == {"holds"}
     assert set(conclusions(table.reset_index())["verdict"]) == {"not controlled", "no data"}  # five tokens against one
+
+
+def two_sorts(number: int = 8) -> Material:
+    "Eight models, of which the last says no number; all say how sure they were."
+    rows = [row for model in range(number - 1) for row in asked(f"model {model}", "balanced", 54, model)[1]]
+    mute = [replace(row, model="mute", text="many", count=None, count_paper=None) for row in rows[:54]]
+    return gather("our runs", rows + mute)
+
+
+def test_more_models_than_colours_share_several_pictures():
+    "Eight models raised ValueError in two pictures, and the eighth was missing from a third."
+    drawn = {name: picture for draw in PAGES.values() for name, picture in draw(two_sorts()).items()}
+    for name in ("response_balanced", "break_balanced", "reliability_balanced", "groups_shape", "groups_colour"):
+        shown = [f"{name}_{part}" for part in (1, 2)]
+        assert set(shown) <= set(drawn) and name not in drawn, name
+        legends = [ax.get_legend() for part in shown for ax in drawn[part].axes]
+        told = " ".join(text.get_text() for legend in legends if legend for text in legend.get_texts())
+        assert all(f"model {model}" in told for model in range(7)) and "mute" in told, (name, told)
+    few = two_sorts(3)
+    assert "response_balanced" in {name for draw in PAGES.values() for name in draw(few)}
+
+
+def test_a_model_without_numbers_is_left_out_alone():
+    "It took the whole report with it: `scaling` has nothing to fit."
+    tables = answer_tables(two_sorts(3))
+    assert set(tables["scaling"]["model"]) == {"model 0", "model 1"}
+    assert set(tables["calibration"]["model"]) == {"model 0", "model 1", "mute"}
+    left = tables["left_out"].set_index(["model", "table"])
+    assert list(left.index) == [("mute", "scaling")] and "two answers above zero" in left["why"].iloc[0]
+    few = [row for rows in two_sorts(3).answers.values() for row in rows if row.target < 4]
+    tables = answer_tables(gather("few counts", few))
+    assert "break_points" not in tables and set(tables["left_out"]["table"]) == {"scaling", "break_points"}
+    assert "break_balanced" not in pages.draw_answers(gather("few counts", few))

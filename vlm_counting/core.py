@@ -406,7 +406,7 @@ def git_commit() -> str:  # e.g. '1a2b3c4-dirty'; "" outside a clone
 
 
 def peak_memory() -> dict[str, float]:  # MiB
-    "Highest memory use so far: `process`, and `device` where torch runs on CUDA."
+    "Highest memory use so far: `process`, and `device` where torch runs on CUDA, of all its devices together."
     try:
         import resource
 
@@ -416,7 +416,8 @@ def peak_memory() -> dict[str, float]:  # MiB
         peak = {}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        peak["device"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        used = [torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count())]
+        peak["device"] = round(sum(used) / 2**20, 1)
     return peak
 
 # %% ../nbs/00_core.ipynb #608d789f

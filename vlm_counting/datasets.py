@@ -167,9 +167,6 @@ def _question_factors(
     form = {"form": "closed" if CHOICES.search(question) else "open"}
     return entity_factors(entity) | form | ({"options": options} if options else {})
 
-
-_question_factors("red_triangles", "How many red triangles are there? Choose from [3, 2, 4].")
-
 # %% ../nbs/02_datasets.ipynb #6f354df1
 IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -428,7 +425,7 @@ def open_table(
     cache = str(data_dir() / "huggingface")
     try:
         if hub:
-            data = datasets.load_dataset(source, revision=revision)
+            data = datasets.load_dataset(source, revision=revision, cache_dir=cache)
         elif any((Path(source) / name).exists() for name in ("state.json", "dataset_dict.json")):
             data = datasets.load_from_disk(source)
         elif Path(source).is_file():

@@ -37,6 +37,7 @@ class ModelSpec:
     revision: str = "main"  # commit of the hub repository; 'main' where we could not look it up (runs record the hash)
     kind: str = "generative"  # a name in `KINDS`: 'generative' answers in words, 'contrastive' ranks captions
     library: str = "transformers"  # a name in `LIBRARIES`: who loads it
+    weights: str = "*.safetensors"  # files with the weights; a name with '.bin' is opened with `weights_only=True`
     model_class: str = "AutoModelForImageTextToText"  # in transformers
     processor_class: str = "AutoProcessor"  # in transformers
     dtype: str = "bfloat16"  # of the weights
@@ -90,11 +91,12 @@ MODELS.add("internvl3-8b", ModelSpec(
 MODELS.add("CLIP", ModelSpec(
     repo="openai/clip-vit-large-patch14-336", revision="ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
     kind="contrastive", model_class="CLIPModel", processor_class="CLIPProcessor", dtype="float32",
+    weights="pytorch_model.bin",  # there is no other
     licence="see its hub page", citation="Radford et al. 2021, arXiv:2103.00020",
 ))  # fmt: skip
 MODELS.add("CoCa", ModelSpec(
     repo="laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k",
-    kind="contrastive", library="open_clip", dtype="float32", licence="MIT",
+    kind="contrastive", library="open_clip", dtype="float32", licence="MIT", weights="open_clip_pytorch_model.bin",
     citation="Yu et al. 2022, arXiv:2205.01917; weights by LAION",
 ));  # fmt: skip
 
@@ -103,6 +105,7 @@ def _twin(real: str, name: str) -> None:
     "Add the twin of a model, if its checkpoint is shipped: as the real one, in float32, with a picture size."
     own = {
         "repo": f"twin:{name}",
+        "weights": "*.safetensors",
         "dtype": "float32",
         "processor_options": {},
         "licence": "MIT",
@@ -121,15 +124,7 @@ _twin("CLIP", "tiny-clip")
 _twin("CoCa", "tiny-coca")
 
 # %% ../nbs/03_models.ipynb #0ee7d15f
-FETCHED = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "open_clip_pytorch_model.bin",
-]
+FETCHED = ("*.json", "*.txt", "*.model", "*.jinja")  # beside the weights
 CONFIGS = ("config.json", "open_clip_config.json")  # one of them makes a folder a checkpoint
 
 
@@ -151,7 +146,7 @@ def find_checkpoint(
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(spec.repo, revision=spec.revision, allow_patterns=FETCHED))
+        return Path(snapshot_download(spec.repo, revision=spec.revision, allow_patterns=[spec.weights, *FETCHED]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
@@ -217,7 +212,7 @@ class VLM:
         self.name, self.spec, self.model, self.processor, self.folder = name, spec, model, processor, Path(folder)
         self.weights, self.processor_hash = checkpoint_hashes(folder)
         self.place = next(model.parameters()).device
-        self.device = device_name(self.place)
+        self.device = ", ".join(map(device_name, dict.fromkeys(weight.device for weight in model.parameters())))
         self._set_up()
         self.anatomy = ANATOMIES[spec.kind](self)  # where its hidden states are
 
@@ -625,10 +620,8 @@ def pick_device(device: str = "auto") -> str:  # 'cuda', 'mps' or 'cpu'
     return device
 
 # %% ../nbs/03_models.ipynb #53689412
-GROUPS = {
-    "paper": tuple(name for name in MODELS if not MODELS[name].repo.startswith("twin:")),
-    "twins": tuple(name for name in MODELS if MODELS[name].repo.startswith("twin:")),
-}
+GROUPS = {"paper": [name for name in MODELS if not MODELS[name].repo.startswith("twin:")]}  # before anybody adds more
+GROUPS["twins"] = [name for name in MODELS if name not in GROUPS["paper"]]
 
 
 def choose_models(
@@ -724,8 +717,8 @@ def _load_transformers(
     kind, kernel = getattr(transformers, spec.model_class), {"attn_implementation": attention} if attention else {}
     if seed is None:
         model, report = kind.from_pretrained(
-            folder, dtype=dtype, device_map="auto" if spread else place, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, **kernel,
+            folder, dtype=dtype, device_map="auto" if spread else place, trust_remote_code=False,
+            use_safetensors=None if spec.weights.endswith(".bin") else True, output_loading_info=True, **kernel,
         )  # fmt: skip
     else:
         model, report = _fresh(kind, folder, dtype, seed, kernel).to(place), {"missing_keys": [], "unexpected_keys": []}
@@ -959,10 +952,15 @@ def _precision(vlm: VLM) -> dict:
         return _check_row("bfloat16 against float32", "not tried: too large for a CPU", "reported", None)
     questions, images = _probes()
     own, outcome = vlm.model, {}
-    for numbers in (torch.float32, torch.bfloat16):
-        vlm.model = deepcopy(own).to(numbers)
-        outcome[numbers] = _last_logprobs(vlm, questions, images)
-    vlm.model = own
+    try:
+        for numbers in (torch.float32, torch.bfloat16):
+            vlm.model = None  # the first copy goes before the second comes
+            vlm.model = deepcopy(own).to(numbers)
+            outcome[numbers] = _last_logprobs(vlm, questions, images)
+    except torch.OutOfMemoryError:
+        return _check_row("bfloat16 against float32", "not tried: no memory for a copy in float32", "reported", None)
+    finally:
+        vlm.model = own
     exact, coarse = outcome.values()
     likely = exact > exact.max(-1, keepdim=True).values - 10
     return _check_row("bfloat16 against float32", float((exact - coarse)[likely].abs().max()), "reported", None)

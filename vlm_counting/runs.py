@@ -449,7 +449,7 @@ SHOWN = "head among n accuracy first second difference low high p_holm mae bias 
 # %% ../nbs/12_runs.ipynb #a09024cd
 def _value(text: str, default: object) -> object:
     "A word of the command line as a value: whole numbers, decimals, True, False, None (also 'all'), else text."
-    if text == "None" or (text == "all" and default != "all"):
+    if text == "None" or (text == "all" and not isinstance(default, str)):
         return None
     if isinstance(default, str) and default != "auto":
         return text
@@ -932,8 +932,10 @@ def count_workers(
     gpus: list[str],  # from `visible_gpus`
 ) -> int:
     "How many processes to start. `ValueError` for more than there are GPUs, or for no number."
+    from joblib import cpu_count  # knows the limits of a container
+
     if workers == "auto":
-        return len(gpus) or os.cpu_count() or 1
+        return len(gpus) or cpu_count()
     _check_whole("workers", 1, meaning=", or 'auto'")(workers)
     if gpus and workers > len(gpus):
         raise ValueError(
@@ -947,8 +949,9 @@ def count_workers(
 def _local_cluster(workers: int, gpus: list[str]):
     "A scheduler and workers on this machine, each in a process of its own that is started again when it dies."
     from distributed import Nanny, Scheduler, Security, SpecCluster
+    from joblib import cpu_count
 
-    share_of_cores = max(1, (os.cpu_count() or 1) // workers)
+    share_of_cores = max(1, cpu_count() // workers)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "LOKY_MAX_CPU_COUNT": share_of_cores}
     security = Security.temporary()
     here = {"host": "127.0.0.1", "protocol": "tls://", "security": security, "dashboard": False}
