@@ -32,6 +32,7 @@ import time
 import uuid
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 # %% ../nbs/12_runs.ipynb #1110d01e
@@ -492,14 +493,20 @@ def verb_help(
     rows = [
         f"  {name}={default!r}".ljust(36) + meaning for name, (default, meaning) in declared_parameters(verb).items()
     ]
-    return "\n".join([f"vlm-counting run {verb} name=value ... (or --name value)", "", *rows])
+    return "\n".join([f"vlm-counting run {verb} name=value ... (or --name value)", _promise(verb), "", *rows])
+
+
+def _promise(verb: str) -> str:
+    "What a verb's notebook says of itself in one line."
+    first = json.loads(RUNS[verb].read_text(encoding="utf-8"))["cells"][0]
+    return re.search(r"^> (.+)$", "".join(first["source"]), re.MULTILINE)[1]
 
 
 def _listing(kind: str) -> str:
     "What `vlm-counting list` prints for one kind."
     if kind == "verbs":
-        rows = [
-            f"{verb}: " + ", ".join(f"{n}={d!r}" for n, (d, _) in declared_parameters(verb).items()) for verb in RUNS
+        rows = [f"{verb:12}  {_promise(verb)}" for verb in RUNS] + [
+            "vlm-counting run VERB --help tells its parameters."
         ]
     elif kind == "models":
         rows = [f"{name}: {spec.repo} ({spec.licence})" for name, spec in MODELS.items()]
@@ -686,11 +693,17 @@ def folder_state(
     return ("begun" if same else "new"), ""
 
 # %% ../nbs/12_runs.ipynb #207fce48
+@lru_cache
+def _family_size(family: str, seed: int) -> int:
+    "How many pictures a family has; a plan asks it of each of its cells."
+    return sum(1 for _ in FAMILIES[family](Plan(family, seed)))
+
+
 def _set_size(dataset: str, limit: int | None, seed: int) -> int | None:
     "About how many samples of a dataset are asked; None where it would have to be read to know."
     family, size = dataset.removesuffix("-open"), None
     if family in FAMILIES:
-        size = sum(1 for _ in FAMILIES[family](Plan(family, seed)))
+        size = _family_size(family, seed)
     sizes = [number for number in (size, limit) if number]
     return min(sizes) if sizes else None
 
@@ -1174,11 +1187,13 @@ def _parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="run a verb: vlm-counting run evaluate model=tiny-qwen2-vl limit=90")
     running.add_argument("verb")
     running.add_argument("values", nargs=argparse.REMAINDER, metavar="name=value")
-    reporting = commands.add_parser("report", help="the paper put together again from what there is: run report")
+    reporting = commands.add_parser(
+        "report", help="the paper's tables, figures and conclusions from whatever runs exist"
+    )
     reporting.add_argument("values", nargs=argparse.REMAINDER, metavar="name=value")
     reporting.set_defaults(verb="report")
     sweeping = commands.add_parser(
-        "sweep", help="many runs: sweep verb=evaluate model=tiny-* dataset=balanced", add_help=False
+        "sweep", help="many runs: sweep verb=evaluate 'model=tiny-*' dataset=balanced", add_help=False
     )
     sweeping.add_argument("values", nargs=argparse.REMAINDER, metavar="name=value,value")
     examining = commands.add_parser(

@@ -1,0 +1,90 @@
+"Guards for the verb `paper`: what it plans for whom, and that nothing that failed is hidden."
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from notebook_cells import cells
+
+from vlm_counting.core import UnknownName
+from vlm_counting.models import GROUPS
+from vlm_counting.runs import Outcome, check_parameters
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "paper.ipynb"
+CODE = [cell["source"] for cell in cells(NOTEBOOK) if cell["cell_type"] == "code"]
+
+
+@pytest.fixture
+def paper(tmp_path, monkeypatch):
+    "Runs the notebook's cells up to the plan, or to its end, with given parameters; the names that it leaves behind."
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+
+    def run(to: int = 4, **given) -> dict:
+        names = {}
+        for number, source in enumerate(CODE[:to]):
+            exec(compile(source, f"cell {number}", "exec"), names)
+            names |= given if number == 0 else {}
+        return names
+
+    return run
+
+
+def test_the_twins_do_everything(paper):
+    planned = paper()["cells"]
+    assert Counter(cell.verb for cell in planned) == {
+        "evaluate": 7 * 15 + 5, "extract": 7, "probe": 7, "train": 5, "diagnose": 7, "report": 1,
+    }  # fmt: skip
+    assert planned[-1].verb == "report" and planned[-1].parameters["runs"] == "paper-*"
+    assert {cell.parameters.get("limit") for cell in planned if cell.verb == "evaluate"} == {216, 108}
+    assert all(cell.name.startswith(f"paper-{cell.verb}") for cell in planned)
+    for cell in planned:
+        if cell.verb == "probe":
+            assert cell.needs == (cell.name.replace("probe", "extract"),)
+
+
+def test_the_real_models_do_the_same_at_the_size_of_the_paper(paper):
+    planned = paper(models="paper", scale="full", photographs=True, scheduler="tcp://host:8786")["cells"]
+    size = {(cell.verb, cell.parameters.get("dataset")): cell.samples for cell in planned}
+    assert (
+        size["evaluate", "balanced"] == size["extract", "balanced"] == 17_496 and size["evaluate", "scattered"] == 9408
+    )
+    assert size["evaluate", "distractors_9_large_red_star"] == 2187
+    asked = {cell.parameters["model"] for cell in planned if cell.parameters.get("dataset") == "CountBenchQA"}
+    assert asked == set(GROUPS["paper"])  # the paper asked CLIP and CoCa too
+    real = [cell for cell in planned if cell.verb == "train" and cell.parameters["dataset"] == "pixmo-count"]
+    assert len(real) == 5 and real[0].parameters["training"] == "pixmo-count-train"
+
+
+def test_encoders_alone_have_no_words_to_train(paper):
+    assert {cell.verb for cell in paper(models="tiny-clip")["cells"]} == {
+        "evaluate",
+        "extract",
+        "probe",
+        "diagnose",
+        "report",
+    }
+
+
+def test_wrong_words_are_refused():
+    with pytest.raises(UnknownName, match="Did you mean 'twins'"):
+        check_parameters("paper", {"models": "twin"})
+    with pytest.raises(UnknownName, match="small, full"):
+        check_parameters("paper", {"scale": "medium"})
+    with pytest.raises(ValueError, match=re.escape("such as tcp://host:8786")):
+        check_parameters("paper", {"scheduler": "host"})
+    with pytest.raises(ValueError, match="workers is 0"):
+        check_parameters("paper", {"workers": 0})
+
+
+def test_the_table_is_kept_and_a_failure_is_told(paper, monkeypatch, tmp_path):
+    def most(cells, *_):
+        found = [Outcome(cell.name, "done", 1.0, "accuracy 0.5") for cell in cells]
+        return [replace(found[0], status="failed", error="ValueError: no such thing"), *found[1:]]
+
+    monkeypatch.setattr("vlm_counting.runs.sweep", most)
+    with pytest.raises(RuntimeError, match=r"1 runs failed.*retry=True.*\n.*ValueError: no such thing"):
+        paper(to=len(CODE), models="tiny-clip")
+    kept = (tmp_path / "paper" / "outcomes.csv").read_text().splitlines()
+    assert len(kept) == 1 + 15 + 4 and kept[1].startswith("evaluate,paper-evaluate/tiny-clip/balanced,failed")
