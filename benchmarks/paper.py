@@ -16,13 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
 import pandas as pd
 import psutil
 
-from vlm_counting.core import git_commit, versions
+from vlm_counting.core import git_commit, make_folder, versions
 
 HERE = Path(__file__).parent
 
@@ -98,17 +99,18 @@ def write(row: dict, found: list[str]) -> None:
     (HERE / "paper.json").write_text(json.dumps(row | about, indent=1) + "\n")
     lines = [
         "# The whole paper in miniature", "",
-        f"{about['date']}, {about['cores']} shared {about['machine']} cores, commit {row['commit']}. `vlm-counting run paper` in",
-        f"a clean clone, with empty folders and no network, took **{row['minutes']:.0f} minutes** ({row['cpu_minutes']:.0f} minutes",
-        f"of processor time; load {row['load']:.1f} at the end).", "",
+        f"{about['date']}, {about['cores']} shared {about['machine']} cores, commit {row['commit']}. In a clean clone,",
+        "with empty folders and no network, `vlm-counting run paper` took",
+        f"**{row['minutes']:.0f} minutes** ({row['cpu_minutes']:.0f} of processor time; load {row['load']:.1f}).", "",
         "| what | figure |", "|---|---|", f"| runs | {row['done']} of {row['runs']} done |",
         f"| peak memory, all processes | {row['together_mb']:,} MB |",
         f"| peak memory, largest process | {row['largest_mb']:,} MB |",
-        f"| results on disk | {row['results_mb']:,.0f} MB |", f"| pictures on disk | {row['pictures_mb']:,.0f} MB |", "",
+        f"| results on disk | {row['results_mb']:,.0f} MB |",
+        f"| pictures on disk | {row['pictures_mb']:,.0f} MB |", "",
         "| verb | runs | seconds, all | longest |", "|---|---|---|---|",
         *(f"| {verb} | {v['size']:.0f} | {v['sum']:,.0f} | {v['max']:,.0f} |" for verb, v in row["verbs"].items()), "",
-        "The twins were raised to count; what the paper found of real models need not hold of them, and that is not what",
-        "this shows. It shows that every table and figure is filled from a clean clone.", "", *found, "",
+        "The twins were raised to count; what the paper found of real models need not hold of them. What this shows is",
+        "that every table and figure is filled from a clean clone.", "", *found, "",
     ]  # fmt: skip
     (HERE / "paper.md").write_text("\n".join(lines))
 
@@ -116,9 +118,10 @@ def write(row: dict, found: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--words", default="", help="name=value ... of the verb `paper`")
+    parser.add_argument("--keep", type=Path, help="a folder for clone, results and data, which then stay there")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+    with nullcontext(given.keep) if given.keep else tempfile.TemporaryDirectory() as folder:
+        place = make_folder(Path(folder))
         row = run_paper(place, given.words.split())
         found = describe(place / "results")
         print(json.dumps(row, indent=1), *found, sep="\n")
