@@ -529,13 +529,16 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
 
 # %% ../nbs/00_core.ipynb #75b0f329
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    "Be the only process that writes to `folder`, which is made if need be. `BlockingIOError` if another one is."
+def hold_folder(
+    folder: Path,  # made if need be
+    wait: float = 0,  # seconds for another process to let go of it
+) -> Iterator[None]:
+    "Be the only process that writes to `folder`. `BlockingIOError` if another one is."
     from filelock import FileLock, Timeout
 
     lock = FileLock(make_folder(folder) / ".lock", is_singleton=True)  # the same process may hold it twice
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise BlockingIOError(
             f"Another process is writing to {folder}. Wait for it, or choose another run name (run=...)."

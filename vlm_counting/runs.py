@@ -863,15 +863,9 @@ def first_score(
 
 def _wait_for(folder: Path, seconds: float = 60.0) -> None:
     "Wait until nobody writes to a folder. `BlockingIOError` if somebody does for longer: another sweep, perhaps."
-    end = time.monotonic() + seconds
-    while folder.exists():
-        try:
-            with hold_folder(folder):
-                return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
+    if folder.exists():
+        with hold_folder(folder, wait=seconds):
+            pass
 
 # %% ../nbs/12_runs.ipynb #51ce0882
 def _note_failure(cell: Cell, error: str) -> None:
