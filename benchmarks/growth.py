@@ -19,6 +19,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -50,7 +51,10 @@ VERBS = {  # row -> (words for Python or for `vlm-counting run`, what to know of
         "probe model={m} states=narrow probes=svm rules=paper untrained=None jobs=1",
         "two representations of 128 numbers, with controls",
     ),
-    "train": ("train model={m} limit={n} training_limit={t} epochs=20", "on up to 7,290 samples, tested on all"),
+    "train": (
+        "train model={m} limit={n} training_limit={t} epochs=20 controls=False",
+        "one head, 20 epochs on up to 7,290 samples, tested on all",
+    ),
     "diagnose": ("diagnose model={m} limit={n}", "with each of two sets"),
     "report": ("report", "with the runs above"),
     "wide probe": (WIDE, "one representation of 3,584 numbers, no controls; see below"),
@@ -129,11 +133,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--again", action="store_true", help="measure all rows anew")
     parser.add_argument("--rows", default=",".join(VERBS), help="some of the rows, joined by commas")
+    parser.add_argument("--keep", type=Path, help="a folder for results and data, in which a second start goes on")
     given = parser.parse_args()
     kept = HERE / "growth.json"
     rows = json.loads(kept.read_text()) if kept.exists() and not given.again else {}
     chosen = [verb for verb in VERBS if verb in given.rows.split(",")]
-    with tempfile.TemporaryDirectory() as place:
+    with nullcontext(given.keep) if given.keep else tempfile.TemporaryDirectory() as place:
         for size in SIZES:
             places = {"VLM_COUNTING_RESULTS": f"{place}/{size}", "VLM_COUNTING_DATA": f"{place}/data-{size}"}
             for verb in [verb for verb in chosen if f"{verb} {size}" not in rows]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from vlm_counting.core import git_commit, make_folder, versions
+from vlm_counting.core import make_folder, versions
 
 HERE = Path(__file__).parent
 
@@ -66,7 +66,8 @@ def run_paper(place: Path, words: list[str]) -> dict:
     outcomes = pd.read_csv(results / "paper" / "outcomes.csv")
     by_verb = outcomes.groupby("verb", sort=False)["seconds"].agg(["size", "sum", "max"])
     return {
-        "commit": git_commit(), "words": words, "minutes": round((time.monotonic() - clock) / 60, 1),
+        "commit": subprocess.check_output(["git", "-C", clone, "rev-parse", "--short=12", "HEAD"], text=True).strip(),
+        "words": words, "minutes": round((time.monotonic() - clock) / 60, 1),
         "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 1), **peak, "results_mb": size_mb(results),
         "pictures_mb": size_mb(data), "runs": len(outcomes), "done": int((outcomes["status"] == "done").sum()),
         "verbs": by_verb.round(1).T.to_dict(), "load": os.getloadavg()[2],
