@@ -41,6 +41,7 @@ CONTRACT = {
     "findings": "CLAIMS Material findings conclusions",
     "browser": "browser_page write_browser show_browser check_run",
     "pages": "PAGES inventory compared browse_runs",
+    "planning": "DEVICES BLUEPRINTS count_work measure_costs predict_costs plan_costs describe_costs",
 }
 
 
@@ -418,13 +419,19 @@ def test_sidebar_names_every_notebook_once():
 
     sidebar = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     sections = {item["section"]: item["contents"] for item in sidebar if "section" in item}
-    assert list(sections) == ["Guides", "Rooms", "Runs", "Paper"]
+    groups = ["Data", "Asking", "Inside", "Paper", "Machinery", "Twins"]
+    assert list(sections) == ["Guides", "Verbs", *groups, "Project"]
     listed = [item["href"] for item in sidebar if "href" in item]
     listed += [page for part in sections.values() for page in part]
     notebooks = [path.relative_to(ROOT).as_posix() for path in docs.notebooks(ROOT)]
     assert sorted(page for page in listed if page.endswith(".ipynb")) == sorted(notebooks), "mend it in _quarto.yml"
-    assert [f"nbs/{path.name}" for path in ROOMS] == [page for page in sections["Rooms"]], "rooms stand in their order"
-    assert set(sections["Runs"]) == {f"nbs/{path.name}" for path in VERBS}
+    rooms = [page for name in groups for page in sections[name]]
+    assert sorted(rooms) == sorted(f"nbs/{path.name}" for path in ROOMS), "each room stands in one group"
+    assert set(sections["Verbs"]) == {f"nbs/{path.name}" for path in VERBS}
+    readme_rooms = re.findall(
+        r"^\| .*?\| \[\w+\]\((nbs/\d\w+\.ipynb)\)", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert readme_rooms == rooms, "the README's table of rooms has another order than the sidebar"
 
 
 def test_citation_names_paper_and_data():

@@ -270,6 +270,27 @@ def test_start_page_and_navigation(browser, address):
         "return [...document.querySelectorAll('#quarto-sidebar .sidebar-item-section > .sidebar-item-container')]"
         ".map(item => item.innerText.trim())"
     )
-    assert [name for name in sections if name] == ["Guides", "Rooms", "Runs", "Paper"]
+    groups = ["Data", "Asking", "Inside", "Paper", "Machinery", "Twins"]
+    assert [name for name in sections if name] == ["Guides", "Verbs", *groups, "Project"]
     here = browser.execute_script("return document.querySelector('#quarto-sidebar a.active').innerText.trim()")
     assert here == "core"
+
+
+def test_benchmarks_are_one_page_whose_sections_can_be_linked(pages, site):
+    text = docs.benchmarks_page(ROOT / "benchmarks")
+    assert text.startswith("---\ntitle: Benchmarks\n") and "\n# " not in text
+    stems = {path.stem for path in (ROOT / "benchmarks").glob("*.md")}
+    assert stems and stems <= pages[site / "nbs" / "benchmarks.html"].anchors
+    links = {"x](../benchmarks/twins.md)": "x](benchmarks.md#twins)", "x](../benchmarks/)": "x](benchmarks.md)"}
+    for link, expected in links.items():
+        assert docs.fix_links(link, "S") == expected
+    assert docs.fix_links("x](../../benchmarks/twins.md)", "S", depth=2) == "x](../benchmarks.md#twins)"
+
+
+def test_bibtex_has_project_and_paper():
+    import yaml
+
+    text = docs.bibtex(yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8")))
+    assert text.count("\n@") == 1 and text.startswith("@software{vlm_counting,") and text.count("{") == text.count("}")
+    assert "Alghisi, Simone and Roccabruna, Gabriel" in text and "arXiv:2510.19555" in text
+    assert text in docs.page_text(ROOT / "CITATION.cff")

@@ -21,7 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r"nbs/\d+[a-z]*_")  # nbdev's links leave the number out of a page's name, so the site does too
-PAGES = {"CITATION.cff": "citation", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}  # not notebooks
+PAGES = {"CITATION.cff": "citation", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog",
+         "benchmarks/": "benchmarks"}  # not notebooks  # fmt: skip
 
 PICTURES = {"image/png", "image/jpeg"}
 
@@ -102,6 +103,7 @@ def fix_links(
     text, up = re.sub(r"(\]\()(?:nbs/)?((?:\.\./)*)\d+[a-z]*_(\w+\.ipynb)", r"\1\2\3", text), "../" * depth
     for file, page in PAGES.items():
         text = text.replace(f"]({up}{file})", f"]({up[3:]}{page}.md)")
+    text = re.sub(rf"\]\({re.escape(up)}benchmarks/(\w+)\.md\)", rf"]({up[3:]}benchmarks.md#\1)", text)
     return re.sub(rf"\]\({re.escape(up)}([^)]+)\)", rf"]({source_url}/\1)", text)
 
 
@@ -310,6 +312,47 @@ def process(
     write_nb(nb, target)
 
 
+def bibtex(
+    cff: dict,  # of CITATION.cff
+) -> str:  # two entries
+    "This project and the paper that it reproduces (the first reference), for a bibliography."
+
+    def entry(kind: str, key: str, **fields: object) -> str:
+        rows = [f"  {name:<8}= {{{value}}}" for name, value in fields.items() if value]
+        return f"@{kind}{{{key},\n" + ",\n".join(rows) + "\n}"
+
+    paper, year = cff["references"][0], str(cff.get("date-released", ""))[:4]
+    people = " and ".join(f"{who['family-names']}, {who['given-names']}" for who in paper["authors"])
+    number = "arXiv preprint arXiv:" + paper["url"].rpartition("/")[2]
+    ours = {"title": cff["title"].replace("_", r"\_"), "author": f"{{{cff['authors'][0]['name']}}}".replace("_", r"\_")}
+    theirs = {"title": f"{{{paper['title']}}}", "author": people, "journal": number, "year": paper["year"]}
+    return "\n\n".join([
+        entry("software", cff["title"], **ours, version=cff["version"], year=year, url=cff["repository-code"]),
+        entry("article", "alghisi2025dere", **theirs, url=paper["url"]),
+    ])  # fmt: skip
+
+
+def benchmarks_page(
+    folder: Path,  # benchmarks/
+) -> str:  # Markdown
+    "All that was measured, on one page: each file a section under its own name."
+    lines = ["---", "title: Benchmarks", "---", "", "What was measured, on which day and machine, by which script.", ""]
+    for path in sorted(folder.glob("*.md")):
+        text = re.sub(r"^##", "###", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        lines += [re.sub(r"^# (.*)", rf"## \1 {{#{path.stem}}}", text, count=1)]
+    return "\n".join(lines)
+
+
+def page_text(
+    place: Path,  # of one of `PAGES`
+) -> str:  # Markdown
+    "A page that is no notebook."
+    if place.is_dir():
+        return benchmarks_page(place)
+    text = place.read_text(encoding="utf-8")
+    return citation_page(text) if place.suffix == ".cff" else text
+
+
 def citation_page(
     text: str,  # of CITATION.cff
 ) -> str:  # Markdown
@@ -321,7 +364,8 @@ def citation_page(
         return full[0] if len(full) == 1 else f"{', '.join(full[:-1])} and {full[-1]}".replace("and and", "and")
 
     cff = yaml.safe_load(text)
-    lines = ["---", "title: Citation and licences", "---", "", cff["message"], "", "## What this project stands on", ""]
+    lines = ["---", "title: Citation and licences", "---", "", cff["message"], "", "```bibtex", bibtex(cff), "```", ""]
+    lines += ["## What this project stands on", ""]
     for item in cff["references"]:
         where = f"[{item['url']}]({item['url']})" if item.get("url") else ""
         licence = f"Licence: {item['license']}" if item.get("license") else ""
@@ -370,8 +414,7 @@ def stage(
     if (root / "nbs" / "images").exists():
         shutil.copytree(root / "nbs" / "images", folder / "nbs" / "images")
     for file, page in PAGES.items():
-        text = (root / file).read_text(encoding="utf-8")
-        text = citation_page(text) if file.endswith(".cff") else text
+        text = page_text(root / file)
         text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda match: f"](../{match[1]})", text).replace("](../nbs/", "](")
         (folder / "nbs" / f"{page}.md").write_text(fix_links(text, source_url), encoding="utf-8")
     places, drawn = symbols(root), drawings(root)

@@ -20,8 +20,8 @@ from vlm_counting.stimuli import SHAPES, Scene
 FILE = Path(__file__).resolve().parents[1] / "nbs" / "images" / "seeing-or-saying.svg"
 TWINS = {  # recipe of the study, at its highest dose -> what the picture says of it
     "none": ("healthy", "it counts"),
-    "say_bias": ("output layer broken", "sees it, says another"),
-    "see_merge": ("vision tower broken", "does not see it"),
+    "say_bias": ("output layer broken", "sees it, often errs"),
+    "see_merge": ("vision tower broken", "sees part of it"),
 }
 READ, SAID = COLOURS[0], COLOURS[1]
 SCENE = Scene().add("yellow_stars", [(1, 2), (2, 6), (4, 4), (6, 1), (7, 6)])
