@@ -150,14 +150,15 @@ def main() -> None:
     text = f"""# Does the instrument tell seeing from saying?
 
 {about["date"]}; {about["machine"]}, torch {about["torch"]}. Made by `python benchmarks/diagnosis.py` from
-{len(planted)} planted twins of three architectures (recipes at three doses, five seeds; pairs of recipes) and a fourth.
+{len(planted)} planted twins of three architectures (recipes at three doses, five seeds; pairs of recipes) and {len(fourth)} of a fourth (InternVL3).
 There is one healthy model of each architecture: seeds are of faults and pictures.
 
 ## Hit rates
 
-Twins that lost {100 * LOSS:.0f} points or more, and healthy ones. In per cent, with 95 % intervals that take twins of
-one recipe, and of one architecture, as related. A verdict is withheld where no fault has a probability of
-{diagnosis.CERTAIN}, or where the twin resembles none with that fault; that counts as not right.
+Twins that lost {100 * LOSS:.0f} points or more, and healthy ones. In percent, with 95 % intervals that take twins of
+one recipe, and of one architecture, as related. *Likeliest* is the fault with the highest probability. It
+becomes the verdict unless the verdict is *withheld* (in the tables: abstains), which happens where no fault
+has a probability of {diagnosis.CERTAIN}, or where the twin resembles none with that fault. Withheld counts as not right.
 
 {lines(rates(judged))}
 

@@ -1,25 +1,26 @@
 """A sweep on four workers, one killed while it reads states and one while it probes, against a sweep in turn.
 
 `python benchmarks/sweep.py` runs the same grid twice, compares all tables, predictions, states and pictures byte for
-byte, and writes benchmarks/sweep.md. Then two hosts, made of network namespaces (needs root on Linux), share a results
-folder and one scheduler: the worker on its host is killed, and the other host does the rest. The same on two workers of
-one machine, with one verb, is in tests/test_sweeps.py.
+byte, and writes benchmarks/sweep.md. Then two hosts, made of network namespaces (needs root on Linux; two processes of
+one machine elsewhere), share a results folder and one scheduler: the worker on its host is killed, and the other host
+does the rest. The same with one verb, and two hosts whose workers live, is in tests/test_sweeps.py.
 """
 
 import datetime
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from clusters import dask_on, start_on, two_hosts, worker_of  # noqa: E402
 
 MODELS = ["tiny-clip", "tiny-qwen2-vl"]
 VERBS = "verb=evaluate,extract,probe"
@@ -33,17 +34,6 @@ def start(results: Path, *words: str) -> subprocess.Popen:
     environment = os.environ | {"VLM_COUNTING_RESULTS": str(results), "OMP_NUM_THREADS": "1"}
     command = [Path(sys.executable).parent / "vlm-counting", "sweep", *GRID, *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def worker_of(process: subprocess.Popen, folder: Path) -> int | None:
-    "The worker whose kernel holds the lock of a run's folder."
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if any(Path(file.path).parent == folder for file in child.open_files()):
-                return child.ppid()
-        except psutil.Error:
-            continue
-    return None
 
 
 def lines(path: Path) -> int:
@@ -61,64 +51,31 @@ def kill_during(process: subprocess.Popen, folder: Path, growing: str) -> str:
     raise SystemExit(process.communicate()[1])
 
 
-def shell(*commands: str) -> None:
-    for command in commands:
-        subprocess.run(command.split(), check=True, capture_output=True)
-
-
-@contextmanager
-def two_hosts():
-    "Two network namespaces with a cable between them: 10.77.0.1 and 10.77.0.2."
-    try:
-        shell("ip netns add vlm1", "ip netns add vlm2", "ip link add vlmc1 type veth peer name vlmc2")
-        for number in (1, 2):
-            inside = f"ip -n vlm{number}"
-            shell(
-                f"ip link set vlmc{number} netns vlm{number}", f"{inside} addr add 10.77.0.{number}/24 dev vlmc{number}"
-            )
-            shell(f"{inside} link set vlmc{number} up", f"{inside} link set lo up")
-        yield
-    finally:
-        for number in (1, 2):
-            subprocess.run(["ip", "netns", "del", f"vlm{number}"], capture_output=True)
-
-
-def on_host(number: int, results: Path, *words: str) -> subprocess.Popen:
-    "A command of this environment on one of the two hosts."
-    environment = os.environ | {"VLM_COUNTING_RESULTS": str(results), "OMP_NUM_THREADS": "1"}
-    command = ["ip", "netns", "exec", f"vlm{number}", Path(sys.executable).parent / words[0], *words[1:]]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def try_hosts(calm: Path, results: Path) -> list[str]:
+def try_hosts(calm: Path) -> list[str]:
     "A sweep from one host with workers on both, of which the nearer one is killed; what to report."
     grid = [word.replace(VERBS, "verb=evaluate,extract") for word in GRID if not word.startswith("probes")]
-    address, worker = "tcp://10.77.0.1:8786", ("--nthreads", "1", "--memory-limit", "0", "--no-dashboard")
-    with two_hosts():
-        others = [on_host(1, results, "dask", "scheduler", "--host", "10.77.0.1", "--no-dashboard", "--no-show")]
-        for number in (1, 2):  # without a nanny: a killed worker stays dead
-            host = ("--host", f"10.77.0.{number}", "--no-nanny")
-            others.append(on_host(number, results, "dask", "worker", address, *host, *worker))
-        time.sleep(8)
-        sweep = on_host(1, results, "vlm-counting", "sweep", *grid, "--scheduler", address)
+    place = Path(tempfile.mkdtemp())
+    log, results = place / "sweep.log", place / "results"
+    results.mkdir()
+    with two_hosts() as hosts, dask_on(hosts, [results, results], place) as (address, workers):
+        names = "network namespaces" if hosts[0].front else "two processes of one machine: namespaces are not allowed"
+        sweep = start_on(hosts[0], results, "vlm-counting", "sweep", *grid, "--scheduler", address, log=log)
         reached = 0
-        while not reached:  # the worker on host 1 is at work
-            kernels = psutil.Process(others[1].pid).children(recursive=True)
+        while not reached:  # the worker on the first host is at work
+            kernels = psutil.Process(workers[0].pid).children(recursive=True)
             reached = sum(lines(path) for path in results.rglob("predictions.jsonl")) if kernels else 0
-            assert sweep.poll() is None, sweep.communicate()[0]
+            assert sweep.poll() is None, log.read_text()
             time.sleep(0.05)
-        os.kill(others[1].pid, signal.SIGKILL)
-        output, _ = sweep.communicate()
-        for process in others[2:] + others[:1]:
-            process.terminate()
-            process.wait()
+        os.kill(workers[0].pid, signal.SIGKILL)
+        sweep.wait()
+    output = log.read_text()
     assert "4 done." in output, output
     print(output, flush=True)
     found = {pattern: pair for pattern, pair in compare(calm, results, "probe").items() if pair[0]}
     files, same = (sum(pair[i] for pair in found.values()) for i in (0, 1))
     assert files == same, found
     return [
-        f"Two hosts (network namespaces) with a worker each and one scheduler, `{' '.join(grid)}`: the worker on the "
+        f"Two hosts ({names}) with a worker each and one scheduler, `{' '.join(grid)}`: the worker on the "
         f"scheduler's host was killed with SIGKILL when {reached} answers were on disk, and the other host did the "
         f"rest. {same} of {files} files are identical to those of the sweep in turn.",
         "",
@@ -158,7 +115,7 @@ def main() -> None:
         path.parent.relative_to(place / "killed"): len(json.loads(path.read_text())["sessions"]) for path in records
     }
     again = [f"`{folder.as_posix()}` ({number} sessions)" for folder, number in sessions.items() if number > 1]
-    hosts = try_hosts(place / "calm", place / "hosts") if os.geteuid() == 0 and shutil.which("ip") else []
+    hosts = try_hosts(place / "calm")
     text = [
         "# A sweep whose workers are killed",
         "",

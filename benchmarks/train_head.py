@@ -122,7 +122,10 @@ def main() -> None:
         json.dumps({"device": name, "versions": versions(), "rows": rows}, indent=1) + "\n"
     )
     text = (
-        f"# Training the output layer\n\n{head} Made by `python benchmarks/train_head.py`; it says what is compared.\n"
+        f"# Training the output layer\n\n{head} Made by `python benchmarks/train_head.py`.\n\n"
+        "`ours` is `train_head`; `plain` is PyTorch's own loop as the paper's release has it: a DataLoader, "
+        "`torch.nn.Linear`, `AdamW` as it comes, and every prediction decoded by a tokenizer and read as a number. "
+        "Both see the same batches in the same order, in float32.\n"
     )
     (here / f"{stem}.md").write_text(f"{text}\n{table(rows)}\n")
     print(table(rows))

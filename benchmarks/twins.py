@@ -64,7 +64,7 @@ def gain(row: dict) -> str:
 
 
 def read_row(name: str, row: dict) -> str:
-    "A line of the first table: the best score of each kind of row, in per cent."
+    "A line of the first table: the best score of each kind of row, in percent."
     best, controls = max(row["best"].values()), row["controls"]
     kinds = ("lit area by kind", "untrained", "lit area", "pixels", "shuffled")
     numbers = [f"{100 * controls[kind]:.0f}" if kind in controls else "-" for kind in kinds]
@@ -77,7 +77,7 @@ def report(read: dict, trained: dict, machine: str) -> str:
     "All of it as Markdown."
     lines = [f"# Every twin\n\n{date.today()}; {machine}. Made by `python benchmarks/twins.py`.\n"]
     lines += ["## What can be read from the layers, and what the controls leave of it\n"]
-    lines += ["216 pictures of `balanced`. Per cent of the counts read on new layouts, at best over probes, layers and "
+    lines += ["216 pictures of `balanced`. Percent of the counts read on new layouts, at best over probes, layers and "
               "poolings (a maximum, so a little too high), and at best from each control. The control task is left "
               "out: it needs more pictures (`limit=648`).\n"]  # fmt: skip
     lines += [
@@ -88,7 +88,7 @@ def report(read: dict, trained: dict, machine: str) -> str:
     lines += ["\nNothing of any of these scores has to be counting: objects have one size, so the lit area and the "
               "kind of object give the count away.\n"]  # fmt: skip
     lines += ["## The output layer, retrained on `unseen_combinations`\n"]
-    lines += ["Accuracy in per cent before and after, best token of the whole vocabulary, with the 95 % interval of "
+    lines += ["Accuracy in percent before and after, best token of the whole vocabulary, with the 95 % interval of "
               "the difference: on held-out pictures of the training condition, on `balanced`, and on `two_groups`. The "
               "last column: next words that change when something else is asked; in brackets how many of them were "
               "numbers before, for then it says little about forgetting. The two contrastive twins have no output "

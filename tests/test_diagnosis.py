@@ -445,7 +445,8 @@ def tokens(monkeypatch):
     samples = generate("balanced", limit=108)
 
     def give(states):
-        monkeypatch.setattr(diagnosis, "_image_states", lambda vlm, asked: torch.tensor(states, dtype=torch.float32))
+        known = torch.tensor(states, dtype=torch.float32)
+        monkeypatch.setattr(diagnosis, "_image_batches", lambda vlm, asked, size: iter(known.split(size)))
         return samples, np.array([sample.target for sample in samples])
 
     return samples, give
@@ -458,6 +459,27 @@ def test_a_token_that_holds_the_number_is_found(tokens):
     states = 0.3 * rng.normal(size=(108, 36, 12))
     states[np.arange(108), rng.integers(36, size=108)] = 8 * np.eye(12)[targets]
     assert probe_token(None, *give(states)[:1]) > 0.95
+
+
+def test_tokens_are_read_batch_by_batch(vlm, tokens, monkeypatch):
+    "All image tokens of 216 large pictures at once were 9 GB a copy."
+    samples, give = tokens
+    rng, targets = np.random.default_rng(1), np.array([sample.target for sample in samples])
+    states = rng.normal(size=(108, 36, 12))
+    states[np.arange(108), rng.integers(36, size=108)] += 6 * np.eye(12)[targets]  # hard: right in some
+    some, fold = give(states)[0], folds(targets.tolist(), [sample.factors for sample in samples], "layout")
+    found = {size: probe_token(None, some, batch_size=size) for size in (1, 27, 108)}
+    assert len(set(found.values())) == 1 and 0.2 < found[1] < 0.98
+    whole = torch.tensor(states, dtype=torch.float32)
+    learned, mean, spread = diagnosis._some_tokens(iter(whole.split(10)), fold, 5, 0)
+    assert [len(part) for part in learned] == [(fold != part).sum() for part in range(3)]
+    for part, tokens in enumerate(learned):  # five different ones of that very picture
+        near = (tokens[:, :, None] == states[fold != part].astype(np.float32)[:, None]).all(-1)
+        assert near.any(2).all() and (near.any(1).sum(1) == 5).all()
+    assert np.allclose(mean, states.mean((0, 1)), atol=1e-5) and np.allclose(spread, states.std((0, 1)), atol=1e-5)
+    monkeypatch.undo()
+    batches = [len(some) for some in diagnosis._image_batches(vlm, samples[:10], 4)]
+    assert batches == [4, 4, 2]
 
 
 def test_a_number_of_equal_tokens_is_no_token_that_holds_it(tokens):
@@ -492,6 +514,8 @@ def test_answers_by_hand():
     assert found["sure"] == pytest.approx(0.6 / 0.819)
     fickle = [said("ab"[layout % 2], 2 + layout // 2, None, odds(n2=0.9), layout=layout) for layout in range(4)]
     assert answer_evidence(fickle)["codebook"] <= 0.5 and answer_evidence(fickle)["accuracy"] == 0
+    with pytest.raises(ValueError, match="1 of 9 predictions have no 21 count log-probabilities"):
+        answer_evidence([*rows, said("2", 2, 2, None, layout=0)])
 
 
 def test_what_a_ranking_model_cannot_choose_is_never_its_answer():
@@ -827,6 +851,17 @@ def test_verdicts_on_many_are_those_on_one(known, rule):
         )
         assert mine["certainty"] == pytest.approx(max(verdict.probabilities.values()))
     assert (judge(fresh, known, certain=1.01)["verdict"] == "abstains").all()
+
+
+def test_a_healthy_model_is_judged_alike_alone_and_among_many(known):
+    "One rule for both, also where no healthy twin was learned from, or more is asked than certainty."
+    for taught in (known, known[known["fault"].isin(["say", "see"])]):
+        rule = fit_rule(taught)
+        for certain in (0.5, 1.01):
+            verdict = diagnose(WELL, rule, certain)
+            mine = judge(pd.DataFrame([WELL]), taught, certain).iloc[0]
+            assert verdict.fault == ("none" if certain < 1 else None) and mine["likeliest"] == "none"
+            assert mine["verdict"] == (verdict.fault or "abstains") and mine["strange"] == verdict.strange == 0
 
 
 def test_nobody_is_judged_by_what_was_learned_from_it(monkeypatch):

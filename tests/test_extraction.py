@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forking import FORK_EACH_LINE
+from notebook_cells import cells
 
 from vlm_counting import extraction
-from vlm_counting.core import Sample, hold_folder
+from vlm_counting.core import Sample, first_difference, hold_folder
 from vlm_counting.extraction import (
     POOLINGS,
     Pooling,
@@ -38,6 +39,7 @@ from vlm_counting.models import MODELS, load_model
 from vlm_counting.runs import check_parameters
 from vlm_counting.stimuli import generate
 
+ROOT = Path(__file__).resolve().parents[1]
 TWINS = [name for name, spec in MODELS.items() if spec.repo.startswith("twin:")]
 WRITERS = [name for name in TWINS if MODELS[name].kind == "generative"]
 RANKERS = [name for name in TWINS if MODELS[name].kind == "contrastive"]
@@ -625,11 +627,13 @@ import vlm_counting.extraction as extraction
 from vlm_counting.models import load_model
 from vlm_counting.stimuli import generate
 
-extraction.COMMIT_SECONDS = 0
+extraction.COMMIT_SECONDS, extraction.PIECE = 0, 1  # a join copies row by row
 vlm, samples, plain = load_model(sys.argv[1], device="cpu"), generate("balanced", limit=27), extraction._write_rows
 
-def work(folder, log, events):
+def work(folder, log, events, shard=None):
     left = [int(events)]
+    if shard == "none":
+        shard, extraction.Reader.read = None, None  # parts are joined: nobody is asked
     def audit(event, arguments):
         if event in ("open", "os.rename", "os.remove", "os.truncate") and folder in str(arguments[0]):
             left[0] -= 1
@@ -641,7 +645,7 @@ def work(folder, log, events):
             file.write(" ".join(map(str, places)) + chr(10))
         plain(folder, columns, places, *rest)
     extraction._write_rows = writing
-    extraction.extract(vlm, samples, folder, layers=[0, 2], batch_size=3, progress=False)
+    extraction.extract(vlm, samples, folder, layers=[0, 2], batch_size=3, progress=False, shard=shard)
 
 print("ready", flush=True)
 """
@@ -656,9 +660,9 @@ def forker():
     ) as process:
         assert process.stdout.readline() == "ready\n"
 
-        def start(folder: Path, log: Path, events: int = 0, seconds: float | None = None) -> int:
+        def start(folder: Path, log: Path, events: int = 0, seconds: float | None = None, shard: str = "") -> int:
             "One extraction; its exit status. `seconds`: kill it after so long."
-            process.stdin.write(f"{folder} {log} {events}\n")
+            process.stdin.write(f"{folder} {log} {events} {shard}\n")
             process.stdin.flush()
             child = int(process.stdout.readline())
             if seconds is not None:
@@ -729,7 +733,148 @@ def test_killed_while_it_is_laid_out_or_finished(forker, tmp_path, step):
     assert (folder / "states.json").read_bytes() == about and not (folder / "progress.jsonl").exists()
 
 
+# --- several processes
+
+
+def same_files(folder: Path, other: Path) -> bool:
+    "Have two folders the same files with the same bytes? Hidden ones do not count."
+    names = [sorted(path.name for path in place.glob("[!.]*")) for place in (folder, other)]
+    return names[0] == names[1] and all((folder / n).read_bytes() == (other / n).read_bytes() for n in names[0])
+
+
+def in_parts(name: str, samples: list[Sample], folder: Path, number: int, batch_size: int | str) -> list[int]:
+    "Every part of a store; how many samples each has."
+    settings = {"batch_size": batch_size, "progress": False}
+    shards = [f"{part}/{number}" for part in range(1, number + 1)]
+    return [len(extract(load(name), samples, folder, shard=shard, **settings)) for shard in shards]
+
+
+@pytest.mark.parametrize(
+    "name, batch_size, number",
+    [(WRITERS[0], 5, 3), (WRITERS[0], 1, 2), (WRITERS[0], "auto", 3), (WRITERS[2], "auto", 3), (RANKERS[0], 5, 3)],
+)
+def test_joined_parts_are_the_whole_store_byte_for_byte(name, batch_size, number, samples, tmp_path, monkeypatch):
+    vlm = load(name)
+    longest = max(map(vlm.length, samples))
+    monkeypatch.setattr(vlm, "token_budget", 4 * longest, raising=False)  # 'auto': about four samples a batch
+    whole = extract(vlm, samples, tmp_path / "whole", batch_size=batch_size, progress=False)
+    sizes = in_parts(name, samples, tmp_path / "run" / "states", number, batch_size)
+    assert sum(sizes) == len(samples) and min(sizes) > 0
+    monkeypatch.setattr(Reader, "read", None)  # nobody is asked
+    monkeypatch.setattr(extraction, "PIECE", 4 * 2000)
+    joined = extract(vlm, samples, tmp_path / "run" / "states", batch_size=batch_size, progress=False)
+    assert joined.uids == whole.uids and same_files(whole.folder, joined.folder)
+    for path in (tmp_path / "run").glob("part-*"):
+        shutil.rmtree(path)  # no longer needed
+    assert extract(vlm, samples, tmp_path / "run" / "states", batch_size=batch_size, progress=False).uids == whole.uids
+
+
+def test_a_join_that_cannot_be_made_says_why_and_writes_nothing(samples, tmp_path):
+    name, folder, settings = WRITERS[0], tmp_path / "states", {"batch_size": 3, "progress": False}
+    vlm, parts = load(name), [tmp_path / f"part-{part}-of-3" / "states" for part in (1, 2, 3)]
+
+    def refused(complaint: str, error: type = ValueError, asked=samples, **more):
+        with pytest.raises(error, match=complaint):
+            extract(vlm, asked, folder, **(settings | more))
+        assert not list(folder.glob("[!.]*"))
+
+    in_parts(name, samples, folder, 3, 3)
+    shutil.move(parts[1], tmp_path / "aside")
+    refused("part-2-of-3.states is missing. Start that part: shard='2/3'", FileNotFoundError)
+    shutil.copytree(parts[0], parts[1])
+    refused(r"part-2-of-3.states has '.*', which another part has too. Were all parts made in the same way")
+    shutil.rmtree(parts[1])
+    shutil.move(tmp_path / "aside", parts[1])
+    refused("part-1-of-3.states has '.*', which is none of the samples asked for", asked=samples[:-3])
+    more = [*samples, replace(samples[0], uid="more")]
+    refused("lack 1 of 13 samples, the first is 'more'. Were all parts made in the same way", asked=more)
+    refused(r"part-1-of-3.states holds other states: layers is \[1\] now and was", FileExistsError, layers=[1])
+    moved = [replace(sample, factors=sample.factors | {"layout": -1}) for sample in samples]
+    refused("part-1-of-3.states holds other states: fingerprint is", FileExistsError, asked=moved)
+    (tmp_path / "part-1-of-2" / "states").mkdir(parents=True)
+    refused("holds shards of 2 and of 3 parts")
+    shutil.rmtree(tmp_path / "part-1-of-2")
+    about = (parts[2] / "states.json").read_text()
+    (parts[2] / "states.json").write_text(about.replace('"finished": true', '"finished": false'))
+    refused("part-3-of-3.states is not finished. Start that part again: shard='3/3'")
+    (parts[2] / "states.json").write_text(about)
+    data = bytearray((parts[2] / "layer_01.mean.npy").read_bytes())
+    data[-1] ^= 1
+    (parts[2] / "layer_01.mean.npy").write_bytes(data)
+    with pytest.raises(ValueError, match="part-3-of-3.states.layer_01.mean.npy has changed: its sha256 is"):
+        extract(vlm, samples, folder, **settings)
+    shutil.rmtree(parts[2])
+    extract(vlm, samples, folder, shard="3/3", **settings)  # and the join goes on behind the first two parts
+    whole = extract(vlm, samples, tmp_path / "whole", **settings)
+    assert same_files(extract(vlm, samples, folder, **settings).folder, whole.folder)
+
+
+def test_a_part_without_a_batch_is_refused(samples, tmp_path):
+    for shard, complaint in (("2/2", "12 samples make 1 batches. Ask for fewer parts"), ("3/2", "expected 'i/n'")):
+        with pytest.raises(ValueError, match=complaint):
+            extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=12, progress=False, shard=shard)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_join_killed_at_random_moments_ends_in_the_same_bytes(forker, tmp_path):
+    folder, log, calm = tmp_path / "run" / "states", tmp_path / "log", tmp_path / "calm"
+    assert forker(calm, tmp_path / "calm-log") == 0
+    for shard in ("1/2", "2/2"):
+        assert forker(folder, tmp_path / "part-log", shard=shard) == 0
+    rng, kills, at = random.Random(0), 0, set()
+    while True:
+        before = noted(folder)
+        log.write_text("")
+        status = forker(folder, log, events=rng.randrange(1, 120) if kills < 12 else 0, shard="none")
+        again = [set(map(int, line.split())) for line in log.read_text().splitlines()]
+        assert not any(rows in before for rows in again), "rows that were noted were copied again"
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        at.add(len(noted(folder)))
+    assert kills >= 6 and len(at) >= 4 and same_files(calm, folder)
+
+
+def test_a_store_that_travels_leaves_its_samples_behind(store):
+    import pickle
+
+    sent = pickle.dumps(store.lean())
+    assert len(sent) < len(pickle.dumps(store)) and store.uids[0].encode() not in sent
+    lean = pickle.loads(sent)
+    assert len(lean) == len(store) and all(np.array_equal(lean.array(*key), store.array(*key)) for key in store.keys())
+
+
 # --- the verb
+
+
+def run_cells(verb: str, until: str, **given) -> dict:
+    "The cells of a verb's notebook, up to the one with a certain word, in this process; what they leave."
+    names = {"display": print}
+    for cell in (cell for cell in cells(ROOT / "nbs" / f"{verb}.ipynb") if cell["cell_type"] == "code"):
+        exec(cell["source"], names)  # noqa: S102  # our own notebook
+        names |= given if "parameters" in cell["metadata"].get("tags", []) else {}
+        if until in cell["source"]:
+            return names
+
+
+def test_parts_of_a_run_are_joined_into_the_run_of_one_process(tmp_path, monkeypatch):
+    given = {"limit": 18, "layers": "0,2", "batch_size": 4, "device": "cpu"}
+    records = {}
+    for place, shards in (("alone", [None]), ("shared", ["1/2", "2/2", None])):
+        monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / place))
+        for shard in shards:
+            left = run_cells("extract", "claim_folder", shard=shard, **given)
+        records[place] = left["record"]
+    run = Path("extract", "tiny-qwen2-vl", "balanced")
+    alone, shared = tmp_path / "alone" / run, tmp_path / "shared" / run
+    assert same_files(alone / "states", shared / "states")
+    for table in left["tables"]:
+        assert (alone / f"{table}.csv").read_bytes() == (shared / f"{table}.csv").read_bytes()
+    assert not first_difference(records["alone"], records["shared"]) and records["shared"].samples == 18
+    parts = [json.loads((shared / f"part-{part}-of-2" / "run.json").read_text())["samples"] for part in (1, 2)]
+    assert sum(parts) == 18 and parts == [10, 8]
 
 
 @pytest.mark.parametrize(

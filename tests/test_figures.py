@@ -199,6 +199,30 @@ def regression_rows() -> pd.DataFrame:
     return table
 
 
+def growth_rows() -> pd.DataFrame:
+    rows = [
+        {"along": along, "verb": verb, "size": size, "seconds": 0.002 * size**power}
+        for along, verb, sizes, power in (
+            ("images", "answer", (40, 100, 400), 1), ("images", "extract", (40, 100, 400), 1.1),
+            ("dimensions", "answer", (64, 128, 640), 1.3), ("samples", "probe", (400, 1600, 4000), 2),
+        )
+        for size in sizes
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def law_rows() -> pd.DataFrame:
+    table = growth_rows().groupby(["along", "verb"], sort=False)["size"].agg(least="min", most="max").reset_index()
+    return table.assign(value="seconds", exponent=[1, 1.1, 1.3, 2], low=0.9, high=2.1, constant=0.002)
+
+
+def plan_rows() -> pd.DataFrame:
+    rows = [{"cut": cut, "gpus": gpus} for cut in ("whole runs", "all cut") for gpus in (1, 8, 64)]
+    table = pd.DataFrame(rows).assign(runs=105)
+    table["wall_low"] = np.where(table["cut"] == "all cut", 20 / table["gpus"], np.maximum(20 / table["gpus"], 4))
+    return table.assign(wall_high=2.5 * table["wall_low"])
+
+
 DRAWN = {
     "accuracy_per_count": lambda: figures.plot_accuracy_per_count(count_rows(), chance=1 / 9),
     "f1_per_count": lambda: figures.plot_f1_per_count(count_rows(), chance=1 / 9),
@@ -225,9 +249,11 @@ DRAWN = {
     "reliability": lambda: figures.plot_reliability(reliability_rows(), ece={"one": 0.01, "two": 0.1}),
     "differences": lambda: figures.plot_differences(difference_rows()),
     "regression": lambda: figures.plot_regression(regression_rows()),
+    "growth": lambda: figures.plot_growth(growth_rows(), law_rows())[0],
+    "plan": lambda: figures.plot_plan(plan_rows(), deadline=64),
 }
 UNITS = dict.fromkeys(DRAWN, "questions") | dict.fromkeys(("evidence", "dose_response", "verdicts", "hits"), "twins")
-UNITS |= {"patching": "pairs"}  # what n counts in each figure
+UNITS |= {"patching": "pairs", "growth": "measurements", "plan": "runs"}  # what n counts in each figure
 
 
 def test_every_figure_is_tested_here():
@@ -285,6 +311,24 @@ def test_accuracy_and_interval_are_those_of_the_table():
     assert first.lines[0].get_color() != line.get_color()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two", "chance (11.1 %)"]
     assert any("n = 81 to 89 questions" in text for text in texts(ax.figure))
+
+
+def test_growth_has_a_panel_a_size_and_the_slope_in_the_legend():
+    axes = figures.plot_growth(growth_rows(), law_rows())
+    assert [ax.get_xlabel() for ax in axes] == ["Pictures", "Width of a state", "Samples of a probe"]
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()][1] == "extract: 1.10 [0.90, 2.10]"
+    points, line = axes[2].lines
+    assert np.allclose(points.get_ydata()[[0, -1]], line.get_ydata())  # the law goes through its own points
+
+
+def test_plan_is_a_band_between_cheap_and_dear():
+    ax = figures.plot_plan(plan_rows(), deadline=64)
+    (band, _), rows = ax.collections, plan_rows().query("cut == 'whole runs'")
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert np.isclose(ends.min(), rows["wall_low"].min()) and np.isclose(ends.max(), rows["wall_high"].max())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["whole runs", "all cut", "64 hours"]
+    with pytest.raises(ValueError, match="several rows for gpus 1"):
+        figures.plot_plan(plan_rows().assign(gpus=1))
 
 
 def test_order_of_rows_does_not_matter():

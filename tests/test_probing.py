@@ -2,14 +2,18 @@
 
 import json
 import os
+import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -56,6 +60,7 @@ class Store:
     model: str = "by hand"
     strength: float = 0.3
     pause: float = 0
+    deadly: tuple = ()  # a key that whoever reads it does not survive
 
     @property
     def uids(self):
@@ -66,6 +71,8 @@ class Store:
 
     def array(self, layer, pooling, check=False):
         time.sleep(self.pause)
+        if (layer, pooling) == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
         states = simulate(self.targets, self.factors, 24, self.strength * layer, seed=layer + len(pooling))
         if (layer, pooling) == self.broken:
             states[3, 5] = np.nan
@@ -468,6 +475,130 @@ def test_a_failure_names_its_representation_and_keeps_the_rest(store, tmp_path, 
     mended = probe_layers(Store(store.targets, store.factors), controls=(), path=path, jobs=jobs, progress=False)
     undisturbed = probe_layers(Store(store.targets, store.factors), controls=(), jobs=1, progress=False)
     pd.testing.assert_frame_equal(mended, undisturbed)  # the missing one in its place
+
+
+# --- on a cluster
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "Two workers in processes of their own; one that is killed is replaced."
+    from distributed import LocalCluster
+
+    options = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": None, "silence_logs": 50}
+    with LocalCluster(n_workers=2, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with probing.connect(cluster.scheduler_address) as client:
+        client.wait_for_workers(2)
+        yield client
+
+
+def test_workers_open_the_store_themselves_and_give_the_same_bytes(client, store, tmp_path):
+    from vlm_counting.core import file_hash, write_jsonl
+    from vlm_counting.extraction import FORMAT, file_of, open_states
+
+    folder = tmp_path / "states"
+    folder.mkdir()
+    rows = [
+        {"uid": u, "target": int(t), "factors": f}
+        for u, t, f in zip(store.uids, store.targets, store.factors, strict=True)
+    ]
+    write_jsonl(folder / "samples.jsonl", rows)
+    for layer, pooling in store.keys():
+        np.save(folder / file_of(layer, pooling), store.array(layer, pooling))
+    about = {"format": FORMAT, "finished": True, "model": "by hand", "samples": len(rows), "layers": [0, 1, 2]}
+    about |= {"poolings": ["mean", "last"], "sha256": {path.name: file_hash(path) for path in folder.glob("*.npy")}}
+    (folder / "states.json").write_text(json.dumps(about))
+    states, files = open_states(folder), [tmp_path / "turn" / "p.jsonl", tmp_path / "cluster" / "p.jsonl"]
+    tables = [
+        probe_layers(states, path=path, progress=False, **more)
+        for path, more in zip(files, ({"jobs": 1}, {"client": client}), strict=True)
+    ]
+    pd.testing.assert_frame_equal(*tables)
+    assert files[0].read_bytes() == files[1].read_bytes() and len(tables[0]) == 18
+    tasks = probing.plan_tasks(states.targets, states.factors, ["svm"], ["paper"])
+    unit, *_ = probing._plan_units(states, None, tasks, [(1, "mean")], {"folds": 3, "seed": 0})
+    sent = pickle.dumps(unit)
+    assert len(sent) < 216 * 24 * 4 and str(folder).encode() in sent and b"s/215" not in sent  # no states, no samples
+
+
+def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path):
+    slow, path, whole = Store(store.targets, store.factors, pause=0.4), tmp_path / "p.jsonl", tmp_path / "w" / "p.jsonl"
+    settings, killed = {"controls": (), "progress": False}, []
+    probe_layers(store, path=whole, jobs=1, **settings)
+
+    def kill():
+        while not path.exists() or not path.stat().st_size:
+            time.sleep(0.01)
+        victim = next(iter(client.run(os.getpid).values()))
+        os.kill(victim, signal.SIGKILL)
+        killed.append(path.stat().st_size)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    probe_layers(slow, path=path, client=client, **settings)
+    killer.join()
+    assert 0 < killed[0] < len(whole.read_bytes()) and path.read_bytes() == whole.read_bytes()
+    path.write_bytes(whole.read_bytes()[: killed[0]])  # as if we had been killed ourselves; resumed without a cluster
+    probe_layers(store, path=path, jobs=1, **settings)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs an alarm")
+def test_a_representation_that_no_worker_survives_is_an_error(client, cluster, store, tmp_path, monkeypatch):
+    "joblib alone would wait for ever. What was read before it is kept."
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for ever"))
+    signal.alarm(100)
+    try:
+        with pytest.raises(Exception, match="all those workers died while running it"):
+            probe_layers(
+                Store(store.targets, store.factors, deadly=(1, "last"), pause=0.1), controls=(), jobs=1,
+                path=tmp_path / "p.jsonl", client=client, progress=False,
+            )  # fmt: skip
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    kept = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [(row["layer"], row["pooling"]) for row in kept] == store.keys()[:3]
+
+
+def test_who_does_not_answer_is_refused_within_ten_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as other:  # somebody listens, and says nothing
+        address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        clock = time.monotonic()
+        with pytest.raises(
+            ConnectionError, match=f"No Dask scheduler answers at {address}: .*Start one with `dask sch"
+        ):
+            probing.connect(address)
+        assert time.monotonic() - clock < 10
+    with pytest.raises(ConnectionError, match="No Dask scheduler answers at file://x:1"):
+        probing.connect("file://x:1")
+    assert probing.connect(None) is None
+
+
+def test_jobs_of_a_cluster_are_bounded_by_threads_and_by_each_machines_memory(monkeypatch):
+    threads = {"a": 4, "b": 4, "c": 8}  # a and b are on one machine
+    rooms = {"a": ("one", 3), "b": ("one", 3), "c": ("two", 99)}
+    cluster = SimpleNamespace(nthreads=lambda: threads, run=lambda function, *size: rooms)
+    assert probing.count_cluster_jobs(cluster, 216, 64) == 3 + 8
+    nobody = SimpleNamespace(nthreads=dict, scheduler=SimpleNamespace(address="tcp://host:1"))
+    with pytest.raises(ConnectionError, match="at tcp://host:1 has no workers. Start some: dask worker tcp://host:1"):
+        probing.count_cluster_jobs(nobody, 216, 64)
+    assert probing._room_here(17_496, 3584)[1] < probing._room_here(216, 64)[1]
+
+
+def test_the_address_is_no_part_of_the_run():
+    from vlm_counting.runs import _record, check_parameters
+
+    with_one, without = (check_parameters("probe", given) for given in ({"scheduler": "tcp://host:8786"}, {}))
+    assert with_one["scheduler"] == "tcp://host:8786" and _record("probe", with_one) == _record("probe", without)
+    with pytest.raises(ValueError, match="scheduler is 'host', expected what `dask scheduler` prints"):
+        check_parameters("probe", {"scheduler": "host"})
 
 
 def test_file_of_other_states_is_refused(store, tmp_path):

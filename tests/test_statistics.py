@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import classification_report, f1_score
 
 from vlm_counting.core import Prediction, project_root, read_jsonl
@@ -332,6 +333,44 @@ def test_compare_refuses(example):
         compare(rows[:1], rows[1:])
     with pytest.raises(ValueError, match="has target 2 on one side and 4"):
         compare(rows, predictions([(4, 4)]))
+
+
+def varied(seed: int) -> tuple[list, list]:
+    "Answers about 24 kinds of objects, 18 of each; gains differ from kind to kind (sd 15 points), their mean is zero."
+    rng, entity = np.random.default_rng(seed), np.repeat(np.arange(24), 18)
+    gain, luck = rng.normal(0, 0.15, 24).clip(-0.3, 0.3)[entity], rng.random(24 * 18)
+    second = np.where(luck < 0.15 + gain / 2, 1, 0)  # the second alone; the first alone at the other end
+    first = np.where(luck > 0.85 + gain / 2, 1, 0)
+    return tuple(
+        [Prediction(f"f/{i}", "m", "", 2 + (not right), 0, 2, None, {"entity": f"e{kind:02}"})
+         for i, (right, kind) in enumerate(zip(side, entity, strict=True))] for side in (first, second)
+    )  # fmt: skip
+
+
+def test_compare_knows_of_families():
+    "McNemar's test alone finds a difference in one of five such worlds."
+    rows = [compare(*varied(seed), draws=2).iloc[0] for seed in range(150)]
+    exact = [binomtest(int(row["only_first"]), int(row["only_first"] + row["only_second"])).pvalue for row in rows]
+    assert np.mean(np.array(exact) < 0.05) > 0.12
+    assert np.mean([row["p"] < 0.05 for row in rows]) < 0.09
+    assert all(row["p"] >= plain for row, plain in zip(rows, exact, strict=True))
+    bare = [[replace(row, factors={}) for row in side] for side in varied(0)]
+    assert compare(*bare)["p"].item() == pytest.approx(exact[0])  # no families: as it was
+    assert compare(bare[0][:1], bare[1][:1])["p"].item() == 1
+
+
+def test_pictures_of_another_seed_are_no_pairs():
+    one, two = crossed(entities=2, layouts=9), crossed(entities=2, layouts=9)
+    placed = [replace(row, factors=row.factors | {"positions": [[1, i % 9]]}) for i, row in enumerate(one)]
+    moved = [replace(row, factors=row.factors | {"positions": [[2, i % 9]]}) for i, row in enumerate(one)]
+    with pytest.raises(ValueError, match="positions .*1, 0.* on one side and .*2, 0.*made with one `seed`"):
+        compare(placed, moved)
+    assert compare(placed, two)["n"].item() == len(one)  # released answers know no places
+    tuples = [replace(row, factors=row.factors | {"positions": ((1, i % 9),)}) for i, row in enumerate(one)]
+    assert compare(placed, tuples)["n"].item() == len(one)
+    other = [replace(row, factors=row.factors | {"entity": "stars"}) for row in two]
+    with pytest.raises(ValueError, match="entity .* on one side and stars"):
+        equivalence(one, other, 0.1)
 
 
 def test_response_curve():

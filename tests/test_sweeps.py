@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from clusters import dask_on, start_on, two_hosts, wait_until, worker_of
+from notebook_cells import cells
 
 from vlm_counting import runs
 from vlm_counting.core import UnknownName
@@ -31,7 +34,7 @@ from vlm_counting.runs import (
     sweep,
 )
 
-BIN = Path(sys.executable).parent
+ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
 PARAMETERS = """
 name = "a"  # of the thing that it is about
 word = "well"  # what it says in the end
@@ -110,14 +113,6 @@ def call(results: Path, *words: str) -> tuple[int, str, str]:
     process = start(results, *words)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
-
-
-def wait_until(true, seconds: float = 120.0):
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.05)
-    return found
 
 
 # --- grids
@@ -430,34 +425,56 @@ def test_a_cell_that_kills_its_worker_three_times_is_given_up_and_the_others_are
     assert [cell.state for cell in plan_sweep({"verb": "fake", "name": "b"})] == ["failed"]
 
 
-def worker_of(process: subprocess.Popen, folder: Path) -> int | None:
-    "The worker whose kernel writes to a run's folder."
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if any(Path(file.path).parent == folder for file in child.open_files()):
-                return child.ppid()
-        except psutil.Error:
-            continue
-    return None
+REAL = ("verb=evaluate", "model=tiny-clip", "limit=18", "batch_size=1")  # of a real verb
 
 
-def test_a_worker_killed_in_the_middle_changes_no_byte(tmp_path):
-    "A real verb, once in this way and once on two workers, of which the one that asks is killed while it does."
-    grid = ["verb=evaluate", "model=tiny-clip", "limit=18", "batch_size=1"]
-    alone, many = tmp_path / "alone", tmp_path / "many"
-    status, _, err = call(alone, *grid)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "The folder of a run that nobody disturbed."
+    results = tmp_path_factory.mktemp("alone") / "results"
+    status, _, err = call(results, *REAL)
     assert status == 0, err
-    process = start(many, *grid, "--workers", "2")
+    return results / "evaluate" / "tiny-clip" / "balanced"
+
+
+def differing(alone: Path, other: Path) -> list[str]:
+    "Answers, tables and pictures that are not the same in two folders."
+    compared = [path for kind in ("jsonl", "csv", "png") for path in sorted(alone.glob(f"*.{kind}"))]
+    assert len(compared) >= 10
+    return [path.name for path in compared if path.read_bytes() != (other / path.name).read_bytes()]
+
+
+def test_a_worker_killed_in_the_middle_changes_no_byte(alone, tmp_path):
+    "A real verb, once in this way and once on two workers, of which the one that asks is killed while it does."
+    many = tmp_path / "many"
+    process = start(many, *REAL, "--workers", "2")
     folder = many / "evaluate" / "tiny-clip" / "balanced"
     wait_until(lambda: (folder / "predictions.jsonl").exists())
     os.kill(wait_until(lambda: worker_of(process, folder), seconds=5), signal.SIGKILL)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0 and "1 cells: 1 done." in out, err
     assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 2
-    compared = [path for pattern in ("*.jsonl", "*.csv", "*.png") for path in sorted(alone.rglob(pattern))]
-    assert len(compared) >= 10
-    for path in compared:
-        assert path.read_bytes() == (many / path.relative_to(alone)).read_bytes(), path.name
+    assert differing(alone, folder) == []
+
+
+def test_two_hosts_and_one_scheduler_give_the_bytes_of_one_process(alone, tmp_path):
+    "The second host sees the results folder in another place. The sweep is started on the first."
+    results, mounted, log = tmp_path / "results", tmp_path / "mounted", tmp_path / "sweep.log"
+    results.mkdir()
+    mounted.symlink_to(results)
+    grids = "".join(f"- {{run: {name}}}\n" for name in "ab")
+    (tmp_path / "two.yaml").write_text("\n".join(word.replace("=", ": ") for word in REAL) + f"\ngrids:\n{grids}")
+    with two_hosts() as hosts, dask_on(hosts, [results, mounted], tmp_path) as (address, workers):
+        words = ("sweep", tmp_path / "two.yaml", "--scheduler", address)
+        process, busy = start_on(hosts[0], results, "vlm-counting", *words, log=log), set()
+        while process.poll() is None:
+            busy |= {worker.pid for worker in workers if psutil.Process(worker.pid).children()}
+            time.sleep(0.1)
+    told = log.read_text()
+    assert process.returncode == 0 and "2 cells: 2 done." in told, told
+    assert len(busy) == 2, "one of the hosts did nothing"
+    for name in "ab":
+        assert differing(alone, results / name / "tiny-clip" / "balanced") == []
 
 
 # --- a cluster that is there already
@@ -500,3 +517,36 @@ def test_workers_with_another_results_folder_are_refused(fake, cluster, tmp_path
     with pytest.raises(FileNotFoundError, match="set VLM_COUNTING_RESULTS to it for the workers"):
         sweep(plan_sweep({"verb": "fake"}), scheduler=address)
     assert files(fake) == [] and not (tmp_path / "elsewhere" / "fake").exists()
+
+
+def test_the_example_for_slurm_makes_jobs_that_work(tmp_path, monkeypatch):
+    "The example of room 12, its paths replaced by ones that exist; `sbatch` is a script that starts the job here."
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed: pip install '.[slurm]'")
+    from distributed import Client
+
+    texts = [cell["source"] for cell in cells(ROOT / "nbs" / "12_runs.ipynb") if cell["cell_type"] == "markdown"]
+    example = next(match[1] for text in texts if (match := re.search(r"```python\n(.*SLURMCluster.*?)```", text, re.S)))
+    made, scaled = example.split("cluster.scale")
+    (tmp_path / "activate").write_text("true\n")
+    for given, here in (("/shared/results", tmp_path), ("/shared/env/bin/activate", tmp_path / "activate")):
+        made = made.replace(given, str(here))
+    (tmp_path / "bin").mkdir()
+    for name, script in (
+        ("sbatch", 'cp "$1" job; bash job > job.log 2>&1 & echo "Submitted batch job $!"'),
+        ("scancel", 'kill "$@"'),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    names = {}
+    exec(made, names)  # noqa: S102  # our own notebook
+    with names["cluster"] as cluster, Client(cluster) as client:
+        job = cluster.job_script()
+        assert "#SBATCH --gres=gpu:1" in job and "#SBATCH -p gpu" in job and "--resources GPU=1" in job
+        worker = next(line for line in job.splitlines() if "dask_worker" in line or "dask worker" in line)
+        assert re.findall(r"--memory-limit (\S+)", worker)[-1] == "0" and "--nthreads 1" in worker
+        assert job.index(f"export VLM_COUNTING_RESULTS={tmp_path}") < job.index(worker)
+        assert "(jobs=" in scaled
+        cluster.scale(jobs=1)
+        seen = client.submit(os.getenv, "VLM_COUNTING_RESULTS", resources={"GPU": 1})
+        assert seen.result(timeout=60) == str(tmp_path)

@@ -1,10 +1,12 @@
 "Guards for the room `training`: the paper's protocol, resuming, heads in and out of checkpoints."
 
+import ast
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -420,3 +422,26 @@ def test_a_finished_head_is_kept_and_read_again(tmp_path):
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match="expected a rate above 0"):
         HeadConfig(**wrong)
+
+
+def test_what_a_count_gains_depends_on_the_kinds_of_objects():
+    "Answers of one kind stand and fall together: twelve kinds are twelve answers, however many layouts."
+    rng = np.random.default_rng(0)
+    sides = [np.repeat(rng.random(12) < share, 30) for share in (0.2, 0.8)]
+    known = [{"layout": i % 30, "entity": f"e{i // 30:02}"} for i in range(360)]
+    before, after = (
+        [Prediction(f"s/{i}", "m", "", 3 if r else 4, 3, 3, [], known[i]) for i, r in enumerate(side)] for side in sides
+    )
+    alone = [replace(row, factors={"layout": row.factors["layout"]}) for row in before]
+    wide, narrow = (improvement(side, after).set_index("measure").loc["f1"] for side in (before, alone))
+    assert wide["gain"] == narrow["gain"] > 0
+    assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
+    assert -1 <= wide["low"] and wide["high"] <= 1
+
+
+def test_one_model_is_held_at_a_time():
+    "The verb loads two: with 7 B parameters each, both at once are 30 GB."
+    cells = nbformat.read(Path(__file__).resolve().parents[1] / "nbs" / "train.ipynb", 4).cells
+    code = ast.parse("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+    loops = [node for node in ast.walk(code) if isinstance(node, ast.For) and "load_model(" in ast.unparse(node)]
+    assert loops and all(ast.unparse(loop.body[-1]) == "del vlm" for loop in loops)

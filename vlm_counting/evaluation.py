@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_WORDS', 'RULES', 'TOKEN_BUDGET', 'MOST', 'parse_count', 'to_prediction', 'load_predictions', 'plan_batches',
            'Asker', 'in_batches', 'read_answered', 'shard_samples', 'shard_path', 'plan_samples', 'check_uids',
-           'predict', 'merge_shards']
+           'predict', 'name_shards', 'merge_shards']
 
 # %% ../nbs/04_evaluation.ipynb #46787c4c
 import gc
@@ -287,9 +287,9 @@ def read_answered(
 
 # %% ../nbs/04_evaluation.ipynb #bc57e218
 def shard_samples(
-    samples: list[Sample],
+    samples: list,  # of `Sample`, or of whole batches of them
     shard: str,  # 'i/n', i from 1: every n-th sample, from the i-th
-) -> list[Sample]:
+) -> list:
     "The part of the samples that one of n processes asks. `ValueError` if `shard` does not say which."
     match = re.fullmatch(r"(\d+)/(\d+)", str(shard))
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -405,8 +405,10 @@ def predict(
     return predictions
 
 # %% ../nbs/04_evaluation.ipynb #2f334a6d
-def _count_shards(folder: Path) -> int:
-    "How many parts a folder's shards are out of. `FileNotFoundError` if there are none, `ValueError` if they disagree."
+def name_shards(
+    folder: Path,  # holds part-1-of-n ...
+) -> list[str]:  # ['1/4', '2/4', '3/4', '4/4'], also those whose folders are not there yet
+    "The shards that a folder's parts are out of. `FileNotFoundError`: there are none, `ValueError`: they disagree."
     names = [re.fullmatch(r"part-\d+-of-(\d+)", path.name) for path in sorted(folder.glob("part-*"))]
     numbers = sorted({int(match[1]) for match in names if match})
     if not numbers:
@@ -415,7 +417,7 @@ def _count_shards(folder: Path) -> int:
         raise ValueError(
             f"{folder} holds shards of {numbers[0]} and of {numbers[1]} parts. Delete those that are not wanted."
         )
-    return numbers[0]
+    return [f"{part}/{numbers[0]}" for part in range(1, numbers[0] + 1)]
 
 # %% ../nbs/04_evaluation.ipynb #9df2d9dd
 def merge_shards(
@@ -424,9 +426,8 @@ def merge_shards(
     name: str = "predictions.jsonl",  # of each part's file, and of the whole
 ) -> list[Prediction]:  # in the order of the samples
     "Join the parts into one file. `FileNotFoundError`, `ValueError` name a part that is missing or not whole."
-    folder = Path(folder)
-    number, merged = _count_shards(folder), {}
-    for shard in (f"{part}/{number}" for part in range(1, number + 1)):
+    folder, merged = Path(folder), {}
+    for shard in name_shards(folder):
         path, part = shard_path(folder / name, shard), shard_samples(samples, shard)
         if part and not path.exists():
             raise FileNotFoundError(f"{path} is missing. Start that part: shard='{shard}'.")

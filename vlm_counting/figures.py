@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FIGURES', 'INK', 'FAINT', 'GRID', 'COLOURS', 'MARKERS', 'STYLE', 'BAND', 'MEASURES', 'HATCHES', 'SHAPE_MARKERS',
            'COLOUR_FILLS', 'POOLING_NAMES', 'BANDS', 'LINES', 'GAINS', 'VERDICTS', 'FAULT_ORDER', 'NOT_EVIDENCE',
-           'TWINS', 'STEPS', 'POSITION_NAMES', 'UNDATED', 'style', 'Picture', 'new_axes', 'check_table',
+           'TWINS', 'STEPS', 'POSITION_NAMES', 'PANELS', 'UNDATED', 'style', 'Picture', 'new_axes', 'check_table',
            'plot_accuracy_per_count', 'plot_confusion', 'plot_answers', 'plot_response', 'plot_break',
            'plot_f1_per_count', 'plot_entities', 'plot_entity_grid', 'plot_groups', 'plot_distractors',
            'plot_position_map', 'true_labels', 'plot_layer_map', 'plot_layers', 'plot_lens_curves', 'plot_reliability',
            'plot_gap', 'plot_learning', 'plot_improvement', 'plot_differences', 'plot_regression', 'evidence_columns',
            'plot_evidence', 'plot_dose_response', 'plot_verdicts', 'plot_hits', 'plot_patching', 'wrong_answers',
-           'save_figure']
+           'plot_growth', 'plot_plan', 'save_figure']
 
 # %% ../nbs/11_figures.ipynb #68b95342
 import textwrap
@@ -1405,6 +1405,79 @@ def wrong_answers(
     for ax in figure.axes:
         ax.set_axis_off()
     return figure
+
+# %% ../nbs/11_figures.ipynb #468ff36c
+def _sizes_axis(axis: matplotlib.axis.Axis) -> None:
+    "A logarithmic axis with numbers as one writes them, at 1, 2, 5, 10, ..."
+    axis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5)))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, place: f"{value:,.10g}"))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+PANELS = {"images": "Pictures", "layers": "Layers", "dimensions": "Width of a state", "samples": "Samples of a probe"}
+
+
+@FIGURES.add("growth")
+@style()
+def plot_growth(
+    rows: pd.DataFrame,  # columns: along (what grows), verb, size, and `value`; one row a measurement
+    laws: pd.DataFrame,  # columns: along, verb, value, least, most, exponent, low, high, constant
+    value: str = "seconds",  # which column of the rows
+    label: str = "Processor time (s)",  # of the vertical axis
+) -> list[Axes]:  # one a size that grows
+    "Measurements and fitted power laws on logarithmic axes; the slope and its 95 % interval in the legend."
+    check_table(rows, ("along", "verb", "size", value), make="grow_models(...)")
+    check_table(laws, ("along", "verb", "value", "exponent", "low", "high", "constant"), make="growth_table(rows)")
+    laws, panels = laws[laws["value"] == value], list(dict.fromkeys(rows["along"]))
+    verbs = list(dict.fromkeys(rows["verb"]))
+    made = new_axes(2.9 * len(panels), 3.6, columns=len(panels))
+    axes = made if isinstance(made, list) else [made]
+    for ax, along in zip(axes, panels, strict=True):
+        counts = []
+        for name, colour, marker, group in _series(rows[rows["along"] == along], "verb", verbs):
+            law = laws[(laws["along"] == along) & (laws["verb"] == name)].iloc[0]
+            ends = np.array([law["least"], law["most"]], dtype=float)
+            slope = f"{name}: {law['exponent']:.2f} [{law['low']:.2f}, {law['high']:.2f}]"
+            ax.plot(group["size"], group[value], marker, color=colour, markersize=4, label=slope)
+            ax.plot(ends, law["constant"] * ends ** law["exponent"], color=colour)
+            counts.append(len(group))
+        ax.set(xscale="log", yscale="log", xlabel=PANELS.get(along, along), ylabel=label if ax is axes[0] else "")
+        _sizes_axis(ax.xaxis)
+        _sizes_axis(ax.yaxis)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), fontsize=8, handlelength=1.4)
+        _heading(ax, PANELS.get(along, along), f"{_sizes(pd.Series(counts))} measurements a line.")
+    return axes
+
+# %% ../nbs/11_figures.ipynb #51d246b0
+@FIGURES.add("plan")
+@style()
+def plot_plan(
+    rows: pd.DataFrame,  # columns: gpus, cut, runs, wall_low, wall_high (hours)
+    ax: Axes | None = None,  # None: new ones
+    deadline: float | None = None,  # hours that there are; None: no line
+    title: str = "How long the whole grid takes",  # in bold, above the caption
+) -> Axes:
+    "Hours against GPUs, one band a way of cutting runs into parts."
+    check_table(rows, ("gpus", "cut", "runs", "wall_low", "wall_high"), ("gpus", "cut"), "plan_costs(predicted)")
+    ax = ax or new_axes()
+    for number, (name, colour, marker, group) in enumerate(_series(rows, "cut")):
+        group = group.sort_values("gpus")
+        ax.fill_between(group["gpus"], group["wall_low"], group["wall_high"], color=colour, alpha=0.15, linewidth=0)
+        middle = (group["wall_low"] * group["wall_high"]) ** 0.5
+        width = max(1.2, 4.2 - 1.5 * number)  # the first stays visible below another with the same course
+        ax.plot(
+            group["gpus"], middle, color=colour, marker=marker, markersize=1 + 2 * width, linewidth=width, label=name
+        )
+    ax.set(xscale="log", yscale="log", xlabel="Number of GPUs", ylabel="Hours until all is done")
+    if deadline is not None:
+        ax.axhline(deadline, color=FAINT, linestyle="--", linewidth=1, label=f"{deadline:g} hours")
+    ax.set_xticks(sorted(rows["gpus"].unique()), [f"{number:g}" for number in sorted(rows["gpus"].unique())])
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    _sizes_axis(ax.yaxis)
+    ax.grid(axis="y")
+    _heading(ax, title, f"{_sizes(rows['runs'])} runs. Bands: from cheap to dear; line: middle of the logarithms.")
+    _legend(ax)
+    return ax
 
 # %% ../nbs/11_figures.ipynb #e9706e95
 UNDATED = {  # kind of file -> what it would say about its making, and must not

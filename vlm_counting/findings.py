@@ -28,7 +28,7 @@ from vlm_counting.published import (
     measure,
     set_name,
 )
-from .statistics import contrast, holm, mean_test, paired
+from .statistics import contrast, gain_test, holm, mean_test, paired, unlike
 from vlm_counting.tables import (
     DISTRACTORS,
     TITLES,
@@ -180,15 +180,10 @@ def _mean_test(values: Sequence[float], *labels: Sequence) -> dict:
 
 
 def _same_pictures(first: list[Prediction], second: list[Prediction]) -> tuple[list[Prediction], list[Prediction]]:
-    "Both sides under the numbers of their pictures; those whose targets, layouts or places differ are left out."
-    sides = [{row.uid.rpartition("/")[2]: row for row in rows} for rows in (first, second)]
-    found = []
-    for number, one in sides[0].items():
-        other = sides[1].get(number)
-        known = [name for name in ("entity", "layout", "positions") if name in one.factors]
-        if other and one.target == other.target:
-            if all(one.factors[name] == other.factors.get(name, one.factors[name]) for name in known):
-                found.append((replace(one, uid=number), replace(other, uid=number)))
+    "Both sides under the numbers of their pictures; those that show other ones (see `unlike`) are left out."
+    one, two = ({row.uid.rpartition("/")[2]: replace(row, uid=row.uid.rpartition("/")[2]) for row in rows}
+                for rows in (first, second))  # fmt: skip
+    found = [(one[number], two[number]) for number in one if number in two and not unlike(one[number], two[number])]
     return tuple([list(side) for side in zip(*found, strict=True)]) if found else ([], [])
 
 # %% ../nbs/18_findings.ipynb #cf611834
@@ -197,16 +192,12 @@ def paired_effect(
     what: str,  # second side less first, in words
     pairs: Sequence[tuple[list[Prediction], list[Prediction]]],  # the same pictures, by the number in their uids
 ) -> dict | None:  # None for fewer than two pictures
-    "Difference on the same pictures, several comparisons pooled; the larger p-value of Student's test and McNemar's."
-    from scipy.stats import binomtest
-
+    "Difference on the same pictures, several comparisons pooled, by `gain_test`."
     shared = [both for one, two in pairs if all(both := _same_pictures(one, two))]
     if sum(len(one) for one, _ in shared) < 2:
         return None
     table = pd.concat([paired(one, two, rule="paper") for one, two in shared], ignore_index=True)
-    found, better = _mean_test(table["_gain"], table["_layout"], table["_entity"]), int((table["_gain"] > 0).sum())
-    changed = int((table["_gain"] != 0).sum())
-    found["p"] = max(found["p"], binomtest(better, changed).pvalue if changed else 1.0)
+    found = gain_test(table)
     test = f"Student, {found['families']} families, and McNemar on the same pictures"
     return _row(model, what, found, len(table), test)
 
@@ -614,7 +605,7 @@ def _own_token(heads: pd.DataFrame) -> list[dict]:
     rows, mine = [], heads[(heads["head"] == "trained") & (heads["among"] == "vocabulary") & (heads["set"] == "test")]
     for one in mine.to_dict("records"):
         found = {"mean": one["difference"], "low": one["low"], "high": one["high"], "p": one["p"]}
-        rows.append(_row(one["model"], ONE_TOKEN, found, one["n"], "McNemar on the same pictures"))
+        rows.append(_row(one["model"], ONE_TOKEN, found, one["n"], "Student and McNemar on the same pictures"))
     return rows
 
 

@@ -6,15 +6,18 @@
 __all__ = ['RULES', 'LARGEST', 'ROWS', 'AT_ONCE', 'PROBES', 'FEW_DIMENSIONS', 'CLASSIFIERS_NEVER', 'CONTROLS', 'TYPES',
            'ARRANGEMENT', 'SEEN', 'COLUMNS', 'KEY', 'STRICT', 'WORDS', 'folds', 'Features', 'svm', 'svm_standardised',
            'logistic', 'ridge', 'probe', 'control_labels', 'seen_share', 'Task', 'plan_tasks', 'lit_area',
-           'picture_features', 'controls', 'count_jobs', 'Unit', 'probe_layers', 'what_remains', 'two_class_matrix',
-           'one_vs_all_confusion']
+           'picture_features', 'controls', 'count_jobs', 'connect', 'count_cluster_jobs', 'Unit', 'probe_layers',
+           'what_remains', 'two_class_matrix', 'one_vs_all_confusion']
 
 # %% ../nbs/07_probing.ipynb #43176ce9
 import hashlib
 import json
 import os
+import platform
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations
@@ -594,11 +597,75 @@ def count_jobs(
     return max(1, min(processors or cpu_count(), int(room // job)))
 
 # %% ../nbs/07_probing.ipynb #99877931
+def connect(
+    scheduler: str | object | None,  # address of a running Dask cluster such as 'tcp://host:8786'; None: there is none
+) -> object:  # a `distributed.Client` (`with` closes it), or None
+    "A client of a running Dask cluster. `ConnectionError` within ten seconds if nobody answers."
+    if scheduler is None:
+        return None
+    answer = Future()
+
+    def call():  # in a thread of its own: Dask's timeout does not hold for somebody who listens and says nothing
+        from distributed import Client
+
+        try:
+            answer.set_result(Client(scheduler, timeout=8))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        return answer.result(timeout=9)
+    except (OSError, ValueError, MemoryError) as error:  # the last: who answers there speaks another language
+        why = str(error) or "somebody listens there and says nothing"
+        raise ConnectionError(
+            f"No Dask scheduler answers at {scheduler}: {why}. Start one with `dask scheduler`, and give the address "
+            "that it prints, such as tcp://host:8786."
+        ) from None
+
+
+def _room_here(samples: int, dim: int) -> tuple[str, int]:
+    "(this machine, how many representations its memory can hold at once)."
+    return platform.node(), count_jobs(samples, dim, processors=2**20)
+
+
+def count_cluster_jobs(
+    client: object,  # from `connect`
+    samples: int,  # how many
+    dim: int,  # of the largest representation
+) -> int:  # at least 1
+    "How many representations the workers of a cluster may probe at once. `ConnectionError` if there are no workers."
+    threads, machines = client.nthreads(), {}
+    if not threads:
+        address = client.scheduler.address
+        raise ConnectionError(f"The Dask cluster at {address} has no workers. Start some: dask worker {address}")
+    for worker, (machine, room) in client.run(_room_here, samples, dim).items():
+        before, _ = machines.get(machine, (0, room))
+        machines[machine] = before + threads.get(worker, 0), room
+    return max(1, sum(min(pair) for pair in machines.values()))
+
+# %% ../nbs/07_probing.ipynb #75fc9d90
+def _dask_backend(client: object):
+    "joblib's Dask backend, for which a job that was given up is one that failed."
+    from joblib._dask import DaskDistributedBackend
+
+    class Backend(DaskDistributedBackend):
+        def submit(self, func, callback=None):
+            future = super().submit(func, callback)
+            future.add_done_callback(lambda done: done.exception() and callback(done))
+            return future
+
+        def retrieve_result_callback(self, out):
+            return super().retrieve_result_callback(out.result() if isinstance(out, Future) else out)
+
+    return Backend(client=client)
+
+# %% ../nbs/07_probing.ipynb #d31b9113
 @dataclass(frozen=True)
 class Unit:
     "One representation of one store: what a job does."
 
-    states: object  # an open store
+    states: object  # an open store; a lean one where there is one
     layer: int
     pooling: str
     tasks: list  # of `Task`
@@ -624,7 +691,7 @@ KEY = ("states", "model", "layer", "pooling", "folds", "seed", "probe", "rule", 
 def _row_key(row: dict) -> tuple:
     return tuple(row[name] for name in KEY)
 
-# %% ../nbs/07_probing.ipynb #75fc9d90
+# %% ../nbs/07_probing.ipynb #34d4c803
 def _plan_units(
     states: object, untrained: object, tasks: list[Task], keys: Sequence[tuple], settings: dict
 ) -> list[Unit]:
@@ -638,10 +705,11 @@ def _plan_units(
     if untrained is not None:
         stores.append((untrained, true, {"control": "untrained"}))
     heads = [{"states": _identity(store), "model": str(states.model)} | settings | extra for store, _, extra in stores]
+    lean = [store.lean() if hasattr(store, "lean") else store for store, _, _ in stores]  # what travels
     return [
-        Unit(store, layer, pooling, mine, {"layer": int(layer), "pooling": pooling} | head)
+        Unit(light, layer, pooling, mine, {"layer": int(layer), "pooling": pooling} | head)
         for layer, pooling in keys
-        for (store, mine, _), head in zip(stores, heads, strict=True)
+        for (store, mine, _), light, head in zip(stores, lean, heads, strict=True)
         if store is states or (layer, pooling) in set(store.keys())
     ]
 
@@ -659,8 +727,10 @@ def _read_rows(path: Path | None, units: list[Unit]) -> dict[tuple, dict]:
             )
     return {_row_key(row): row for row in rows}
 
-# %% ../nbs/07_probing.ipynb #d31b9113
-def _run_units(units: list[Unit], done: dict, path: Path | None, jobs: int, clusters: list, progress: bool) -> None:
+# %% ../nbs/07_probing.ipynb #0da9a3f2
+def _run_units(
+    units: list[Unit], done: dict, path: Path | None, jobs: int, client: object, clusters: list, progress: bool
+) -> None:
     "Do what is not in `done`, in order; add the rows of each unit to it and to the file."
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
@@ -669,7 +739,10 @@ def _run_units(units: list[Unit], done: dict, path: Path | None, jobs: int, clus
     broken = [done.pop(key) for unit in left for key in unit.expected() if key in done]
     if broken:
         write_jsonl(path, done.values())
-    finished = Parallel(n_jobs=min(jobs, len(left)) or 1, return_as="generator")(delayed(u.run)(clusters) for u in left)
+    engine = (
+        {"backend": _dask_backend(client), "pre_dispatch": jobs} if client else {"n_jobs": min(jobs, len(left)) or 1}
+    )
+    finished = Parallel(return_as="generator", **engine)(delayed(unit.run)(clusters) for unit in left)
     bar, failures = tqdm(total=len(units), initial=len(units) - len(left), desc="probing", disable=not progress), []
     with bar:
         for rows, failure, trace in finished:
@@ -691,7 +764,7 @@ def _raise(failures: list[tuple[str, str]], units: int, path: Path | None) -> No
     error.add_note(failures[0][1])
     raise error
 
-# %% ../nbs/07_probing.ipynb #34d4c803
+# %% ../nbs/07_probing.ipynb #9e882801
 def probe_layers(
     states: object,  # an open store: model, uids, targets, factors, keys(), array(layer, pooling)
     probes: Sequence[str] = ("svm",),  # names in `PROBES`
@@ -702,8 +775,9 @@ def probe_layers(
     number: int = 3,  # folds
     seed: int = 0,  # of folds and controls
     path: Path | None = None,  # JSON lines to append to and to resume from
-    jobs: int | None = None,  # processes; None: as many as processors and memory allow
+    jobs: int | None = None,  # representations at once; None: as many as processors and memory allow
     progress: bool = True,  # show a bar
+    client: object = None,  # from `connect`: the workers of a Dask cluster probe; None: processes of this machine
 ) -> pd.DataFrame:  # `COLUMNS` and selectivity; one row a layer, pooling, probe, rule and control
     "Probe every representation of a model. Resumes. `RuntimeError` names the representation that failed."
     keys = [tuple(key) for key in (states.keys() if keys is None else keys)]
@@ -717,10 +791,11 @@ def probe_layers(
     units = _plan_units(states, untrained, tasks, keys, {"folds": number, "seed": seed})
     path, clusters = Path(path) if path else None, _clusters(states.targets, states.factors)
     widest = max(states.array(*key).shape[1] for key in {pooling: (layer, pooling) for layer, pooling in keys}.values())
-    jobs = jobs or count_jobs(len(states.targets), widest)
+    size = len(states.targets), widest
+    jobs = jobs or (count_cluster_jobs(client, *size) if client else count_jobs(*size))
     with hold_folder(path.parent) if path else nullcontext():
         done = _read_rows(path, units)
-        _run_units(units, done, path, jobs, clusters, progress)
+        _run_units(units, done, path, jobs, client, clusters, progress)
         rows = [done[key] for unit in units for key in unit.expected()]
         if path and list(done.values()) != rows:
             write_jsonl(path, rows)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['RULES', 'LARGEST', 'FEW', 'INTERVALS', 'VERDICTS', 'COUNTS', 'OUTCOMES', 'tabulate', 'interval', 'score', 'per_class',
-           'confusion', 'paired', 'compare', 'holm', 'mean_test', 'contrast', 'equivalence', 'relatedness',
-           'minimum_effect', 'pictures_needed', 'response_curve', 'interval_of', 'jackknife', 'scaling', 'break_point',
-           'chances', 'restricted', 'calibration', 'reliability', 'position_map', 'edge_cells', 'seam_cells',
-           'position_contrast', 'error_model']
+           'confusion', 'unlike', 'paired', 'mean_test', 'gain_test', 'compare', 'holm', 'contrast', 'equivalence',
+           'relatedness', 'minimum_effect', 'pictures_needed', 'response_curve', 'interval_of', 'jackknife', 'scaling',
+           'break_point', 'chances', 'restricted', 'calibration', 'reliability', 'position_map', 'edge_cells',
+           'seam_cells', 'position_contrast', 'error_model']
 
 # %% ../nbs/05_statistics.ipynb #86273244
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from warnings import catch_warnings, simplefilter
 
@@ -74,6 +74,13 @@ def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
             "`load_predictions(path)`, or make one of a dict with `from_record(Prediction, row)`."
         )
     return rows
+
+
+def _groups(table: pd.DataFrame, by: Sequence[str] | str) -> Iterator[tuple[dict, pd.DataFrame]]:
+    "The answers of each combination of the by-columns, with what begins its row; without any, all of them."
+    by = [by] if isinstance(by, str) else list(by)
+    for names, group in table.groupby(by) if by else [((), table)]:
+        yield dict(zip(by, names, strict=True)), group
 
 
 def _check_factor(predictions: list[Prediction], name: str, column: pd.Series) -> None:
@@ -304,6 +311,13 @@ def _classes(target: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:  
     return {"target": counts, "precision": precision, "recall": hits / support, "f1": f1, "support": support}
 
 
+def _ends(
+    group: pd.DataFrame, column: str, method: str, strata: pd.Series | None = None, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    "95 % interval of the mean of a column, with layouts and entities as families."
+    return interval(group[column], (group["_layout"], group["_entity"]), strata, method, draws=draws, seed=seed)
+
+
 def _measure(group: pd.DataFrame, single: bool) -> dict[str, float]:
     "The numbers of one group, without the interval."
     target, answer = group["_target"].to_numpy(dtype=float), group["_answer"].to_numpy()
@@ -329,14 +343,11 @@ def score(
     seed: int = 0,  # of the bootstrap; the same for every group
 ) -> pd.DataFrame:  # by-columns, n, accuracy, low, high, macro_f1, mae, rmse, bias, within_one, unparsed, parsed
     "Score group by group. `ValueError` without predictions, `KeyError` for an unknown factor, rule or interval."
-    by, method = [by] if isinstance(by, str) else list(by), INTERVALS[interval]
-    table, rows = tabulate(predictions, by, rule), []
-    for names, group in table.groupby(by) if by else [((), table)]:
-        right = group["_correct"].to_numpy()
-        clusters, strata = [_codes(group[name]) for name in ("_layout", "_entity")], _codes(group["_target"])
-        low, high = method(right, clusters, strata, draws, 0.95, seed)
-        head = dict(zip(by, names, strict=True)) | {"n": len(group), "accuracy": right.mean(), "low": low, "high": high}
-        rows.append(head | _measure(group, "target" in by))
+    by, rows = [by] if isinstance(by, str) else list(by), []
+    for head, group in _groups(tabulate(predictions, by, rule), by):
+        low, high = _ends(group, "_correct", interval, group["_target"], draws, seed)
+        row = {"n": len(group), "accuracy": group["_correct"].mean(), "low": low, "high": high}
+        rows.append(head | row | _measure(group, "target" in by))
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_statistics.ipynb #ace243f9
@@ -349,10 +360,9 @@ def per_class(
     by, parts = [by] if isinstance(by, str) else list(by), []
     if "target" in by:
         raise ValueError("per_class has a row for every target anyway. Leave 'target' out of `by`.")
-    table = tabulate(predictions, by, rule)
-    for names, group in table.groupby(by) if by else [((), table)]:
+    for head, group in _groups(tabulate(predictions, by, rule), by):
         values = _classes(group["_target"].to_numpy(), group["_answer"].to_numpy())
-        parts.append(pd.DataFrame(dict(zip(by, names, strict=True)) | values))
+        parts.append(pd.DataFrame(head | values))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/05_statistics.ipynb #a3f115c7
@@ -382,76 +392,39 @@ def _by_uid(predictions: Iterable[Prediction], which: str) -> dict[str, Predicti
     return found
 
 # %% ../nbs/05_statistics.ipynb #d40a030e
+def unlike(
+    first: Prediction,
+    second: Prediction,
+) -> str | None:  # 'target', 'entity', 'layout' or 'positions'; None: nothing
+    "What shows that two answers are about different pictures. Of what only one side knows, nothing can be said."
+    for name in ("target", "entity", "layout", "positions"):
+        one, other = (row.target if name == "target" else row.factors.get(name) for row in (first, second))
+        if None not in (one, other) and one != other and not np.array_equal(one, other):  # a list equals its tuple
+            return name
+    return None
+
+
 def paired(
     first: Iterable[Prediction],  # of one model in one run
     second: Iterable[Prediction],  # of another; paired with `first` by uid
     by: Sequence[str] | str = (),  # columns to keep, as in `tabulate`
     rule: str = "strict",  # or 'paper'
 ) -> pd.DataFrame:  # as `tabulate` of the first; with _second (0 or 1, is the other right?), _gain (_second - _correct)
-    "One row a picture that both saw. `ValueError` if they share none or disagree about a target."
+    "One row a picture that both saw. `ValueError` if they share none, or if some picture is another one, see `unlike`."
     one, two = _by_uid(first, "first"), _by_uid(second, "second")
     shared = [uid for uid in one if uid in two]
     if not shared:
         raise ValueError("The two sides have no uid in common. Were they run on the same dataset and form?")
-    if wrong := [uid for uid in shared if one[uid].target != two[uid].target]:
+    if wrong := [(uid, name) for uid in shared if (name := unlike(one[uid], two[uid]))]:
+        (uid, name), (here, there) = wrong[0], (_value(side[wrong[0][0]], wrong[0][1]) for side in (one, two))
         raise ValueError(
-            f"Picture {wrong[0]} has target {one[wrong[0]].target} on one side and {two[wrong[0]].target} "
-            "on the other. Expected the same dataset."
+            f"Picture {uid} has {name} {here} on one side and {there} on the other, and {len(wrong)} of {len(shared)} "
+            "differ in some such way. Expected the same pictures: ask both about one dataset made with one `seed`."
         )
     table = tabulate([one[uid] for uid in shared], by, rule)
     table["_second"] = tabulate([two[uid] for uid in shared], (), rule)["_correct"]
     table["_gain"] = table["_second"] - table["_correct"]
     return table
-
-# %% ../nbs/05_statistics.ipynb #0d25afa9
-def _paired(group: pd.DataFrame, draws: int, seed: int) -> dict[str, float]:
-    "One row of `compare`."
-    from scipy.stats import binomtest
-
-    gain = group["_gain"]
-    worse, better = int((gain < 0).sum()), int((gain > 0).sum())
-    if gain.nunique() == 1:  # nothing varies: as far either way as Wilson allows for one share
-        spare = 1 - interval(np.ones(len(gain)), method="wilson")[0]
-        low, high = max(gain.iloc[0] - spare, -1.0), min(gain.iloc[0] + spare, 1.0)
-    else:
-        low, high = interval(gain, (group["_layout"], group["_entity"]), group["_target"], draws=draws, seed=seed)
-    return {
-        "n": len(group), "first": group["_correct"].mean(), "second": group["_second"].mean(),
-        "difference": gain.mean(), "low": low, "high": high, "only_first": worse, "only_second": better,
-        "p": binomtest(better, worse + better).pvalue if worse + better else 1.0,
-    }  # fmt: skip
-
-# %% ../nbs/05_statistics.ipynb #2c15373f
-def compare(
-    first: Iterable[Prediction],  # of one model in one run
-    second: Iterable[Prediction],  # of another; paired with `first` by uid
-    by: Sequence[str] | str = (),  # one row per combination, as in `score`
-    rule: str = "strict",  # or 'paper'
-    draws: int = 2000,  # bootstrap draws
-    seed: int = 0,  # of the bootstrap
-) -> (
-    pd.DataFrame
-):  # by, n, first, second (accuracies), difference (second - first), low, high, only_first, only_second, p
-    "Paired comparison on the pictures both saw. `ValueError` if they share none or disagree about a target."
-    by = [by] if isinstance(by, str) else list(by)
-    table = paired(first, second, by, rule)
-    rows = [
-        dict(zip(by, names, strict=True)) | _paired(group, draws, seed)
-        for names, group in (table.groupby(by) if by else [((), table)])
-    ]
-    return pd.DataFrame(rows)
-
-# %% ../nbs/05_statistics.ipynb #7f78cebc
-def holm(
-    p: Sequence[float],  # (n,) p-values of one family of comparisons
-) -> np.ndarray:  # (n,) p-values to be held against the level, in the same order
-    "Holm's step-down correction (Holm 1979). `ValueError` for what is no p-value."
-    p = np.asarray(p, dtype=float)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"Found {p[~((p >= 0) & (p <= 1))][0]}, expected p-values from 0 to 1.")
-    order, adjusted = p.argsort(), np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    return adjusted
 
 # %% ../nbs/05_statistics.ipynb #e76d1673
 def _tested(estimate: float, error: float, freedom: int, level: float = 0.95) -> dict[str, float]:
@@ -477,6 +450,67 @@ def mean_test(
         )
     mean, error, freedom = _linear(values, np.ones((len(values), 1)), np.ones(1), codes)
     return {"mean": mean} | _tested(mean, error, freedom, level) | {"families": freedom + 1}
+
+# %% ../nbs/05_statistics.ipynb #45d945d6
+def _related(table: pd.DataFrame) -> list[pd.Series]:
+    "The labels under which some answers are relatives, but not all."
+    labels = [table[name] for name in ("_layout", "_entity")]
+    return [one for one in labels if 1 < len(set(_codes(one))) < len(one)]
+
+
+def gain_test(
+    table: pd.DataFrame,  # from `paired`; two rows or more
+) -> dict[str, float]:  # mean, low, high (95 %), p (of no difference), families (of the scarcer set)
+    "Student's test of the gain under crossed families; p is never below that of McNemar's test, which knows of none."
+    from scipy.stats import binomtest
+
+    gain, related = table["_gain"], _related(table)
+    found, changed = mean_test(gain, related), int((gain != 0).sum())
+    exact = binomtest(int((gain > 0).sum()), changed).pvalue if changed else 1.0
+    return found | {"p": max(found["p"], exact) if related else exact}
+
+# %% ../nbs/05_statistics.ipynb #0d25afa9
+def _paired(group: pd.DataFrame, draws: int, seed: int) -> dict[str, float]:
+    "One row of `compare`."
+    gain = group["_gain"]
+    worse, better = int((gain < 0).sum()), int((gain > 0).sum())
+    if gain.nunique() == 1:  # nothing varies: as far either way as Wilson allows for one share
+        spare = 1 - interval(np.ones(len(gain)), method="wilson")[0]
+        low, high = max(gain.iloc[0] - spare, -1.0), min(gain.iloc[0] + spare, 1.0)
+    else:
+        low, high = _ends(group, "_gain", "bootstrap", group["_target"], draws, seed)
+    return {
+        "n": len(group), "first": group["_correct"].mean(), "second": group["_second"].mean(),
+        "difference": gain.mean(), "low": low, "high": high, "only_first": worse, "only_second": better,
+        "p": gain_test(group)["p"] if len(group) > 1 else 1.0,
+    }  # fmt: skip
+
+# %% ../nbs/05_statistics.ipynb #2c15373f
+def compare(
+    first: Iterable[Prediction],  # of one model in one run
+    second: Iterable[Prediction],  # of another; paired with `first` by uid
+    by: Sequence[str] | str = (),  # one row per combination, as in `score`
+    rule: str = "strict",  # or 'paper'
+    draws: int = 2000,  # bootstrap draws
+    seed: int = 0,  # of the bootstrap
+) -> (
+    pd.DataFrame
+):  # by, n, first, second (accuracies), difference (second - first), low, high, only_first, only_second, p
+    "Paired comparison on the pictures both saw; p as in `gain_test`. Errors as in `paired`."
+    table = paired(first, second, by, rule)
+    return pd.DataFrame([head | _paired(group, draws, seed) for head, group in _groups(table, by)])
+
+# %% ../nbs/05_statistics.ipynb #7f78cebc
+def holm(
+    p: Sequence[float],  # (n,) p-values of one family of comparisons
+) -> np.ndarray:  # (n,) p-values to be held against the level, in the same order
+    "Holm's step-down correction (Holm 1979). `ValueError` for what is no p-value."
+    p = np.asarray(p, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"Found {p[~((p >= 0) & (p <= 1))][0]}, expected p-values from 0 to 1.")
+    order, adjusted = p.argsort(), np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted
 
 # %% ../nbs/05_statistics.ipynb #143a3ae2
 def contrast(
@@ -550,13 +584,12 @@ def equivalence(
     "Is there no difference to speak of (TOST, clustered)? `ValueError` for a margin outside 0..1, and as in `compare`."
     if not 0 < margin < 1:
         raise ValueError(f"Found margin {margin}, expected a difference of accuracies between 0 and 1, such as 0.02.")
-    by, rows = [by] if isinstance(by, str) else list(by), []
-    table = paired(first, second, by, rule)
-    for names, group in table.groupby(by) if by else [((), table)]:
+    rows = []
+    for head, group in _groups(paired(first, second, by, rule), by):
         clusters, gain = [group["_layout"], group["_entity"]], group["_gain"].to_numpy()
         row = _two_tests(gain, clusters, group["_target"], margin, level)
         row["verdict"] = VERDICTS[row["p_different"] < level, row["p_equivalent"] < level]
-        rows.append(dict(zip(by, names, strict=True)) | {"n": len(group)} | row)
+        rows.append(head | {"n": len(group)} | row)
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_statistics.ipynb #827fd33d
@@ -823,9 +856,8 @@ def scaling(
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, n, left_out, then slope, weber, relative_bias, each with _low and _high
     "Log-log slope, Weber fraction and relative bias. `ValueError` if fewer than two counts have two answers above 0."
-    by, rows = [by] if isinstance(by, str) else list(by), []
-    table = tabulate(predictions, by, rule)
-    for names, group in table.groupby(by) if by else [((), table)]:
+    rows = []
+    for head, group in _groups(tabulate(predictions, by, rule), by):
         kept = group[(group["_answer"] > 0) & (group["_target"] > 0)]
         sizes = kept.groupby("_target").size()
         kept = kept[kept["_target"].isin(sizes.index[sizes > 1])]
@@ -834,7 +866,7 @@ def scaling(
                 f"Found two answers above zero for {kept['_target'].nunique()} true counts, expected two counts or "
                 "more: a slope needs two points. Ask more pictures, and do not group by 'target'."
             )
-        row = dict(zip(by, names, strict=True)) | {"n": len(kept), "left_out": 1 - len(kept) / len(group)}
+        row = head | {"n": len(kept), "left_out": 1 - len(kept) / len(group)}
         figures = _power_law(kept["_target"].to_numpy(float), kept["_answer"].to_numpy())
         ends = jackknife(figures, kept)
         ends[:, 1] = jackknife(figures, kept, cells=False)[:, 1]  # how much a spread varies is itself hard to know
@@ -939,12 +971,8 @@ def break_point(
     "Two straight segments against the count. `ValueError` for fewer than 5 counts, `KeyError` for another measure."
     if measure not in ("accuracy", "error"):
         raise UnknownName(unknown("measure", measure, ("accuracy", "error")))
-    by = [by] if isinstance(by, str) else list(by)
     table = tabulate(predictions, by, rule)
-    return pd.DataFrame([
-        dict(zip(by, names, strict=True)) | _break(group, measure, draws, seed)
-        for names, group in (table.groupby(by) if by else [((), table)])
-    ])  # fmt: skip
+    return pd.DataFrame([head | _break(group, measure, draws, seed) for head, group in _groups(table, by)])
 
 # %% ../nbs/05_statistics.ipynb #5da8ba6e
 COUNTS = 21  # log-probabilities are for the counts 0..20
@@ -1017,10 +1045,9 @@ def calibration(
     pd.DataFrame
 ):  # by, n, free, mass, confidence, accuracy, ece, brier, nll (with _low, _high), ece_chance, p_calibrated
     "How well count probabilities fit the truth; `free` is the accuracy of the written answers. Errors as in `chances`."
-    by, rows, predictions = [by] if isinstance(by, str) else list(by), [], _checked(predictions)
-    table = _judged(predictions, by, rule)
-    for names, group in table.groupby(by) if by else [((), table)]:
-        row = dict(zip(by, names, strict=True)) | {"n": len(group)}
+    rows = []
+    for head, group in _groups(_judged(_checked(predictions), by, rule), by):
+        row = head | {"n": len(group)}
         row |= {name: group[f"_{of}"].mean() for name, of in (("free", "correct"), ("mass", "mass"))}
         row |= {"confidence": group["_confidence"].mean()}
         columns = group[["_hit", "_brier", "_nll"]].to_numpy()
@@ -1047,19 +1074,17 @@ def reliability(
     interval: str = "t",  # a name in `INTERVALS`; 95 %, of the accuracy
 ) -> pd.DataFrame:  # by, bin (0 = least sure), n, confidence, accuracy, low, high
     "The reliability diagram as a table: accuracy where the model was so sure. Errors as in `chances`."
-    by, rows, method = [by] if isinstance(by, str) else list(by), [], INTERVALS[interval]
-    table = _judged(_checked(predictions), by, "strict")
-    for names, group in table.groupby(by) if by else [((), table)]:
+    rows = []
+    for head, group in _groups(_judged(_checked(predictions), by, "strict"), by):
         for number, held in group.groupby(_bins(group["_confidence"].to_numpy(), bins)):
-            clusters = [_codes(held[name]) for name in ("_layout", "_entity")]
-            low, high = method(held["_hit"].to_numpy(), clusters, np.zeros(len(held), dtype=int), 2000, 0.95, 0)
+            low, high = _ends(held, "_hit", interval)
             figures = {
                 "confidence": held["_confidence"].mean(),
                 "accuracy": held["_hit"].mean(),
                 "low": low,
                 "high": high,
             }
-            rows.append(dict(zip(by, names, strict=True)) | {"bin": number, "n": len(held)} | figures)
+            rows.append(head | {"bin": number, "n": len(held)} | figures)
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_statistics.ipynb #6bff099e
@@ -1088,18 +1113,17 @@ def position_map(
     pd.DataFrame
 ):  # by, row, column, n, accuracy, low, high, expected (from the counts alone); NaN for a cell never used
     "Accuracy for each cell that holds an asked object. `ValueError` for answers without places, and as in `score`."
-    by, method, predictions = [by] if isinstance(by, str) else list(by), INTERVALS[interval], _checked(predictions)
+    by, predictions = [by] if isinstance(by, str) else list(by), _checked(predictions)
     table, rows = tabulate(predictions, by, rule), []
     table["_place"] = [list(map(tuple, found)) for found in _places(predictions, grid)]
     table["_expected"] = table.groupby([*by, "_target"])["_correct"].transform("mean")
-    for names, group in table.groupby(by) if by else [((), table)]:
+    for head, group in _groups(table, by):
         cells = dict(list(group.explode("_place").dropna(subset="_place").groupby("_place")))
         for place in np.ndindex(*grid):
-            row = dict(zip(by, names, strict=True)) | {"row": place[0], "column": place[1], "n": 0}
+            row = head | {"row": place[0], "column": place[1], "n": 0}
             if (held := cells.get(place)) is not None:
-                right, clusters = held["_correct"].to_numpy(), [_codes(held[name]) for name in ("_layout", "_entity")]
-                low, high = method(right, clusters, np.zeros(len(held), dtype=int), 2000, 0.95, 0)
-                row |= {"n": len(held), "accuracy": right.mean(), "low": low, "high": high}
+                low, high = _ends(held, "_correct", interval)
+                row |= {"n": len(held), "accuracy": held["_correct"].mean(), "low": low, "high": high}
                 row["expected"] = held["_expected"].mean()
             rows.append(row)
     return pd.DataFrame(rows)
@@ -1135,13 +1159,13 @@ def position_contrast(
 ) -> pd.DataFrame:  # by, n, share (of objects there), contrast, low, high (95 %), p
     "Accuracy with all asked objects in these cells, less with none, at equal counts. `ValueError` if all are alike."
 
-    by, rows, predictions = [by] if isinstance(by, str) else list(by), [], _checked(predictions)
+    rows, predictions = [], _checked(predictions)
     table, cells = tabulate(predictions, by, rule), np.asarray(cells, dtype=bool)
     table["_there"] = [
         cells[tuple(found.T)].mean() if len(found) else np.nan for found in _places(predictions, cells.shape)
     ]
     table = table.dropna(subset="_there")
-    for names, group in table.groupby(by) if by else [((), table)]:
+    for head, group in _groups(table, by):
         there = group["_there"] - group.groupby("_target")["_there"].transform("mean")
         if there.abs().max() < 1e-9:
             raise ValueError(
@@ -1153,7 +1177,7 @@ def position_contrast(
         clusters = [_codes(group[name]) for name in ("_layout", "_entity")]
         contrast, error, freedom = _linear(group["_correct"].to_numpy(), design, np.eye(design.shape[1])[0], clusters)
         row = {"n": len(group), "share": group["_there"].mean(), "contrast": contrast}
-        rows.append(dict(zip(by, names, strict=True)) | row | _tested(contrast, error, freedom))
+        rows.append(head | row | _tested(contrast, error, freedom))
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_statistics.ipynb #3c7b32ab

@@ -22,7 +22,7 @@ import pandas as pd
 
 from .core import Answer, Prediction, Registry, Sample, make_folder, unknown
 from .evaluation import to_prediction
-from .statistics import compare, tabulate
+from .statistics import compare, interval_of, tabulate
 
 # %% ../nbs/08_training.ipynb #e7d6a577
 @dataclass(frozen=True)
@@ -575,24 +575,23 @@ def improvement(
     draws: int = 1000,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # measure ('f1', 'mae'), target, n, before, after, gain (more is better), low, high
-    "What each count gained; 95 % paired bootstrap interval by layout; errors where both sides said a number."
+    "What each count gained, with the interval of `interval_of`; errors are those of pictures both sides answered."
     if [(row.uid, row.target) for row in before] != [(row.uid, row.target) for row in after]:
         raise ValueError("The two sides do not answer the same samples in the same order. Sort both by uid.")
     counts = sorted({row.target for row in before})
-    layouts = tabulate(before)["_layout"].fillna(pd.Series([row.uid for row in before]))
-    cluster, names = pd.factorize(layouts.astype(str))
     both = np.array([None not in (one.count, two.count) for one, two in zip(before, after, strict=True)])
-    sums = np.zeros((2, len(names), len(counts), 5))
-    for side, rows in enumerate((before, after)):
-        np.add.at(sums[side], cluster, _tallies(rows, counts, both))
-    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
-    drawn = _measures(np.einsum("dk,skcm->sdcm", weights, sums))
-    whole, sign = _measures(sums.sum(1)), np.array([1, -1])
-    low, high = np.nanquantile((drawn[1] - drawn[0]) * sign, [0.025, 0.975], axis=0)
+    tallies = np.stack([_tallies(rows, counts, both) for rows in (before, after)], axis=1)  # (rows, 2, counts, 5)
+
+    def gains(weights: np.ndarray) -> np.ndarray:  # (2 * counts,) of F1, and of the error, where less is more
+        one, two = _measures(np.tensordot(weights, tallies, 1))
+        return ((two - one) * [1, -1]).ravel()
+
+    found = interval_of(gains, tabulate(before), 0.95, draws, seed).reshape(3, len(counts), 2)
+    found[1:, :, 0] = found[1:, :, 0].clip(-1, 1)  # of a share
+    whole, sizes = _measures(tallies.sum(0)), tallies[:, 0].sum(0)[:, [2, 4]].astype(int)
     rows = [
-        {"measure": name, "target": count, "n": int(sums[0, :, c, (2, 4)[m]].sum()), "before": whole[0, c, m],
-         "after": whole[1, c, m], "gain": (whole[1, c, m] - whole[0, c, m]) * sign[m], "low": low[c, m],
-         "high": high[c, m]}
+        {"measure": name, "target": count, "n": sizes[c, m], "before": whole[0, c, m], "after": whole[1, c, m]}
+        | dict(zip(("gain", "low", "high"), found[:, c, m], strict=True))
         for m, name in enumerate(("f1", "mae")) for c, count in enumerate(counts)
     ]  # fmt: skip
     return pd.DataFrame(rows)
