@@ -150,7 +150,8 @@ def main() -> None:
     text = f"""# Does the instrument tell seeing from saying?
 
 {about["date"]}; {about["machine"]}, torch {about["torch"]}. Made by `python benchmarks/diagnosis.py` from
-{len(planted)} planted twins of three architectures (recipes at three doses, five seeds; pairs of recipes) and {len(fourth)} of a fourth (InternVL3).
+{len(planted)} planted twins of three architectures (recipes at three doses, five seeds; pairs of recipes)
+and {len(load_planted(planted_file().with_name("fourth.csv")))} of a fourth (InternVL3).
 There is one healthy model of each architecture: seeds are of faults and pictures.
 
 ## Hit rates
@@ -158,7 +159,7 @@ There is one healthy model of each architecture: seeds are of faults and picture
 Twins that lost {100 * LOSS:.0f} points or more, and healthy ones. In percent, with 95 % intervals that take twins of
 one recipe, and of one architecture, as related. *Likeliest* is the fault with the highest probability. It
 becomes the verdict unless the verdict is *withheld* (in the tables: abstains), which happens where no fault
-has a probability of {diagnosis.CERTAIN}, or where the twin resembles none with that fault. Withheld counts as not right.
+has a probability of {diagnosis.CERTAIN}, or where the twin resembles none with that fault. That counts as not right.
 
 {lines(rates(judged))}
 

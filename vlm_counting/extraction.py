@@ -518,9 +518,11 @@ def _own_samples(vlm, samples: list[Sample], shard: str, batch_size: int | str) 
         )
     return [sample for sample in samples if sample.uid in mine]
 
-
+# %% ../nbs/06_extraction.ipynb #6a879fc6
 def _open_parts(folder: Path, samples: list[Sample], identity: dict) -> list[tuple["States", list[int]]]:
     "Each part of a store, and its rows in the whole. Errors name one that is missing, unfinished or of something else."
+    if not any(folder.parent.glob(f"part-*/{folder.name}/states.json")):
+        return []
     place, taken, parts = {sample.uid: row for row, sample in enumerate(samples)}, set(), []
     for shard in name_shards(folder.parent):
         path = shard_path(folder, shard)
@@ -561,6 +563,13 @@ def _read_parts(parts: list[tuple["States", list[int]]], columns: list[Column], 
             maps = (np.load(part.folder / column.file, mmap_mode="r")[start : start + step] for column in columns)
             yield places, np.hstack([piece.reshape(len(places), -1).astype(np.float32) for piece in maps])
 
+
+def _rows_left(vlm, samples: list[Sample], reader: Reader, done: set[int], batch_size: int | str, parts: list):
+    "(places, rows) of all that is not in `done`: from the parts if there are any, or else from the model."
+    if parts:
+        return _read_parts(parts, reader.columns, done)
+    return _read_batches(vlm, samples, reader, done, batch_size)
+
 # %% ../nbs/06_extraction.ipynb #90c91ce1
 def extract(
     vlm,  # a loaded model, see `VLM`: has `name`, `weights`, `processor_hash`, `anatomy`, `prepare(samples)`
@@ -589,19 +598,12 @@ def extract(
         if earlier:
             _check_same(folder, identity, earlier)
         if not earlier.get("finished"):
-            apart = not shard and any(folder.parent.glob(f"part-*/{folder.name}/states.json"))
-            parts = _open_parts(folder, samples, identity) if apart else []
+            parts = [] if shard else _open_parts(folder, samples, identity)
             done = _begin(folder, identity, samples, reader)
-            asked = _read_batches(vlm, samples, reader, done, batch_size)
             if len(done) < len(samples):
                 bar = {"desc": vlm.name, "initial": len(done), "disable": not progress}
-                _fill(
-                    _read_parts(parts, reader.columns, done) if parts else asked,
-                    folder,
-                    reader.columns,
-                    len(samples),
-                    bar,
-                )
+                stream = _rows_left(vlm, samples, reader, done, batch_size, parts)
+                _fill(stream, folder, reader.columns, len(samples), bar)
             _finish(vlm, folder, identity, reader)
         (folder / "progress.jsonl").unlink(missing_ok=True)
     return open_states(folder)
@@ -655,7 +657,7 @@ def _check_array(states: States, file: str) -> None:
     if (found := file_hash(path)) != expected:
         raise ValueError(f"{path} has changed: its sha256 is {found[:12]}..., expected {expected[:12]}.... {AGAIN}")
 
-
+# %% ../nbs/06_extraction.ipynb #11f53a8a
 def _load_array(states: States, file: str, check: bool) -> np.ndarray:
     "An array file of a store. `ValueError` if it does not fit."
     path = states.folder / file

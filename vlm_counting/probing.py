@@ -623,7 +623,7 @@ def connect(
             "that it prints, such as tcp://host:8786."
         ) from None
 
-
+# %% ../nbs/07_probing.ipynb #76daae39
 def _room_here(samples: int, dim: int) -> tuple[str, int]:
     "(this machine, how many representations its memory can hold at once)."
     return platform.node(), count_jobs(samples, dim, processors=2**20)
