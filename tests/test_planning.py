@@ -1,0 +1,279 @@
+"Guards for room 21: what is counted is what would be done, schedules keep their promises, nonsense is refused."
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vlm_counting import planning
+from vlm_counting.core import UnknownName
+from vlm_counting.extraction import extract
+from vlm_counting.models import load_model
+from vlm_counting.planning import (
+    BLUEPRINTS,
+    DEVICES,
+    Assumptions,
+    Blueprint,
+    Costs,
+    Work,
+    count_work,
+    describe_costs,
+    fit_growth,
+    fit_probe,
+    makespan,
+    measure_costs,
+    plan_costs,
+    predict_costs,
+    sample_seconds,
+    store_bytes,
+)
+from vlm_counting.probing import count_jobs
+from vlm_counting.runs import Cell, check_parameters
+from vlm_counting.stimuli import generate
+
+
+@pytest.fixture(scope="module")
+def samples() -> list:
+    return generate("balanced", limit=96)
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return load_model("tiny-llava-next-interleave", device="cpu")
+
+
+def work(model="qwen2-vl-7b", **other) -> Work:
+    "A model of eight billion weights, roughly."
+    sizes = {"parameters": 8 * 10**9, "dtype": "bfloat16", "layers": 28, "dim": 3584, "vocabulary": 152_064}
+    sizes |= {"poolings": ("mean", "last", "image_mean", "image_last"), "tokens": 620, "picture": 576, "flops": 1e13}
+    return Work(model, **(sizes | {"vision": 4e12, "cache": 57_344, "width": 18_944, "prepare": 0.02} | other))
+
+
+def cell(verb="evaluate", model="qwen2-vl-7b", number=17_496, **other) -> Cell:
+    known = {name: other.pop(name) for name in ("state", "needs") if name in other}
+    name = f"{verb}/{model}/{number}/{len(other)}"
+    return Cell(name, verb, check_parameters(verb, {"model": model, "limit": None} | other), samples=number, **known)
+
+
+LAW = fit_probe(
+    pd.DataFrame(
+        [{"samples": n, "dim": 256, "seconds": 1e-6 * n**2 + 1e-9 * n, "matrix": 1e-9 * n} for n in (1000, 1400, 2000)]
+    )
+)
+
+
+# --- what is counted
+
+
+@pytest.mark.parametrize("name", ["tiny-llava-next-interleave", "tiny-qwen2-vl", "tiny-clip"])
+def test_operations_counted_without_weights_are_those_of_the_loaded_model(name, samples, monkeypatch):
+    "A blueprint that changes nothing has to count the twin itself."
+    monkeypatch.setitem(planning.BLUEPRINTS._items, name, Blueprint(name, {}))
+    counted, real = count_work(name, samples[0]), planning.loaded_work(load_model(name, device="cpu"), samples[0])
+    for what in ("flops", "parameters", "tokens", "picture", "layers", "dim", "poolings", "cache", "vocabulary"):
+        assert getattr(counted, what) == getattr(real, what), what
+
+
+@pytest.mark.parametrize("name", ["paligemma2-10b", "CoCa"])
+def test_operations_follow_the_rule_of_thumb(name, samples):
+    found = count_work(name, samples[0])
+    towers = 0.45 if name == "CoCa" else 1  # the part of the weights that looks at pictures
+    assert 0.8 < found.flops / (2 * towers * found.parameters * found.tokens) < 1.2
+    assert found.vision <= found.flops and found.picture < found.tokens and found.prepare > 0
+
+
+def test_every_model_of_the_paper_has_a_blueprint_with_a_source():
+    paper = {name for name, spec in planning.MODELS.items() if not spec.repo.startswith("twin:")}
+    assert set(BLUEPRINTS) == paper and all(each.source for each in BLUEPRINTS.values())
+
+
+@pytest.mark.parametrize("layers, poolings", [("all", "all"), ("0,3", "last"), ("2", "mean,image_mean")])
+def test_the_store_has_as_many_bytes_as_predicted(layers, poolings, twin, samples, tmp_path):
+    chosen = planning.parse_layers(layers), planning.parse_poolings(poolings)
+    states = extract(twin, samples[:10], tmp_path / "states", *chosen, progress=False)
+    written = sum(path.stat().st_size for path in states.folder.glob("*.npy"))
+    known, counts = planning.loaded_work(twin, samples[0]), len(twin.anatomy.counts)
+    assert written == store_bytes(known, 10, layers, poolings, counts)
+
+
+# --- what is measured
+
+
+def test_costs_measured_at_one_size_predict_another(twin, samples):
+    "Four times the samples, within a factor: processors of a busy machine are not equally fast from second to second."
+    costs = measure_costs(twin, samples[:24], rounds=2)
+    large = measure_costs(twin, samples, rounds=1)
+    row = predict_costs([cell("extract", twin.name, 96)], "cpu", [costs], assumed=Assumptions(start=(0, 0))).iloc[0]
+    assert row["basis"] == "measured" and row["low"] <= row["high"]
+    assert row["low"] / 2 < 96 * large.extract[0] / 3600 < 2 * row["high"]
+    assert row["disk_gb"] * 1e9 == pytest.approx(96 * large.store, rel=1e-3)
+    assert costs.clock == "processor" and costs.device == "cpu" and costs.peak is None
+
+
+def test_a_law_is_found_again_and_its_interval_means_what_it_says():
+    random, inside = np.random.default_rng(0), 0
+    sizes = np.array([10, 20, 40, 100, 10, 20, 40, 100])
+    for _ in range(300):
+        rows = pd.DataFrame({"size": sizes, "seconds": 2e-3 * sizes**1.5 * np.exp(0.1 * random.standard_normal(8))})
+        law = fit_growth(rows)
+        inside += abs(law.exponents[0] - 1.5) <= law.spread[0]
+        low, likely, high = law.at(1000)
+        assert low < likely < high
+    assert 0.91 < inside / 300 < 0.99
+    assert law.at(20)[2] / law.at(20)[0] < law.at(10_000)[2] / law.at(10_000)[0]  # far away one knows less
+
+
+def test_the_probe_is_measured_through_the_room_that_probes():
+    row = planning.measure_probe(108, 16, memory=True)
+    assert row["seconds"] > 0 and row["bytes"] > 4 * 108 * 16
+    assert math.isnan(planning.measure_probe(54, 8, "ridge")["bytes"])
+
+
+def test_stretched_models_have_the_asked_sizes(tmp_path, samples):
+    grown = planning.grow_models("layers", (1, 3), samples[:2], rounds=1, dim=64)
+    assert grown["size"].tolist() == [1, 1, 3, 3] and set(grown["verb"]) == {"forward", "extract"}
+    assert grown["flops"].is_monotonic_increasing and grown["bytes"].nunique() == 2
+    with pytest.raises(ValueError, match="multiple of 32"):
+        planning.stretched(tmp_path, dim=100)
+
+
+# --- what is predicted
+
+
+def test_seconds_follow_operations_and_never_beat_the_device():
+    times = sample_seconds(work(), "h100-80gb")
+    for verb in ("answer", "extract"):
+        assert 1e13 / 989e12 < times[verb][0] < times[verb][1]
+    double = sample_seconds(work(flops=2e13), "h100-80gb")
+    assert 1.6 < double["extract"][1] / times["extract"][1] <= 2
+    assert sample_seconds(work(), "a100-80gb")["answer"][0] > 2.5 * times["answer"][0]
+
+
+def test_preparing_pictures_counts_where_it_is_slower_than_the_gpu():
+    rows = [predict_costs([cell()], works={"qwen2-vl-7b": work(prepare=each)}).iloc[0] for each in (0.0, 2.0)]
+    assert [row["bound"] for row in rows] == ["GPU", "pictures"] and rows[1]["high"] > 10 * rows[0]["high"]
+    assert rows[1]["high"] == pytest.approx(2.0 * 1.5 * 17_496 / 3600, rel=0.02)
+
+
+def test_a_measurement_comes_before_a_count_and_lends_its_share_to_others():
+    known = {"qwen2-vl-7b": work(), "internvl3-8b": work("internvl3-8b")}
+    measured = Costs(work(), "cuda:0 (NVIDIA H100 80GB HBM3)", "wall", 20, (0.5,), (0.1,), 1e6, peak=33e9)
+    cells = [cell("extract"), cell("extract", "internvl3-8b")]
+    ours, other = predict_costs(cells, "h100-80gb", [measured], works=known).to_dict("records")
+    assert (ours["basis"], other["basis"]) == ("measured", "counted") and ours["gpu_gb"] == 33
+    assert ours["high"] - ours["begin_high"] == pytest.approx(1.25 * 0.1 * 17_496 / 3600)
+    assert other["low"] - other["begin_low"] == pytest.approx(0.1 * 17_496 / 3600, rel=0.2)  # 1e13 at the same share
+    elsewhere = predict_costs(cells[:1], "a100-80gb", [measured], works=known).iloc[0]
+    assert elsewhere["basis"] == "counted"  # an H100 says nothing of an A100
+
+
+def test_what_is_done_costs_nothing_and_what_is_unknown_is_listed():
+    cells = [cell(), cell(state="done", seed=1), cell("diagnose"), replace(cell(seed=2), samples=None)]
+    rows = predict_costs(cells, works={"qwen2-vl-7b": work()})
+    assert rows["low"].notna().tolist() == [True, False, False] and len(rows) == 3
+    plan = plan_costs(rows)
+    assert set(plan["runs"]) == {1} and set(plan["not_predicted"]) == {2}
+    assert "Not predicted, and not in these numbers: 2 runs" in describe_costs(plan)
+
+
+def test_probes_are_counted_by_representation_rule_and_probe():
+    known, extraction = {"qwen2-vl-7b": work()}, cell("extract", layers="0,14", poolings="mean,last")
+    probe = Cell("p", "probe", check_parameters("probe", {"probes": "svm,ridge"}), (extraction.name,), 9000)
+    probe = replace(probe, parameters=probe.parameters | {"model": "qwen2-vl-7b"})
+    row = predict_costs([extraction, probe], law=LAW, works=known).iloc[1]
+    seconds = 4 * 2 * (LAW.matrix(9000, 3584) + 2 * 81)  # representations, probes, rules
+    assert row["representations"] == 4 and row["core_low"] == pytest.approx(0.7 * seconds / 3600, rel=1e-3)
+    assert row["core_high"] == pytest.approx(1.5 * seconds / 3600, rel=1e-3)
+    assert int(100 // row["job_gb"]) == count_jobs(9000, 3584, memory=100e9 / 2**30, processors=10**6)
+    unmeasured = predict_costs([extraction, probe], works=known).iloc[1]
+    assert math.isnan(unmeasured["core_low"]) and unmeasured["run"] == "p"
+
+
+def test_training_a_head_extracts_and_answers():
+    known = {"qwen2-vl-7b": work()}
+    train = predict_costs([cell("train", number=9000, limit=3000, training_limit=3000)], works=known).iloc[0]
+    plain = predict_costs([cell("extract", number=9000)], works=known).iloc[0]
+    assert 3 * plain["low"] < train["low"] < 6 * plain["low"]
+
+
+# --- the schedule
+
+
+def test_makespan_keeps_its_bounds():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        hours, workers = random.exponential(size=random.integers(1, 40)), int(random.integers(1, 20))
+        wall, least = makespan(hours, workers), max(hours.max(), hours.sum() / workers)
+        assert least - 1e-9 <= wall <= (4 / 3) * least + hours.max() and wall <= hours.sum() + 1e-9
+        assert makespan(hours, 1) == pytest.approx(hours.sum()) and makespan(hours, 50) == hours.max()
+
+
+def test_plans_keep_their_bounds():
+    known = {"qwen2-vl-7b": work()}
+    cells = [cell(number=number) for number in (17_496, 9408, 9408 + 1, 2187)]
+    cells += [cell("train", number=20_000, training_limit=None)]
+    predicted = predict_costs(cells, works=known)
+    plan = plan_costs(predicted, gpus=(1, 8, 64), price=2.0).set_index(["cut", "gpus"])
+    for (cut, gpus), row in plan.iterrows():
+        for end in ("low", "high"):
+            total, longest = predicted[end].sum(), predicted[end].max()
+            assert (
+                row[f"wall_{end}"] >= row[f"gpu_hours_{end}"] / gpus - 1e-9 and row[f"gpu_hours_{end}"] >= total - 1e-9
+            )
+            assert row[f"used_{end}"] == pytest.approx(2 * row[f"gpu_hours_{end}"])
+            assert row[f"rent_{end}"] >= row[f"used_{end}"] - 1e-9
+            if gpus == 1:
+                assert row[f"wall_{end}"] == pytest.approx(total) and row["parts"] == len(cells)
+            if cut == "whole runs":
+                assert row[f"wall_{end}"] >= longest - 1e-9
+    whole, all_cut = (plan.loc[cut, "wall_high"] for cut in ("whole runs", "all cut"))
+    assert (all_cut <= whole + 1e-9).all() and all_cut[64] < whole[64] / 4
+    assert whole[64] == pytest.approx(predicted["high"].max())  # 64 GPUs do not help one run
+    assert plan.loc[("all cut", 64), "gpu_hours_high"] > predicted["high"].sum()  # each part loads the model again
+
+
+def test_the_sentence_has_the_numbers():
+    plan = plan_costs(predict_costs([cell()], works={"qwen2-vl-7b": work()}), gpus=(8,))
+    text = describe_costs(plan, "h100-80gb", "whole runs")
+    assert (
+        text.startswith("8 h100-80gb: ")
+        and " dollars of use" in text
+        and "1 run." in text
+        and "GB of 80, and fits" in text
+    )
+    small = plan.assign(gpu_gb=79)
+    assert "does NOT fit" in describe_costs(small)
+
+
+# --- nonsense
+
+
+@pytest.mark.parametrize("gpus", [[0], [-8], [2.5], [True]])
+def test_no_gpu_is_refused(gpus):
+    predicted = predict_costs([cell()], works={"qwen2-vl-7b": work()})
+    with pytest.raises(ValueError, match="whole numbers of at least 1"):
+        plan_costs(predicted, gpus=gpus)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(UnknownName, match="Did you mean 'h100-80gb'"):
+        predict_costs([cell()], "h100-80bg", works={"qwen2-vl-7b": work()})
+    with pytest.raises(UnknownName, match="Did you mean 'internvl3-8b'"):
+        count_work("internvl3-8")
+
+
+def test_a_device_without_a_rate_needs_a_measurement():
+    assert not DEVICES["cpu"].rates
+    with pytest.raises(ValueError, match="Measure it there"):
+        predict_costs([cell()], "cpu", works={"qwen2-vl-7b": work()})
+
+
+def test_too_few_measurements_are_refused(twin, samples):
+    with pytest.raises(ValueError, match="Measure more sizes"):
+        fit_growth(pd.DataFrame({"size": [4, 4, 4], "seconds": [1, 2, 3]}))
+    with pytest.raises(ValueError, match="Found 24 samples and 0 rounds"):
+        measure_costs(twin, samples[:24], rounds=0)
+    with pytest.raises(ValueError, match="Nothing to schedule"):
+        plan_costs(predict_costs([cell("diagnose")]))
