@@ -725,7 +725,7 @@ def _some_tokens(
     spread = np.sqrt(np.maximum(square - mean**2, 0)) + 1e-6
     return [np.concatenate(part) for part in parts], mean.astype(np.float32), spread.astype(np.float32)
 
-
+# %% ../nbs/09_diagnosis.ipynb #93deb4f7
 def probe_token(
     vlm,  # a loaded generative model
     samples: Sequence[Sample],  # one kind of object in each picture

@@ -122,7 +122,7 @@ def find_runs(
     same = [(folder, record) for _, folder, record in records if record.weights == weights[record.model]]
     return {(record.verb, record.model, record.dataset): folder for folder, record in same}
 
-
+# %% ../nbs/18_findings.ipynb #f76a34da
 HEADS = {"balanced": "synthetic", "pixmo-count": "real"}  # what `train` was tested on -> as in `TUNED`
 
 

@@ -112,7 +112,7 @@ def _which(part: str) -> str:
     "The number of a part, for a title."
     return part.replace("_", ", part ")
 
-
+# %% ../nbs/20_pages.ipynb #1692e106
 @PAGES.add("objects")
 def draw_objects(
     material: Material,
