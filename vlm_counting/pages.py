@@ -238,7 +238,7 @@ def _each(
 def _renamed(table: pd.DataFrame) -> pd.DataFrame:
     return table.replace({"model": TITLES})
 
-
+# %% ../nbs/20_pages.ipynb #d02b846a
 @PAGES.add("answers")
 def draw_answers(
     material: Material,
