@@ -12,7 +12,6 @@ __all__ = ['RULES', 'LARGEST', 'ROWS', 'AT_ONCE', 'PROBES', 'FEW_DIMENSIONS', 'C
 # %% ../nbs/07_probing.ipynb #43176ce9
 import hashlib
 import json
-import os
 import platform
 import threading
 import traceback
@@ -568,17 +567,16 @@ def _identity(states: object) -> str:  # 12 hex digits
     return digest.hexdigest()[:12]
 
 
-def _free_memory() -> float:  # bytes
-    "Memory that is free now, of this machine or of the container that we are in."
+def _available_memory() -> float:  # bytes
+    "Memory to be had now, of this machine or of the container that we are in; what only caches files is to be had."
+    import psutil
+
+    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not on every system
-        return 4 * 2**30
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        return min(free, int(limit) - int(used)) if limit != "max" else free
-    except (OSError, ValueError):
+        limit, used, told = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current", "stat"))
+        cached = int(dict(line.split() for line in told.splitlines())["inactive_file"])
+        return min(free, int(limit) - int(used) + cached) if limit != "max" else free
+    except (OSError, ValueError, KeyError):
         return free
 
 
@@ -591,7 +589,7 @@ def count_jobs(
     "How many representations may be probed at once: two Gram matrices each, and states five times while standardising."
     from joblib import cpu_count
 
-    room = memory * 2**30 if memory else _free_memory() / 2
+    room = memory * 2**30 if memory else _available_memory() / 2
     grams = 2 if dim >= FEW_DIMENSIONS else 0
     job = 4 * samples * (5 * dim + grams * samples) + 2**28  # its own states, and two copies of them in float64
     return max(1, min(processors or cpu_count(), int(room // job)))

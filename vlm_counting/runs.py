@@ -1030,18 +1030,15 @@ def _cluster(workers: int | str, scheduler: str | None, cells: list[Cell]):
     if scheduler is None and count_workers(workers, gpus) == 1:
         yield None
         return
-    from distributed import Client
-
+    if scheduler and any(cell.parameters.get("scheduler") for cell in cells):
+        raise ValueError(
+            "These runs would occupy the workers that their own probes wait for. Leave scheduler=... out of the grid: "
+            "--scheduler is enough."
+        )
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         address = scheduler or stack.enter_context(_local_cluster(count_workers(workers, gpus), gpus))
-        try:
-            client = stack.enter_context(Client(address, timeout=10))
-        except (OSError, ValueError) as error:
-            raise ConnectionError(
-                f"No Dask scheduler answers at {scheduler}: {error}. Start one with `dask scheduler`, and give the "
-                "address that it prints, such as tcp://host:8786."
-            ) from None
+        client = stack.enter_context(_room("probing").connect(address))
         meeting, offered = stack.enter_context(_meeting_place(client)) if scheduler else ("", bool(gpus))
         yield client, meeting, {"GPU": 1} if offered else None
 
