@@ -10,7 +10,7 @@ from notebook_cells import cells
 
 from vlm_counting.core import UnknownName
 from vlm_counting.models import GROUPS
-from vlm_counting.runs import Outcome, check_parameters
+from vlm_counting.runs import RUNS, Outcome, check_parameters, main
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "paper.ipynb"
 CODE = [cell["source"] for cell in cells(NOTEBOOK) if cell["cell_type"] == "code"]
@@ -21,7 +21,7 @@ def paper(tmp_path, monkeypatch):
     "Runs the notebook's cells up to the plan, or to its end, with given parameters; the names that it leaves behind."
     monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
 
-    def run(to: int = 4, **given) -> dict:
+    def run(to: int = 3, **given) -> dict:
         names = {}
         for number, source in enumerate(CODE[:to]):
             exec(compile(source, f"cell {number}", "exec"), names)
@@ -76,6 +76,30 @@ def test_wrong_words_are_refused():
         check_parameters("paper", {"scheduler": "host"})
     with pytest.raises(ValueError, match="workers is 0"):
         check_parameters("paper", {"workers": 0})
+
+
+def test_a_dry_run_starts_nothing(paper, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("vlm_counting.runs.sweep", lambda *_: pytest.fail("it was started"))
+    paper(to=len(CODE), models="tiny-clip", dry_run=True)
+    said = capsys.readouterr().out
+    assert "paper-evaluate/tiny-clip/clustered" in said and "Nothing was started" in said
+    assert not (tmp_path / "paper").exists()
+
+
+def test_weights_are_fetched_or_it_is_said_how_to_have_them(capsys, monkeypatch):
+    assert main(["fetch", "tiny-clip,tiny-coca"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["tiny-clip", "tiny-coca"]
+    assert main(["fetch", "tiny-clap"]) == 2 and "Did you mean 'tiny-clip'?" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
+    assert main(["fetch", "CLIP"]) == 2 and "checkpoint=..." in capsys.readouterr().err
+
+
+def test_every_verb_is_listed_with_what_it_promises(capsys):
+    assert main(["list", "verbs"]) == 0
+    listed = capsys.readouterr().out
+    for verb, path in RUNS.items():
+        (promise,) = [line[2:] for line in cells(path)[0]["source"].splitlines() if line.startswith("> ")]
+        assert re.search(rf"^  {verb} +{re.escape(promise)}$", listed, re.MULTILINE)
 
 
 def test_the_table_is_kept_and_a_failure_is_told(paper, monkeypatch, tmp_path):

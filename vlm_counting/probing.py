@@ -6,8 +6,8 @@
 __all__ = ['RULES', 'LARGEST', 'ROWS', 'AT_ONCE', 'PROBES', 'FEW_DIMENSIONS', 'CLASSIFIERS_NEVER', 'CONTROLS', 'TYPES',
            'ARRANGEMENT', 'SEEN', 'COLUMNS', 'KEY', 'STRICT', 'WORDS', 'folds', 'Features', 'svm', 'svm_standardised',
            'logistic', 'ridge', 'probe', 'control_labels', 'seen_share', 'Task', 'plan_tasks', 'lit_area',
-           'picture_features', 'controls', 'count_jobs', 'connect', 'count_cluster_jobs', 'Unit', 'probe_layers',
-           'what_remains', 'two_class_matrix', 'one_vs_all_confusion']
+           'picture_features', 'controls', 'count_fitting', 'count_jobs', 'connect', 'count_cluster_jobs', 'Unit',
+           'probe_layers', 'what_remains', 'two_class_matrix', 'one_vs_all_confusion']
 
 # %% ../nbs/07_probing.ipynb #43176ce9
 import hashlib
@@ -580,6 +580,18 @@ def _available_memory() -> float:  # bytes
         return free
 
 
+def count_fitting(
+    size: int,  # bytes of one job
+    memory: float | None = None,  # bytes for all jobs together; None: half of what is to be had
+    processors: int | None = None,  # None: all that we may use
+) -> int:  # at least 1
+    "How many jobs may run at once."
+    from joblib import cpu_count  # knows the limits of a container
+
+    room = memory or _available_memory() / 2
+    return max(1, min(processors or cpu_count(), int(room // size)))
+
+
 def count_jobs(
     samples: int,  # how many
     dim: int,  # of the largest representation
@@ -587,12 +599,9 @@ def count_jobs(
     processors: int | None = None,  # None: all
 ) -> int:  # at least 1
     "How many representations may be probed at once: two Gram matrices each, and states five times while standardising."
-    from joblib import cpu_count
-
-    room = memory * 2**30 if memory else _available_memory() / 2
     grams = 2 if dim >= FEW_DIMENSIONS else 0
     job = 4 * samples * (5 * dim + grams * samples) + 2**28  # its own states, and two copies of them in float64
-    return max(1, min(processors or cpu_count(), int(room // job)))
+    return count_fitting(job, memory and memory * 2**30, processors)
 
 # %% ../nbs/07_probing.ipynb #99877931
 def connect(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'CHECKS', 'PLAIN', 'PLACES', 'SCHEME', 'PAPERMILL_IO', 'SHOWN', 'WHOLE', 'NAMED', 'SOURCES', 'OWN_PLACE',
-           'LAST', 'DEATHS', 'declared_parameters', 'check_parameters', 'own_parameters', 'run_folder', 'check_folder',
-           'new_record', 'RunNotebooks', 'with_output', 'run', 'summary', 'verb_help', 'grid_values', 'expand_grid',
-           'share', 'read_grids', 'Cell', 'folder_state', 'count_samples', 'plan_sweep', 'describe_plan', 'Outcome',
-           'first_score', 'run_cell', 'visible_gpus', 'count_workers', 'sweep', 'describe_outcomes', 'main',
-           'examination']
+           'PAPER_SIZES', 'LAST', 'DEATHS', 'declared_parameters', 'check_parameters', 'own_parameters', 'run_folder',
+           'check_folder', 'new_record', 'RunNotebooks', 'with_output', 'run', 'summary', 'verb_help', 'grid_values',
+           'expand_grid', 'share', 'read_grids', 'paper_grids', 'Cell', 'folder_state', 'count_samples', 'plan_sweep',
+           'describe_plan', 'Outcome', 'first_score', 'run_cell', 'visible_gpus', 'count_workers', 'sweep',
+           'describe_outcomes', 'main', 'examination']
 
 # %% ../nbs/12_runs.ipynb #a2a67b8c
 import argparse
@@ -54,7 +54,17 @@ from vlm_counting.core import (
 from .datasets import DATASETS, check_source
 from .evaluation import shard_path, shard_samples
 from .extraction import parse_layers, parse_poolings
-from .models import ATTENTION, DTYPES, MODELS, VLM, choose_models, doctor, find_entry, load_model
+from vlm_counting.models import (
+    ATTENTION,
+    DTYPES,
+    MODELS,
+    VLM,
+    choose_models,
+    doctor,
+    find_checkpoint,
+    find_entry,
+    load_model,
+)
 from .stimuli import FAMILIES, Plan
 
 # %% ../nbs/12_runs.ipynb #25a43dcf
@@ -146,7 +156,7 @@ CHECKS = {
     "dtype": _check_choice("dtype", DTYPES),
     "device": _check_device,
     "attention": _check_choice("attention", ATTENTION),
-    "head": _check_file("head", "Expected a head.safetensors, as `vlm-counting run train` writes one."),
+    "head": _check_file("head", "Expected heads/trained.safetensors of a run of `vlm-counting run train`."),
     "training": check_source,
     "transfer": check_source,
     "limit": _check_whole("limit", 1, None, meaning=", or None for all"),
@@ -163,7 +173,7 @@ CHECKS = {
     "teacher": _check_number("teacher"),
     "part": lambda part: _check_choice("part", tuple(_room("training").PARTS))(part),
     "pictures": _check_choice("pictures", ("all", "some")),
-    "scale": _check_choice("scale", ("small", "full")),
+    "scale": lambda scale: _check_choice("scale", tuple(PAPER_SIZES))(scale),
     "workers": _check_whole("workers", 1, "auto", meaning=", or 'auto'"),
     "scheduler": _check_address,
     "probes": lambda names: _check_names("probes", tuple(_room("probing").PROBES))(names),
@@ -648,6 +658,40 @@ def read_grids(
         raise ValueError(f"{path}: 'grids' is no list of grids. Expected '- verb: ...' for each.")
     return share(shared | instead, [{k: v for k, v in grid.items() if k not in instead} for grid in grids])
 
+# %% ../nbs/12_runs.ipynb #c03f3182
+PAPER_SIZES = {  # scale -> sizes; None: all
+    "small": {"limit": 216, "crowded": 108, "training": 600, "epochs": 20, "probes": "svm,ridge"},  # for a laptop
+    "full": {"limit": None, "crowded": None, "training": None, "epochs": 50, "probes": "svm"},  # as in the paper
+}
+
+
+def paper_grids(
+    models: str = "twins",  # as for `choose_models`
+    scale: str = "small",  # a name in `PAPER_SIZES`
+    photographs: bool = False,  # also CountBenchQA and pixmo-count
+    run: str = "paper",  # name of the run; its parts are called 'paper-evaluate', 'paper-extract' and so on
+    release: str | None = None,  # folder of released answers, for the report
+) -> list[dict]:  # for `plan_sweep`
+    "Everything that the paper did, and `diagnose`, with the chosen models."
+    asked, size = choose_models(models), PAPER_SIZES[scale]
+    writing = [name for name in asked if find_entry(name).kind == "generative"]
+    crowded = [name for name in FAMILIES if name.startswith("distractors_")]
+    countbench, pixmo = (["CountBenchQA"], ["pixmo-count"]) if photographs else ([], [])
+    limit, heads = {"limit": size["limit"]}, {"epochs": size["epochs"], "controls": False}
+    real = {"training": "pixmo-count-train", "dataset": "pixmo-count", "transfer": "CountBenchQA"}
+    grids = [
+        {"verb": "evaluate", "model": asked, "dataset": ["balanced", "clustered", "scattered", *countbench]} | limit,
+        {"verb": "evaluate", "model": asked, "dataset": crowded, "limit": size["crowded"]},
+        {"verb": "evaluate", "model": writing, "dataset": ["balanced-open", *pixmo]} | limit,
+        {"verb": "extract", "model": asked} | limit,
+        {"verb": "probe", "model": asked, "states": f"{run}-extract", "probes": size["probes"]},
+        {"verb": "train", "model": writing, "training_limit": size["training"]} | limit | heads,
+        *([{"verb": "train", "model": writing} | limit | heads | real] if photographs else []),
+        {"verb": "diagnose", "model": asked},
+        {"verb": "report", "release": release, "runs": f"{run}-*"},
+    ]
+    return [grid | {"run": f"{run}-{grid['verb']}"} for grid in grids if grid.get("model") != []]
+
 # %% ../nbs/12_runs.ipynb #8be1fae1
 @dataclass(frozen=True)
 class Cell:
@@ -935,19 +979,17 @@ def visible_gpus() -> list[str]:  # such as ['0', '1']; empty without
 
 
 def count_workers(
-    workers: int | str,  # 'auto': one for each GPU, else one for each processor
+    workers: int | str,  # 'auto': one for each GPU, else one for each processor, as far as memory reaches
     gpus: list[str],  # from `visible_gpus`
 ) -> int:
     "How many processes to start. `ValueError` for more than there are GPUs, or for no number."
-    from joblib import cpu_count  # knows the limits of a container
-
     if workers == "auto":
-        return len(gpus) or cpu_count()
+        return len(gpus) or _room("probing").count_fitting(3 * 2**29)  # a run on a twin takes about 1 GiB
     _check_whole("workers", 1, meaning=", or 'auto'")(workers)
     if gpus and workers > len(gpus):
         raise ValueError(
-            f"workers is {workers}, but there are {len(gpus)} GPUs, and a run needs one to itself. Take at most "
-            f"{len(gpus)}, or hide the GPUs: CUDA_VISIBLE_DEVICES= vlm-counting sweep ..."
+            f"workers is {workers}, but the number of GPUs is {len(gpus)}, and a run needs one to itself. Take at most "
+            f"{len(gpus)}, or hide the GPUs: CUDA_VISIBLE_DEVICES= in front of the same command."
         )
     return workers
 
@@ -1075,7 +1117,7 @@ def _run_cells(cells: list[Cell], known: dict[str, Outcome], engine: tuple | Non
             sweep_name,
             meeting,
             key=f"{cell.name} {sweep_name}",
-            resources=resources,
+            resources=resources if "batch_size" in cell.parameters else None,  # others ask a model nothing
             pure=False,
         )
     names = {future.key: name for name, future in futures.items()}
@@ -1085,7 +1127,7 @@ def _run_cells(cells: list[Cell], known: dict[str, Outcome], engine: tuple | Non
 # %% ../nbs/12_runs.ipynb #c67bf4b9
 def sweep(
     cells: list[Cell],  # from `plan_sweep`
-    workers: int | str = 1,  # processes on this machine; 'auto': one for each GPU, else one for each processor
+    workers: int | str = 1,  # processes on this machine; 'auto': as many as GPUs, or as processors and memory
     scheduler: str | None = None,  # address of a running Dask cluster, used instead
     retry: bool = False,  # run failed cells again
     tell=print,  # function: line of text; called when a cell is through
@@ -1187,6 +1229,8 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", help="many runs: sweep verb=evaluate 'model=tiny-*' dataset=balanced", add_help=False
     )
     sweeping.add_argument("values", nargs=argparse.REMAINDER, metavar="name=value,value")
+    fetching = commands.add_parser("fetch", help="download weights, at the commits of their entries: fetch qwen2-vl-7b")
+    fetching.add_argument("models", help="names joined by commas, or 'paper': the real seven, about 90 GB")
     examining = commands.add_parser(
         "doctor", help="what a model's answers depend on: vlm-counting doctor tiny-qwen2-vl"
     )
@@ -1214,6 +1258,10 @@ def main(
     try:
         if options.command == "doctor":
             return _examine(options)
+        if options.command == "fetch":
+            for name in choose_models(options.models):
+                print(f"{name}: {find_checkpoint(name, find_entry(name))}", flush=True)
+            return 0
         if options.command == "sweep":
             return _sweep_and_report(options.values)
         if {"-h", "--help"} & set(options.values):
