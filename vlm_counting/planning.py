@@ -920,6 +920,7 @@ def plan_costs(
         "disk_gb": predicted["disk_gb"].sum(),
         "gpu_gb": predicted["gpu_gb"].max(),
         "job_gb": predicted["job_gb"].max(),
+        "cores": cores,
     }
     rest |= {f"probe_{end}": predicted[f"core_{end}"].sum(min_count=1) / cores for end in ("low", "high")}
     return pd.DataFrame(table).assign(
@@ -956,7 +957,8 @@ def describe_costs(
         lines.append(f"The largest batch needs about {row['gpu_gb']:.0f} GB of {memory:.0f}, and {verdict}.")
     if not math.isnan(row["probe_low"]):
         hours = _range(row["probe_low"], row["probe_high"])
-        lines.append(f"Probes, on CPU cores: {hours} h, and {row['job_gb']:.1f} GB of main memory for each at a time.")
+        memory = f"{row['job_gb']:.1f} GB of main memory for each of up to {row['cores']} at a time"
+        lines.append(f"Probes, on {row['cores']} CPU cores: {hours} h, and {memory}.")
     if row["not_predicted"]:
         lines.append(f"Not predicted, and not in these numbers: {row['not_predicted']} runs.")
     return "\n".join(lines)
