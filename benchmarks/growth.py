@@ -6,9 +6,8 @@ is kept row by row: started again, it goes on with what is missing (`--again` me
 processors, of a command with all its processes: other work on the machine does not count. Memory is the peak of the
 largest process.
 
-`probe` on a twin has 128 numbers a state; a model of seven billion weights has 3,584, and more numbers than that are
-not needed to see the Gram matrix: the last row probes one such representation, made of random numbers around a line
-that carries the count, with the same function.
+`probe` on a twin has 128 numbers a state; a model of seven billion weights has 3,584, where a Gram matrix pays.
+So the last row probes one such representation of random numbers, with the same function.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,25 +23,15 @@ from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
-from vlm_counting.core import versions
+from vlm_counting.core import git_commit, project_root, versions
 
-HERE, MODEL, SIZES = Path(__file__).parent, "tiny-internvl3", (1_000, 4_000, 17_496)
+HERE, MODEL, SIZES, START = Path(__file__).parent, "tiny-internvl3", (1_000, 4_000, 17_496), 90
 STIMULI = "from vlm_counting.datasets import load_dataset; load_dataset('balanced', limit={n})"
 WIDE = """
-import numpy as np
-from types import SimpleNamespace
+from vlm_counting.planning import Numbers
 from vlm_counting.probing import probe_layers
 
-numbers = np.random.default_rng(0)
-counts = np.arange({n}) % 9 + 1
-states = numbers.normal(size=({n}, 3584)).astype("float32")
-states[:, 0] += 3 * counts
-states[:, 1:9] += 4 * (counts[:, None] == np.arange(1, 9))
-store = SimpleNamespace(
-    model="random numbers", uids=[str(i) for i in range({n})], targets=counts, factors=[{{}}] * {n},
-    keys=lambda: [(0, "last")], array=lambda layer, pooling: states, folder=None, layers=[0], poolings=["last"],
-)
-probe_layers(store, rules=("random",), controls=(), jobs=1, progress=False)
+probe_layers(Numbers({n}, 3584), rules=("random",), controls=(), jobs=1, progress=False)
 """
 VERBS = {  # row -> (words for Python or for `vlm-counting run`, what to know of it)
     "stimuli": (STIMULI, "672 x 672 pixels, drawn and written"),
@@ -69,12 +59,14 @@ def measured(words: str, size: int, places: dict[str, str]) -> dict:
     command = [Path(sys.executable).parent / "vlm-counting", "run", *filled.split()]
     command = [sys.executable, "-c", filled] if "import" in words else command
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, env=os.environ | places | ALONE, stdout=said, stderr=said)
+        environment = os.environ | {"PYTHONPATH": str(project_root())} | places | ALONE
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
         _, status, used = os.wait4(process.pid, 0)
         if status:
             said.seek(0)
             raise SystemExit(f"{filled}\n{said.read().decode()[-3000:]}")
-    return {"seconds": round(used.ru_utime + used.ru_stime, 2), "memory_mb": round(used.ru_maxrss / 1024)}
+    row = {"seconds": round(used.ru_utime + used.ru_stime, 2), "memory_mb": round(used.ru_maxrss / 1024)}
+    return row | {"commit": git_commit(), "date": str(date.today())}
 
 
 def table(rows: dict) -> list[str]:
@@ -97,8 +89,8 @@ def table(rows: dict) -> list[str]:
 
 
 def exponent(rows: dict, verb: str, what: str) -> float:
-    "Slope in a double logarithmic picture, between the two larger sizes."
-    second, third = (rows[f"{verb} {size}"][what] for size in SIZES[1:])
+    "Slope in a double logarithmic picture, between the two larger sizes; what hardly any samples need is taken off."
+    second, third = (rows[f"{verb} {size}"][what] - rows[f"{verb} {START}"][what] for size in SIZES[1:])
     return math.log(third / second) / math.log(SIZES[2] / SIZES[1])
 
 
@@ -116,10 +108,11 @@ def write(rows: dict) -> None:
         f"`{MODEL}` on `balanced`. Processor seconds of the whole command, start included, and peak memory of its",
         "largest process. `ratio`: what one more sample costs between the larger sizes, over what it costs between the",
         "smaller. 1 is linear; below 1 something was shared.", "", *table(rows), "",
-        *(f"- `{verb}`: {about}" for verb, (_, about) in VERBS.items()), "",
+        *(f"- `{verb}`: {about}" for verb, (_, about) in VERBS.items() if f"{verb} {SIZES[-1]}" in rows), "",
+        f"Rows were measured at the commits {', '.join(sorted({row['commit'] for row in rows.values()}))}.", "",
     ]  # fmt: skip
     wide = "wide probe"
-    if all(f"{wide} {size}" in rows for size in SIZES):
+    if all(f"{wide} {size}" in rows for size in (START, *SIZES)):
         time, memory = exponent(rows, wide, "seconds"), exponent(rows, wide, "memory_mb")
         lines += [
             f"The last row grows faster than its samples: time as n^{time:.1f}, memory as n^{memory:.1f},",
@@ -142,11 +135,15 @@ def main() -> None:
         for size in SIZES:
             places = {"VLM_COUNTING_RESULTS": f"{place}/{size}", "VLM_COUNTING_DATA": f"{place}/data-{size}"}
             for verb in [verb for verb in chosen if f"{verb} {size}" not in rows]:
+                for begun in (verb, "narrow"):  # a run that was cut off would go on, and seem quicker
+                    shutil.rmtree(Path(place, str(size), begun), ignore_errors=True)
                 if verb in BEFORE:
                     measured(BEFORE[verb], size, places)
                 rows[f"{verb} {size}"] = measured(VERBS[verb][0], size, places)
                 print(verb, size, rows[f"{verb} {size}"], flush=True)
                 write(rows)
+        if "wide probe" in chosen:
+            rows[f"wide probe {START}"] = measured(WIDE, START, {})
     write(rows)
 
 
