@@ -1,7 +1,7 @@
 """The whole paper in miniature from a clean clone: how long it takes, how much memory, what comes out.
 
 `python benchmarks/paper.py` clones this repository as it is committed into a temporary folder and there runs
-`vlm-counting run paper` (the seven twins, two workers), with empty results and data folders and no network. It writes
+`vlm-counting run paper` (the seven twins), with empty results and data folders and the hub switched off. It writes
 benchmarks/paper.json and benchmarks/paper.md, and keeps the report as benchmarks/paper-report.html. `--words` replaces
 what is run, such as `--words "models=tiny-clip"` for a quick look, which then keeps nothing.
 """
@@ -101,7 +101,7 @@ def write(row: dict, found: list[str]) -> None:
     lines = [
         "# The whole paper in miniature", "",
         f"{about['date']}, {about['cores']} shared {about['machine']} cores, commit {row['commit']}. In a clean clone,",
-        "with empty folders and no network, `vlm-counting run paper` took",
+        "with empty folders and the hub switched off, `vlm-counting run paper` took",
         f"**{row['minutes']:.0f} minutes** ({row['cpu_minutes']:.0f} of processor time; load {row['load']:.1f}).", "",
         "| what | figure |", "|---|---|", f"| runs | {row['done']} of {row['runs']} done |",
         f"| peak memory, all processes | {row['together_mb']:,} MB |",

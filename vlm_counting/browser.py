@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import html
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +87,9 @@ def thumbnails(
     names = [sample.sha256 or str(sample.image) for sample in samples]
     paths = {name: sample.image for name, sample in zip(names, samples, strict=True)}
     place = {name: number for number, name in enumerate(paths)}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    from joblib import cpu_count
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
         made = pool.map(lambda path: thumbnail(path, size), paths.values())
         pictures = list(tqdm(made, "pictures", len(paths), unit="image", disable=not (progress and paths)))
     return [place[name] for name in names], pictures

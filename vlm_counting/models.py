@@ -12,7 +12,6 @@ __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'CONFIGS', 'COUNTS', 
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
-import os
 import re
 import warnings
 from copy import copy as shallow_copy
@@ -433,8 +432,10 @@ class Ranker(VLM):
     "A loaded contrastive model: chooses the caption that fits best."
 
     def _set_up(self) -> None:
+        from joblib import cpu_count
+
         self.towers, self._texts = self.processor, {}  # caption -> unit vector (dim,)
-        self.prepare_threads = min(4, max(1, (os.cpu_count() or 1) // 2))  # its `prepare` shares nothing
+        self.prepare_threads = min(4, max(1, cpu_count() // 2))  # its `prepare` shares nothing
 
     def length(self, sample: Sample) -> int:
         "Every picture is resized to the same size."
