@@ -190,6 +190,25 @@ def test_runs_are_found_by_their_records(tmp_path):
     assert table.set_index("claim").loc["forms", "verdict"] == "no data"
 
 
+def test_a_run_of_train_says_how_its_p_was_made(tmp_path):
+    "Before 0.5.0 it was that of McNemar's test, which knows of no families."
+    rows, tests = world("balanced", flat(0.7), layouts=2), []
+    score = {"head": "trained", "among": "vocabulary", "set": "test", "n": 162, "difference": 0.1, "low": 0.0,
+             "high": 0.2, "p": 0.03}  # fmt: skip
+    for version in ("0.4.1", "0.5.0", "0.10.2", None):
+        folder = run_of(tmp_path / str(version), "train", rows)
+        for head in ("own", "trained"):
+            (folder / "answers" / "test" / head).mkdir(parents=True)
+            write_jsonl(folder / "answers" / "test" / head / "predictions.jsonl", rows)
+        pd.DataFrame([score]).to_csv(folder / "scores.csv", index=False)
+        record = RunRecord.load(folder)
+        record.sessions[-1] |= {"versions": {"vlm_counting": version}} if version else {}
+        record.save(folder)
+        tests += [row["test"] for row in room._one_token(own_material(tmp_path / str(version)))]
+    known = "Student and McNemar on the same pictures"
+    assert tests == ["on the same pictures", known, known, "on the same pictures"]
+
+
 def test_sets_asked_in_the_open_form_are_sets_of_their_own():
     closed, opened = world("clustered", flat(0.9)), world("clustered", flat(0.1), form="open")
     material = gather("made", [*closed, *opened, *world("balanced", flat(0.5), form="open")])

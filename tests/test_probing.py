@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from clusters import wait_until
 from sklearn.svm import SVC
 
 from vlm_counting import probing
@@ -528,6 +529,32 @@ def test_workers_open_the_store_themselves_and_give_the_same_bytes(client, store
     )  # no states, no samples
 
 
+@dataclass(frozen=True)
+class Signed(Store):
+    "Notes which processes read it."
+
+    signatures: str = ""  # path of a file
+
+    def array(self, layer, pooling):
+        with open(self.signatures, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return super().array(layer, pooling)
+
+
+def test_one_worker_with_one_thread_does_the_work_itself(client, cluster, store, tmp_path):
+    "joblib takes a cluster of one thread for a reason to work in the process that asks."
+    signed = Signed(store.targets, store.factors, signatures=str(tmp_path / "signatures"))
+    cluster.scale(1)
+    try:
+        wait_until(lambda: len(client.nthreads()) == 1)
+        (worker,) = client.run(os.getpid).values()
+        probe_layers(signed, controls=(), client=client, progress=False)
+    finally:
+        cluster.scale(2)
+    readers = [int(line) for line in (tmp_path / "signatures").read_text().split()]
+    assert readers.count(worker) == len(store.keys()) and readers.count(os.getpid()) == 2  # to see how wide it is
+
+
 def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path):
     slow, path, whole = Store(store.targets, store.factors, pause=0.4), tmp_path / "p.jsonl", tmp_path / "w" / "p.jsonl"
     settings, killed = {"controls": (), "progress": False}, []
@@ -580,14 +607,44 @@ def test_who_does_not_answer_is_refused_within_ten_seconds():
         assert time.monotonic() - clock < 10
     with pytest.raises(ConnectionError, match="No Dask scheduler answers at file://x:1"):
         probing.connect("file://x:1")
+    with pytest.raises(ConnectionError, match="No Dask scheduler answers at tls://127.0.0.1:1: .*ssl_context"):
+        probing.connect("tls://127.0.0.1:1")  # Dask: a TypeError
     assert probing.connect(None) is None
+
+
+def test_who_answers_too_late_is_hung_up_on(monkeypatch):
+    import distributed
+
+    may_answer, closed = threading.Event(), threading.Event()
+
+    class Late:
+        def __init__(self, address, timeout):
+            may_answer.wait(20)
+
+        close = closed.set
+
+    class Impatient(probing.Future):
+        def result(self, timeout=None):
+            return super().result(timeout and 0.1)
+
+    monkeypatch.setattr(distributed, "Client", Late)
+    monkeypatch.setattr(probing, "Future", Impatient)
+    with pytest.raises(ConnectionError, match="somebody listens there and says nothing"):
+        probing.connect("tcp://host:8786")
+    may_answer.set()
+    assert closed.wait(10), "a client that nobody has is open"
 
 
 def test_jobs_of_a_cluster_are_bounded_by_threads_and_by_each_machines_memory(monkeypatch):
     threads = {"a": 4, "b": 4, "c": 8}  # a and b are on one machine
     rooms = {"a": ("one", 3), "b": ("one", 3), "c": ("two", 99)}
     cluster = SimpleNamespace(nthreads=lambda: threads, run=lambda function, *size: rooms)
-    assert probing.count_cluster_jobs(cluster, 216, 64) == 3 + 8
+    assert probing.count_cluster_jobs(cluster, 216, 64) == 6  # 3 of the 8 threads on "one"; Dask deals by threads
+    rooms["a"] = rooms["b"] = ("one", 8)
+    assert probing.count_cluster_jobs(cluster, 216, 64) == 16
+    rooms["a"] = rooms["b"] = ("one", 1)
+    threads |= {"a": 40}
+    assert probing.count_cluster_jobs(cluster, 216, 64) == 1
     nobody = SimpleNamespace(nthreads=dict, scheduler=SimpleNamespace(address="tcp://host:1"))
     with pytest.raises(ConnectionError, match="at tcp://host:1 has no workers. Start some: dask worker tcp://host:1"):
         probing.count_cluster_jobs(nobody, 216, 64)
@@ -626,6 +683,35 @@ def test_jobs_are_bounded_by_memory():
     assert probing.count_jobs(200, 64, processors=3) >= 1
     # standardising holds two copies in float64: 17,496 x 3,584 needs 4 GB, not 3
     assert probing.count_jobs(17_496, 3584, memory=7, processors=16) == 1
+
+
+def limit_memory(folder, names, limit, used, cached, other=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(names, (limit, used, f"anon {other}\n{names[2]} {cached}"), strict=True):
+        (folder / (name if name.startswith("memory.") else "memory.stat")).write_text(f"{text}\n")
+
+
+@pytest.mark.parametrize(
+    "top, line, names, unlimited",
+    [("", "0::/slurm/job_7/step_0", ("memory.max", "memory.current", "inactive_file"), "max"),
+     ("memory", "5:memory:/slurm/job_7/step_0",
+      ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), 2**63 - 4096)],
+)  # fmt: skip
+def test_the_memory_of_a_job_is_the_least_on_the_way_up(tmp_path, top, line, names, unlimited):
+    root = tmp_path / "sys" / "fs" / "cgroup" / top
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:cpu,cpuacct:/elsewhere\n{line}\n")
+    free = probing._available_memory(tmp_path / "nowhere")
+    assert free > 10**6 and abs(probing._available_memory(tmp_path) / free - 1) < 0.5  # no such folders
+    limit_memory(root / "elsewhere", names, 10, 1, 1)  # is not ours
+    limit_memory(root / "slurm", names, 10**6, 900_000, 100_000)
+    limit_memory(root / "slurm" / "job_7" / "step_0", names, unlimited, 5, 1)
+    limit_memory(root / "slurm" / "job_7", names, 90_000, 60_000, 20_000)
+    assert probing._available_memory(tmp_path) == 50_000
+    limit_memory(root / "slurm", names, 10**6, 970_000, 10_000)
+    assert probing._available_memory(tmp_path) == 40_000
+    limit_memory(root, names, 30_000, 1000, 500)
+    assert probing._available_memory(tmp_path) == 29_500
 
 
 def test_a_new_probe_is_one_function(store):

@@ -217,3 +217,39 @@ def test_a_model_without_numbers_is_left_out_alone():
     tables = answer_tables(gather("few counts", few))
     assert "break_points" not in tables and set(tables["left_out"]["table"]) == {"scaling", "break_points"}
     assert "break_balanced" not in pages.draw_answers(gather("few counts", few))
+
+
+def test_only_too_little_data_leaves_a_model_out():
+    "Any other error is one of ours, and has to be seen."
+    rows = two_sorts(3).answers["model 0", "balanced"]
+
+    def broken(mine):
+        raise ValueError("operands could not be broadcast together")
+
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        pages._each(broken, rows)
+    misplaced = [replace(row, factors=row.factors | {"positions": [[99, 99]]}) for row in rows]
+    with pytest.raises(ValueError, match="places outside the 9 x 9 grid"):
+        answer_tables(gather("misplaced", misplaced))
+    alike = [replace(row, factors=row.factors | {"positions": [[4, 4]]}) for row in rows]
+    left = answer_tables(gather("alike", alike))["left_out"]
+    assert list(left["table"]) == ["places"] and "nothing to compare" in left["why"].iloc[0]
+
+
+def test_bins_do_not_depend_on_who_else_is_in_the_picture(monkeypatch):
+    asked_for, plain = [], pages.reliability
+
+    def noting(rows, by, bins):
+        asked_for.append(bins)
+        return plain(rows, by=by, bins=bins)
+
+    monkeypatch.setattr(pages, "reliability", noting)
+    sizes = {"model 0": 850, "model 1": 650}
+    rows = [
+        replace(row, uid=f"{row.uid}-{place}", model=model)
+        for model, size in sizes.items()
+        for place, row in enumerate((asked(model, "balanced", 54)[1] * 20)[:size])
+    ]
+    for models in (("model 1",), ("model 0", "model 1"), ("model 0",)):
+        pages.draw_certainty(gather("made", [row for row in rows if row.model in models]))
+    assert asked_for == [3, 3, 4]

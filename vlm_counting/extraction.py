@@ -11,6 +11,7 @@ __all__ = ['POOLINGS', 'LENS_FILES', 'FORMAT', 'COMMIT_SECONDS', 'PIECE', 'AGAIN
 # %% ../nbs/06_extraction.ipynb #37359545
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -513,13 +514,13 @@ def _own_samples(vlm, samples: list[Sample], shard: str, batch_size: int | str) 
     mine = {sample.uid for batch in shard_samples(batches, shard) for sample in batch}
     if not mine:
         raise ValueError(
-            f"shard='{shard}' has nothing to read: {len(samples)} samples make {len(batches)} batches. Ask for fewer "
-            "parts, or for smaller batches (batch_size=...)."
+            f"shard='{shard}' has nothing to read: {len(samples)} samples make {len(batches)} batches. The parts "
+            "are joined without it. Ask for fewer parts, or for smaller batches (batch_size=...), to share more."
         )
     return [sample for sample in samples if sample.uid in mine]
 
 # %% ../nbs/06_extraction.ipynb #6a879fc6
-def _open_parts(folder: Path, samples: list[Sample], identity: dict) -> list[tuple["States", list[int]]]:
+def _open_parts(vlm, samples: list[Sample], folder: Path, identity: dict) -> list[tuple["States", list[int]]]:
     "Each part of a store, and its rows in the whole. Errors name one that is missing, unfinished or of something else."
     if not any(folder.parent.glob(f"part-*/{folder.name}/states.json")):
         return []
@@ -527,6 +528,8 @@ def _open_parts(folder: Path, samples: list[Sample], identity: dict) -> list[tup
     for shard in name_shards(folder.parent):
         path = shard_path(folder, shard)
         if not (path / "states.json").exists():
+            if not shard_samples(plan_samples(vlm, samples, identity["batches"]["size"])[0], shard):
+                continue  # it has nothing to read
             raise FileNotFoundError(f"{path} is missing. Start that part: shard='{shard}'.")
         if not _read_about(path).get("finished"):
             raise ValueError(f"{path} is not finished. Start that part again: shard='{shard}'.")
@@ -598,7 +601,7 @@ def extract(
         if earlier:
             _check_same(folder, identity, earlier)
         if not earlier.get("finished"):
-            parts = [] if shard else _open_parts(folder, samples, identity)
+            parts = [] if shard else _open_parts(vlm, samples, folder, identity)
             done = _begin(folder, identity, samples, reader)
             if len(done) < len(samples):
                 bar = {"desc": vlm.name, "initial": len(done), "disable": not progress}
@@ -627,7 +630,7 @@ class States:
 
     def lean(self) -> "States":
         "The same store without what is known of single samples: enough for `array`, and quick to send elsewhere."
-        return replace(self, folder=self.folder.resolve(), uids=[], targets=self.targets[:0], factors=[])
+        return replace(self, folder=self.folder.absolute(), uids=[], targets=self.targets[:0], factors=[])
 
     def keys(self) -> list[tuple[int, str]]:
         "(layer, pooling) of every representation, layer by layer."
@@ -652,6 +655,10 @@ AGAIN = "Delete the store and extract again."
 def _check_array(states: States, file: str) -> None:
     "`FileNotFoundError`, `ValueError` if an array file is not what was written: its sha256 tells."
     path, expected = states.folder / file, states.about["sha256"][file]
+    if not states.folder.exists():
+        raise FileNotFoundError(
+            f"{states.folder} cannot be seen from {platform.node()}. Workers need the results folder at the same place."
+        )
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing. {AGAIN}")
     if (found := file_hash(path)) != expected:

@@ -1428,8 +1428,8 @@ def plot_growth(
     "Measurements and fitted power laws on logarithmic axes; the slope and its 95 % interval in the legend."
     check_table(rows, ("along", "verb", "size", value), make="grow_models(...)")
     check_table(laws, ("along", "verb", "value", "exponent", "low", "high", "constant"), make="growth_table(rows)")
-    laws, panels = laws[laws["value"] == value], list(dict.fromkeys(rows["along"]))
-    verbs = list(dict.fromkeys(rows["verb"]))
+    rows, laws = rows[rows[value].notna()], laws[laws["value"] == value]  # not everything that runs writes bytes
+    panels, verbs = list(dict.fromkeys(rows["along"])), list(dict.fromkeys(rows["verb"]))
     made = new_axes(2.9 * len(panels), 3.6, columns=len(panels))
     axes = made if isinstance(made, list) else [made]
     for ax, along in zip(axes, panels, strict=True):
@@ -1437,7 +1437,8 @@ def plot_growth(
         for name, colour, marker, group in _series(rows[rows["along"] == along], "verb", verbs):
             law = laws[(laws["along"] == along) & (laws["verb"] == name)].iloc[0]
             ends = np.array([law["least"], law["most"]], dtype=float)
-            slope = f"{name}: {law['exponent']:.2f} [{law['low']:.2f}, {law['high']:.2f}]"
+            sure = f" [{law['low']:.2f}, {law['high']:.2f}]" if pd.notna(law["low"]) else ""  # of bytes there is none
+            slope = f"{name}: {law['exponent']:.2f}{sure}"
             ax.plot(group["size"], group[value], marker, color=colour, markersize=4, label=slope)
             ax.plot(ends, law["constant"] * ends ** law["exponent"], color=colour)
             counts.append(len(group))

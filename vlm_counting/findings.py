@@ -9,6 +9,7 @@ __all__ = ['HEADS', 'CLAIMS', 'FEW_OBJECTS', 'MANY_OBJECTS', 'FALL', 'DESIGN', '
            'lens_layers', 'findings', 'conclusions']
 
 # %% ../nbs/18_findings.ipynb #4dbb3b47
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,6 +146,14 @@ def _lens(folder: Path) -> pd.DataFrame:
     return read_lens(states).merge(factors, on="uid")
 
 # %% ../nbs/18_findings.ipynb #9f2d4302
+def _test_of(folder: Path) -> str:
+    "How a run of `train` came to its p; before 0.5.0, McNemar's test alone did."
+    sessions = RunRecord.load(folder).sessions
+    made_by = str(sessions[-1].get("versions", {}).get("vlm_counting", "")) if sessions else ""
+    known = [int(number) for number in re.findall(r"\d+", made_by)[:2]] >= [0, 5]
+    return f"{'Student and McNemar ' * known}on the same pictures"
+
+
 def own_material(
     results: Path,  # the results folder; it may be empty or missing
     runs: str = "*",  # which names of runs, as a pattern
@@ -156,7 +165,9 @@ def own_material(
             rows += load_predictions(folder)
         elif verb == "train" and dataset in HEADS:
             rows += _head_answers(folder, model, HEADS[dataset])
-            heads.append(pd.read_csv(folder / "scores.csv").assign(model=model, which=HEADS[dataset]))
+            heads.append(
+                pd.read_csv(folder / "scores.csv").assign(model=model, which=HEADS[dataset], test=_test_of(folder))
+            )
         elif verb == "probe" and dataset == "balanced":
             layers.append(pd.read_csv(folder / "probes.csv").assign(model=model))
         elif verb == "extract" and dataset == "balanced" and len(lens := _lens(folder)):
@@ -605,7 +616,7 @@ def _own_token(heads: pd.DataFrame) -> list[dict]:
     rows, mine = [], heads[(heads["head"] == "trained") & (heads["among"] == "vocabulary") & (heads["set"] == "test")]
     for one in mine.to_dict("records"):
         found = {"mean": one["difference"], "low": one["low"], "high": one["high"], "p": one["p"]}
-        rows.append(_row(one["model"], ONE_TOKEN, found, one["n"], "Student and McNemar on the same pictures"))
+        rows.append(_row(one["model"], ONE_TOKEN, found, one["n"], one["test"]))
     return rows
 
 

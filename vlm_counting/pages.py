@@ -9,6 +9,7 @@ __all__ = ['PAGES', 'SPREAD', 'ORDERS', 'ASKED', 'STATISTICS', 'inventory', 'dra
 
 # %% ../nbs/20_pages.ipynb #81e5b44e
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ from .published import regression_table
 
 # %% ../nbs/20_pages.ipynb #d56a0cb2
 from vlm_counting.statistics import (
+    TooFew,
     break_point,
     calibration,
     confusion,
@@ -229,7 +231,7 @@ def _each(
         mine = [row for row in rows if row.model == model]
         try:
             found.append(statistic(mine).assign(model=model))
-        except ValueError as error:
+        except TooFew as error:
             left[model] = str(error)
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["model"])
     return table[["model", *(name for name in table if name != "model")]], left
@@ -280,7 +282,8 @@ def draw_certainty(
         errors, left = _each(calibration, _sure(rows))
         if len(errors):
             shown = [row for row in _sure(rows) if row.model not in left]
-            table = _renamed(reliability(shown, by="model", bins=max(2, min(10, len(shown) // 200))))
+            fewest = min(Counter(row.model for row in shown).values())
+            table = _renamed(reliability(shown, by="model", bins=max(2, min(10, fewest // 200))))
             ece, title = _renamed(errors).set_index("model")["ece"].to_dict(), f"How sure, {name}{_which(part)}"
             pictures[f"reliability_{name}{part}"] = plot_reliability(table, ece=ece, title=title).figure
     return pictures

@@ -6,8 +6,8 @@
 __all__ = ['RULES', 'LARGEST', 'ROWS', 'AT_ONCE', 'PROBES', 'FEW_DIMENSIONS', 'CLASSIFIERS_NEVER', 'CONTROLS', 'TYPES',
            'ARRANGEMENT', 'SEEN', 'COLUMNS', 'KEY', 'STRICT', 'WORDS', 'folds', 'Features', 'svm', 'svm_standardised',
            'logistic', 'ridge', 'probe', 'control_labels', 'seen_share', 'Task', 'plan_tasks', 'lit_area',
-           'picture_features', 'controls', 'count_fitting', 'count_jobs', 'connect', 'count_cluster_jobs', 'Unit',
-           'probe_layers', 'what_remains', 'two_class_matrix', 'one_vs_all_confusion']
+           'picture_features', 'controls', 'count_fitting', 'job_bytes', 'count_jobs', 'connect', 'count_cluster_jobs',
+           'Unit', 'probe_layers', 'what_remains', 'two_class_matrix', 'one_vs_all_confusion']
 
 # %% ../nbs/07_probing.ipynb #43176ce9
 import hashlib
@@ -566,20 +566,39 @@ def _identity(states: object) -> str:  # 12 hex digits
     digest.update(about.read_bytes() if about and about.exists() else b"")
     return digest.hexdigest()[:12]
 
+# %% ../nbs/07_probing.ipynb #448b4c51
+def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    "Folders of our control groups and of all above them, with the names of limit, use and cache there."
+    told = root / "proc/self/cgroup"
+    for line in told.read_text().splitlines() if told.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        if not kinds:  # version 2
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):  # version 1
+            top = root / "sys/fs/cgroup/memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        own = top / path.lstrip("/")
+        yield from ((group, names) for group in (own, *own.parents) if group.is_relative_to(top))
 
-def _available_memory() -> float:  # bytes
-    "Memory to be had now, of this machine or of the container that we are in; what only caches files is to be had."
+
+def _available_memory(
+    root: Path = Path("/"),  # where proc and sys are
+) -> float:  # bytes
+    "Memory to be had now: of this machine, container and job. What only caches files is to be had."
     import psutil
 
-    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
-    try:
-        limit, used, told = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current", "stat"))
-        cached = int(dict(line.split() for line in told.splitlines())["inactive_file"])
-        return min(free, int(limit) - int(used) + cached) if limit != "max" else free
-    except (OSError, ValueError, KeyError):
-        return free
+    free = [psutil.virtual_memory().available]
+    for group, (limit, used, cache) in _memory_groups(root):
+        try:
+            cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())[cache]
+            free.append(int((group / limit).read_text()) - int((group / used).read_text()) + int(cached))
+        except (OSError, ValueError, KeyError):  # no limit here
+            continue
+    return min(free)
 
-
+# %% ../nbs/07_probing.ipynb #3959d405
 def count_fitting(
     size: int,  # bytes of one job
     memory: float | None = None,  # bytes for all jobs together; None: half of what is to be had
@@ -592,16 +611,23 @@ def count_fitting(
     return max(1, min(processors or cpu_count(), int(room // size)))
 
 
+def job_bytes(
+    samples: int,  # how many
+    dim: int,  # of the representation
+) -> int:  # bytes
+    "What probing one representation holds at most: two Gram matrices, and states five times while standardising."
+    grams = 2 if dim >= FEW_DIMENSIONS else 0
+    return 4 * samples * (5 * dim + grams * samples) + 2**28  # its own states, and two copies of them in float64
+
+
 def count_jobs(
     samples: int,  # how many
     dim: int,  # of the largest representation
     memory: float | None = None,  # GiB for all jobs together; None: half of what is free
     processors: int | None = None,  # None: all
 ) -> int:  # at least 1
-    "How many representations may be probed at once: two Gram matrices each, and states five times while standardising."
-    grams = 2 if dim >= FEW_DIMENSIONS else 0
-    job = 4 * samples * (5 * dim + grams * samples) + 2**28  # its own states, and two copies of them in float64
-    return count_fitting(job, memory and memory * 2**30, processors)
+    "How many representations may be probed at once, as `job_bytes` has it."
+    return count_fitting(job_bytes(samples, dim), memory and memory * 2**30, processors)
 
 # %% ../nbs/07_probing.ipynb #99877931
 def connect(
@@ -623,7 +649,8 @@ def connect(
     threading.Thread(target=call, daemon=True).start()
     try:
         return answer.result(timeout=9)
-    except (OSError, ValueError, MemoryError) as error:  # the last: who answers there speaks another language
+    except (OSError, ValueError, TypeError, MemoryError) as error:  # the last: who answers speaks another language
+        answer.add_done_callback(lambda late: late.exception() or late.result().close())  # nobody waits for it now
         why = str(error) or "somebody listens there and says nothing"
         raise ConnectionError(
             f"No Dask scheduler answers at {scheduler}: {why}. Start one with `dask scheduler`, and give the address "
@@ -641,7 +668,7 @@ def count_cluster_jobs(
     samples: int,  # how many
     dim: int,  # of the largest representation
 ) -> int:  # at least 1
-    "How many representations the workers of a cluster may probe at once. `ConnectionError` if there are no workers."
+    "Representations under way at once that memory allows, on average. `ConnectionError` if there are no workers."
     threads, machines = client.nthreads(), {}
     if not threads:
         address = client.scheduler.address
@@ -649,11 +676,12 @@ def count_cluster_jobs(
     for worker, (machine, room) in client.run(_room_here, samples, dim).items():
         before, _ = machines.get(machine, (0, room))
         machines[machine] = before + threads.get(worker, 0), room
-    return max(1, sum(min(pair) for pair in machines.values()))
+    share = min((min(1, room / count) for count, room in machines.values() if count), default=1)
+    return max(1, int(share * sum(threads.values())))  # Dask deals by threads
 
 # %% ../nbs/07_probing.ipynb #75fc9d90
 def _dask_backend(client: object):
-    "joblib's Dask backend, for which a job that was given up is one that failed."
+    "joblib's Dask backend, for which a job that was given up is one that failed, and a lone worker works."
     from joblib._dask import DaskDistributedBackend
 
     class Backend(DaskDistributedBackend):
@@ -664,6 +692,9 @@ def _dask_backend(client: object):
 
         def retrieve_result_callback(self, out):
             return super().retrieve_result_callback(out.result() if isinstance(out, Future) else out)
+
+        def effective_n_jobs(self, n_jobs):
+            return max(2, super().effective_n_jobs(n_jobs))  # one would be done here
 
     return Backend(client=client)
 
