@@ -1437,8 +1437,7 @@ def plot_growth(
         for name, colour, marker, group in _series(rows[rows["along"] == along], "verb", verbs):
             law = laws[(laws["along"] == along) & (laws["verb"] == name)].iloc[0]
             ends = np.array([law["least"], law["most"]], dtype=float)
-            sure = f" [{law['low']:.2f}, {law['high']:.2f}]" if pd.notna(law["low"]) else ""  # of bytes there is none
-            slope = f"{name}: {law['exponent']:.2f}{sure}"
+            slope = f"{name}: {law['exponent']:.2f}" + f" [{law['low']:.2f}, {law['high']:.2f}]" * pd.notna(law["low"])
             ax.plot(group["size"], group[value], marker, color=colour, markersize=4, label=slope)
             ax.plot(ends, law["constant"] * ends ** law["exponent"], color=colour)
             counts.append(len(group))
