@@ -1,5 +1,7 @@
 "Guards for room 20 and the verb `report`: it works with none, some or all runs, and says what is missing."
 
+import io
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -195,15 +197,24 @@ def two_sorts(number: int = 8) -> Material:
 
 def test_more_models_than_colours_share_several_pictures():
     "Eight models raised ValueError in two pictures, and the eighth was missing from a third."
-    drawn = {name: picture for draw in PAGES.values() for name, picture in draw(two_sorts()).items()}
+    makers, material = (pages.draw_answers, pages.draw_certainty, pages.draw_objects), two_sorts()
+    drawn = {name: picture for draw in makers for name, picture in draw(material).items()}
     for name in ("response_balanced", "break_balanced", "reliability_balanced", "groups_shape", "groups_colour"):
         shown = [f"{name}_{part}" for part in (1, 2)]
         assert set(shown) <= set(drawn) and name not in drawn, name
         legends = [ax.get_legend() for part in shown for ax in drawn[part].axes]
         told = " ".join(text.get_text() for legend in legends if legend for text in legend.get_texts())
         assert all(f"model {model}" in told for model in range(7)) and "mute" in told, (name, told)
-    few = two_sorts(3)
-    assert "response_balanced" in {name for draw in PAGES.values() for name in draw(few)}
+
+
+def test_seven_models_fit_into_a_picture():
+    "The legend of seven breaks was higher than the figure, and the axes were pressed flat."
+    rows = [row for model in range(7) for row in asked(f"model {model}", "balanced", 54, model)[1]]
+    drawn = pages.draw_answers(gather("our runs", rows))
+    assert {"response_balanced", "break_balanced"} <= set(drawn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn["break_balanced"].savefig(io.BytesIO(), format="png")
 
 
 def test_a_model_without_numbers_is_left_out_alone():

@@ -254,8 +254,8 @@ def draw_answers(
         if len(breaks):
             shown = [row for row in rows if row.model not in left]
             scores = _renamed(score(shown, by=["model", "target"], rule="paper", interval="t"))
-            title = f"Where accuracy breaks, {whole}"
-            axes = plot_break(scores, _renamed(breaks), new_axes(7.4, 3.4), title=title)
+            title, high = f"Where accuracy breaks, {whole}", max(3.4, 0.6 * len(breaks) + 0.6)  # three lines a model
+            axes = plot_break(scores, _renamed(breaks), new_axes(7.4, high), title=title)
             pictures[f"break_{name}{part}"] = axes.figure
     for (model, name), rows in material.answers.items():
         if name in ASKED:
