@@ -69,22 +69,34 @@ def measured(words: str, size: int, places: dict[str, str]) -> dict:
     return row | {"commit": git_commit(), "date": str(date.today())}
 
 
+def _slopes(found: list[dict | None]) -> tuple[float | None, ...]:
+    "Milliseconds for one sample more between the smaller and between the larger sizes, and kB for one more."
+    (one, two, three), (small, middle, large) = found, SIZES
+    first = 1e3 * (two["seconds"] - one["seconds"]) / (middle - small)
+    if three is None:
+        return first, None, None
+    second = 1e3 * (three["seconds"] - two["seconds"]) / (large - middle)
+    return first, second, 1024 * (three["memory_mb"] - two["memory_mb"]) / (large - middle)
+
+
 def table(rows: dict) -> list[str]:
     "One line a verb: seconds and memory at each size, and what one more sample costs, between the sizes."
     sizes = " | ".join(f"{size:,}" for size in SIZES)
-    small, middle, large = SIZES
+    _, middle, large = SIZES
     lines = [
         f"| verb | {sizes} | ms for one more, up to {middle:,} | up to {large:,} | ratio | kB for one more |",
         "|---" * 8 + "|",
     ]
-    for verb in [verb for verb in VERBS if all(f"{verb} {size}" in rows for size in SIZES)]:
-        found = [rows[f"{verb} {size}"] for size in SIZES]
-        time, memory = [row["seconds"] for row in found], [row["memory_mb"] for row in found]
-        first, second = 1e3 * (time[1] - time[0]) / (middle - small), 1e3 * (time[2] - time[1]) / (large - middle)
-        each = " | ".join(f"{t:,.0f} s, {m:,} MB" for t, m in zip(time, memory, strict=True))
-        ratio = f"**{second / first:.2f}**" if first > 0 else "-"
-        more = 1024 * (memory[2] - memory[1]) / (large - middle)
-        lines.append(f"| {verb} | {each} | {first:.1f} | {second:.1f} | {ratio} | {more:.0f} |")
+    for verb in VERBS:
+        found = [rows.get(f"{verb} {size}") for size in SIZES]
+        if None in found[:2]:
+            continue
+        each = " | ".join(
+            f"{row['seconds']:,.0f} s, {row['memory_mb']:,} MB" if row else "not measured" for row in found
+        )
+        first, second, more = [f"{number:.1f}" if number is not None else "-" for number in _slopes(found)]
+        ratio = f"**{float(second) / float(first):.2f}**" if "-" not in (first, second) and float(first) > 0 else "-"
+        lines.append(f"| {verb} | {each} | {first} | {second} | {ratio} | {more} |")
     return lines
 
 
@@ -108,16 +120,17 @@ def write(rows: dict) -> None:
         f"`{MODEL}` on `balanced`. Processor seconds of the whole command, start included, and peak memory of its",
         "largest process. `ratio`: what one more sample costs between the larger sizes, over what it costs between the",
         "smaller. 1 is linear; below 1 something was shared.", "", *table(rows), "",
-        *(f"- `{verb}`: {about}" for verb, (_, about) in VERBS.items() if f"{verb} {SIZES[-1]}" in rows), "",
+        *(f"- `{verb}`: {about}" for verb, (_, about) in VERBS.items() if f"{verb} {SIZES[1]}" in rows), "",
+        f"Not measured at any size: {', '.join(v for v in VERBS if f'{v} {SIZES[0]}' not in rows) or 'none'}.",
         f"Rows were measured at the commits {', '.join(sorted({row['commit'] for row in rows.values()}))}.", "",
     ]  # fmt: skip
     wide = "wide probe"
     if all(f"{wide} {size}" in rows for size in (START, *SIZES)):
         time, memory = exponent(rows, wide, "seconds"), exponent(rows, wide, "memory_mb")
         lines += [
-            f"The last row grows faster than its samples: time as n^{time:.1f}, memory as n^{memory:.1f},",
-            f"from {SIZES[1]:,} to {SIZES[2]:,}. The support vector machine needs products of all pairs of samples (",
-            "the Gram matrix, 4 n^2 bytes), and its solver visits each of its n variables more than once.", "",
+            "Probes grow faster than their samples, as the mathematics says: a support vector machine needs the products",
+            "of all pairs of samples (the Gram matrix, 4 n^2 bytes; in `probe` for the control that reads pixels), and its",
+            f"solver visits each sample more than once. The last row: time as n^{time:.1f}, memory as n^{memory:.1f}.", "",
         ]  # fmt: skip
     (HERE / "growth.md").write_text("\n".join(lines))
 
