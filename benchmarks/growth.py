@@ -128,9 +128,10 @@ def write(rows: dict) -> None:
     if all(f"{wide} {size}" in rows for size in (START, *SIZES)):
         time, memory = exponent(rows, wide, "seconds"), exponent(rows, wide, "memory_mb")
         lines += [
-            "Probes grow faster than their samples, as the mathematics says: a support vector machine needs the products",
-            "of all pairs of samples (the Gram matrix, 4 n^2 bytes; in `probe` for the control that reads pixels), and its",
-            f"solver visits each sample more than once. The last row: time as n^{time:.1f}, memory as n^{memory:.1f}.", "",
+            "Probes grow faster than their samples, as the mathematics says: a support vector machine needs the",
+            "products of all pairs of samples (the Gram matrix, 4 n^2 bytes; in `probe` for the control that reads",
+            "pixels), and its solver visits each sample more than once. The last row: time as",
+            f"n^{time:.1f}, memory as n^{memory:.1f}.", "",
         ]  # fmt: skip
     (HERE / "growth.md").write_text("\n".join(lines))
 
