@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,11 @@ BLUEPRINTS.add("CoCa", Blueprint(
 ));  # fmt: skip
 
 # %% ../nbs/21_planning.ipynb #c79d57c5
+def _configuration(twin: str) -> dict:
+    "What a shipped model's config.json says."
+    return json.loads((find_checkpoint(twin, MODELS[twin]) / "config.json").read_text(encoding="utf-8"))
+
+
 def _merged(own: dict, sizes: dict) -> dict:
     "A nested dict with some of its values replaced."
     deeper = {name for name, new in sizes.items() if isinstance(new, dict) and isinstance(own.get(name), dict)}
@@ -168,13 +174,14 @@ def _processor(blueprint: Blueprint):
     return made, spec
 
 
-def _meta_model(kind: str, config: dict):
-    "A model of transformers without numbers."
+def _meta_model(blueprint: Blueprint):
+    "A model of transformers without numbers: the twin's class, the published sizes."
     import torch
     import transformers
     from transformers.initialization import no_init_weights
 
-    kind = getattr(transformers, kind)
+    own = _configuration(blueprint.twin)
+    kind, config = getattr(transformers, own["architectures"][0]), _merged(own, blueprint.sizes)
     with torch.device("meta"), no_init_weights():
         model = kind(kind.config_class(**config)).eval()
     model.tie_weights()
@@ -265,8 +272,7 @@ def _decoder_sizes(config, number: int) -> dict:  # vocabulary, width, cache
 # %% ../nbs/21_planning.ipynb #2eb32c34
 def _writer_work(name: str, blueprint: Blueprint, sample: Sample) -> Work:
     processor, spec = _processor(blueprint)
-    own = json.loads((find_checkpoint(blueprint.twin, spec) / "config.json").read_text(encoding="utf-8"))
-    model = _meta_model(own["architectures"][0], _merged(own, blueprint.sizes))
+    model = _meta_model(blueprint)
     text = prompt_text(spec, processor, sample.question)
     prepare = lambda image: processor(text=[text], images=[[image]], return_tensors="pt")  # noqa: E731
     inputs, config = prepare(load_image(sample.image)), model.config.get_text_config()
@@ -316,9 +322,7 @@ def _tower_work(name: str, blueprint: Blueprint, model, look, prepare, tower: tu
 
 # %% ../nbs/21_planning.ipynb #b3f89f91
 def _clip_work(name: str, blueprint: Blueprint, sample: Sample) -> Work:
-    processor, spec = _processor(blueprint)
-    own = json.loads((find_checkpoint(blueprint.twin, spec) / "config.json").read_text(encoding="utf-8"))
-    model = _meta_model(own["architectures"][0], _merged(own, blueprint.sizes))
+    (processor, _), model = _processor(blueprint), _meta_model(blueprint)
     config = model.config.vision_config
     tokens = 1 + (config.image_size // config.patch_size) ** 2
     tower = (config.num_hidden_layers, config.hidden_size, tokens, config.intermediate_size)
@@ -390,6 +394,11 @@ def store_bytes(
     pooled = parse_poolings(poolings) or list(work.poolings)
     columns = plan_columns(body, chosen, pooled, lens=work.vocabulary > 0)
     return sum(NPY_HEADER + 4 * samples * math.prod(column.shape) for column in columns)
+
+
+def _bytes_of_arrays(states: Path) -> int:
+    "What the arrays of a store really take."
+    return sum(path.stat().st_size for path in states.glob("*.npy"))
 
 # %% ../nbs/21_planning.ipynb #65a25997
 def loaded_work(
@@ -469,7 +478,7 @@ def measure_costs(
             ways, place = _whole_runs(vlm, samples, Path(folder) / str(number))
             for name, way in ways.items():
                 seconds[name].append(_seconds(way, wall) / len(samples))
-            store = sum(path.stat().st_size for path in (place / "states").glob("*.npy")) / len(samples)
+            store = _bytes_of_arrays(place / "states") / len(samples)
             shutil.rmtree(place)
     times = {name: tuple(each[1:]) for name, each in seconds.items()}
     peak = sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None
@@ -504,7 +513,6 @@ def stretched(
     source = find_checkpoint(twin, MODELS[twin])
     folder = Path(folder) / f"{layers}-layers-of-{dim}"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     text = {
         "hidden_size": dim,
         "num_hidden_layers": layers,
@@ -513,7 +521,7 @@ def stretched(
     }
     text |= {"intermediate_size": 3 * dim, "layer_types": None}
     sizes = {"text_config": text, "vision_config": {"hidden_size": dim}}
-    (folder / "config.json").write_text(json.dumps(_merged(config, sizes)), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(_merged(_configuration(twin), sizes)), encoding="utf-8")
     return load_model(twin, checkpoint=folder, device="cpu", untrained=0)
 
 # %% ../nbs/21_planning.ipynb #4fb28c44
@@ -570,8 +578,8 @@ def grow_images(
             ways, place = _whole_runs(vlm, samples[:size], Path(folder) / str(number))
             for verb, way in ways.items():
                 row = {"along": "images", "verb": verb, "size": size, "seconds": _seconds(way, False)}
-                written = sum(path.stat().st_size for path in (place / "states").glob("*.npy"))
-                row |= {"bytes": written if verb == "extract" else math.nan, "flops": work.flops * size}
+                written = _bytes_of_arrays(place / "states") if verb == "extract" else math.nan
+                row |= {"bytes": written, "flops": work.flops * size}
                 rows += [row] if number else []
     return pd.DataFrame(rows)
 
@@ -795,6 +803,14 @@ def gpu_bytes(
     return work.weights + tokens * (work.cache + number * (3 * work.width + 8 * work.dim))
 
 # %% ../nbs/21_planning.ipynb #aa39857a
+@lru_cache
+def _drawn_parts(family: str, limit: int | None, seed: int) -> tuple[int, ...]:  # train, valid, held-out
+    "Into how many samples `train` splits a drawn set; a plan asks it of each model, twice."
+    rows = stratify(list(FAMILIES[family](Plan(family, seed))), limit, seed)
+    asked = [SimpleNamespace(uid=row.index, target=row.target, factors=row.factors) for row in rows]
+    return tuple(map(len, split_samples(asked)))
+
+
 def _train_sets(parameters: dict) -> dict[str, int]:  # set, as `train` calls it -> samples
     "Sizes of the sets of a training. A drawn set is split as `train` splits it; other data are taken as 4 : 1 : 1."
     family, limit = parameters["training"].removesuffix("-open"), parameters["training_limit"]
@@ -804,9 +820,7 @@ def _train_sets(parameters: dict) -> dict[str, int]:  # set, as `train` calls it
     )
     parts = (whole - 2 * (whole // 6), whole // 6, whole // 6)
     if family in FAMILIES:
-        rows = stratify(list(FAMILIES[family](Plan(family, parameters["seed"]))), limit, parameters["seed"])
-        asked = [SimpleNamespace(uid=row.index, target=row.target, factors=row.factors) for row in rows]
-        parts = map(len, split_samples(asked))
+        parts = _drawn_parts(family, limit, parameters["seed"])
     learned = dict(zip(("train", "valid", "held-out"), parts, strict=True))
     return {"test": test, "transfer": transfer, "other-questions": test} | learned
 

@@ -79,10 +79,14 @@ for _path in sorted((project_root() / "nbs").glob("[a-z]*.ipynb")) if project_ro
         RUNS.add(_path.stem, _path)
 
 
+def _cells(verb: str) -> list[dict]:
+    "The cells of a verb's notebook, which is not run."
+    return json.loads(RUNS[verb].read_text(encoding="utf-8"))["cells"]
+
+
 def declared_parameters(verb: str) -> dict[str, tuple]:  # name -> (default, what it means)
     "The parameters of a verb, read from the cell tagged `parameters`, without running anything."
-    cells = json.loads(RUNS[verb].read_text(encoding="utf-8"))["cells"]
-    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    source = next("".join(cell["source"]) for cell in _cells(verb) if "parameters" in cell["metadata"].get("tags", []))
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
         comment = lines[node.end_lineno - 1].partition("  # ")[2]
@@ -508,8 +512,7 @@ def verb_help(
 
 def _promise(verb: str) -> str:
     "What a verb's notebook says of itself in one line."
-    first = json.loads(RUNS[verb].read_text(encoding="utf-8"))["cells"][0]
-    return re.search(r"^> (.+)$", "".join(first["source"]), re.MULTILINE)[1]
+    return re.search(r"^> (.+)$", "".join(_cells(verb)[0]["source"]), re.MULTILINE)[1]
 
 
 def _listing(kind: str) -> str:
