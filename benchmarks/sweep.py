@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from clusters import dask_on, start_on, two_hosts, worker_of  # noqa: E402
+from clusters import dask_on, start_on, two_hosts  # noqa: E402
 
 MODELS = ["tiny-clip", "tiny-qwen2-vl"]
 VERBS = "verb=evaluate,extract,probe"
@@ -38,6 +38,17 @@ def start(results: Path, *words: str) -> subprocess.Popen:
 
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def worker_of(process: subprocess.Popen, folder: Path) -> int | None:
+    "The worker whose kernel holds the lock of a run's folder."
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if any(Path(file.path).parent == folder for file in child.open_files()):
+                return child.ppid()
+        except psutil.Error:
+            continue
+    return None
 
 
 def kill_during(process: subprocess.Popen, folder: Path, growing: str) -> str:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 
 @dataclass(frozen=True)
 class Host:
@@ -82,14 +80,3 @@ def wait_until(true, seconds: float = 120.0):
         assert time.monotonic() < end, "it never came about"
         time.sleep(0.05)
     return found
-
-
-def worker_of(process: subprocess.Popen, folder: Path) -> int | None:
-    "The worker whose kernel holds the lock of a run's folder."
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if any(Path(file.path).parent == folder for file in child.open_files()):
-                return child.ppid()
-        except psutil.Error:
-            continue
-    return None

@@ -9,8 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbdev.clean import clean_nb
-from nbdev.test import test_nb as run_notebook  # under another name, or pytest would collect it
-from notebook_cells import MACHINE, cells, named
+from notebook_cells import MACHINE, cells, named, run_notebook
 
 from tools import picture
 
@@ -28,7 +27,6 @@ def own_session(monkeypatch):
     ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "vlm_counting"}
     for name in ours:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setenv("IN_TEST", "1")
     monkeypatch.setenv("VLM_COUNTING_RESULTS", "results")
     here = os.getcwd()
     yield
@@ -38,9 +36,9 @@ def own_session(monkeypatch):
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=named)
-def test_guide_runs(guide, own_session, capsys):
+def test_guide_runs(guide, own_session, monkeypatch, capsys):
     before = {path.name for path in guide.parent.iterdir()}
-    passed, _ = run_notebook(guide, skip_flags=["slow", "gpu"])
+    passed = run_notebook(guide, monkeypatch)
     assert passed, f"{guide.name} failed:\n{capsys.readouterr().err[-6000:]}"
     assert {path.name for path in guide.parent.iterdir()} == before, f"{guide.name} leaves files behind"
 

@@ -2,16 +2,13 @@
 
 import os
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from nbdev.test import test_nb as run_notebook  # under another name, or pytest would collect it
+from notebook_cells import named, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-SETTINGS = ConfigParser(delimiters=["="])
-SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 
 
 def test_there_are_notebooks():
@@ -31,10 +28,9 @@ def fresh_package():
     sys.modules.update(ours)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
 def test_notebook(notebook, fresh_package, monkeypatch, capsys):
-    monkeypatch.setenv("IN_TEST", "1")  # run_notebook sets it and would leave it set
     here = os.getcwd()
-    passed, _ = run_notebook(notebook, skip_flags=SETTINGS["DEFAULT"]["tst_flags"].split())
+    passed = run_notebook(notebook, monkeypatch)
     assert os.getcwd() == here
     assert passed, f"{notebook.name} failed:\n{capsys.readouterr().err[-6000:]}"

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from clusters import wait_until
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 
 from vlm_counting import probing
@@ -152,6 +154,26 @@ def test_inner_products_are_exact_where_float32_is_not():
     exact, rows, columns = states.astype(float) @ states.astype(float).T, np.arange(50)[::3], np.arange(50)[5:]
     assert np.abs(Features(states).products(rows, columns) - exact[np.ix_(rows, columns)]).max() < 1e-3
     assert np.abs((states @ states.T).astype(float) - exact).max() > 0.1
+
+
+@pytest.mark.parametrize("gram", [False, True])
+def test_a_machine_that_rounding_keeps_from_ending_is_trained_on_centred_states(gram, monkeypatch):
+    "What states share is ten thousand times larger than what they differ in: every fifth machine never ends."
+    monkeypatch.setattr(probing, "STEPS", 1_000_000)  # a thousand are plenty
+    labels, train, test = np.arange(62) % 2, np.arange(60), np.array([60, 61])
+    for seed in range(50):
+        states = (7071 + np.random.default_rng(seed).standard_normal((62, 2))).astype(np.float32)
+        with pytest.warns() as told:
+            (probing._pairs_fold if gram else probing._plain_fold)(Features(states), labels, train, test, 1e-3)
+            warnings.warn("at least one", stacklevel=1)
+        if told[0].category is ConvergenceWarning:
+            break
+    centred = states - states.mean(axis=0, dtype=np.float64)
+    expected = SVC(kernel="linear", C=1).fit(centred[train], labels[train]).predict(centred[test])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = probing.svm(Features(states), labels, np.array([-1, 0]).repeat([60, 2]), gram=gram)
+    assert told[0].category is ConvergenceWarning and (read[test] == expected).all()
 
 
 def test_library_vote_on_ties():

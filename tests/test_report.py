@@ -84,7 +84,7 @@ class Links(HTMLParser):
 def report(results) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_RESULTS", str(results))
-        return run("report")
+        return run("report", pictures="some")
 
 
 def test_the_report_has_every_table_figure_and_conclusion(report):

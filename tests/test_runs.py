@@ -77,17 +77,6 @@ def papermill_in_a_terminal(results: Path, *words: str) -> str:
     return printed.decode(errors="replace")
 
 
-def test_papermill_without_an_output_path_gives_the_same_numbers(first_run, tmp_path):
-    results, _ = first_run
-    before = Path(EVALUATE).read_bytes()
-    printed = papermill_in_a_terminal(tmp_path, EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4")
-    folder = tmp_path / "evaluate" / "tiny-qwen2-vl" / "balanced"
-    assert (folder / "notebook.ipynb").exists(), printed[-3000:]
-    for name in COUNTED:
-        assert (folder / name).read_bytes() == (results / "evaluate" / "tiny-qwen2-vl" / "balanced" / name).read_bytes()
-    assert Path(EVALUATE).read_bytes() == before
-
-
 def test_other_uses_of_papermill_are_left_alone(tmp_path):
     elsewhere = tmp_path / "evaluate.ipynb"
     elsewhere.write_text(Path(EVALUATE).read_text())
@@ -261,23 +250,25 @@ def test_own_data_without_colours_and_shapes_is_scored(tmp_path):
 
 
 def test_parts_of_a_run_are_joined_by_the_same_command_without_shard(first_run, tmp_path):
-    "One part is asked by the console command, the other at the same time by papermill, with a pipe as standard input."
-    words = [BIN / "vlm-counting", "run", "evaluate", "limit=9", "--batch-size", "4"]
-    piped = [BIN / "papermill", EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4", "-p", "shard", "2/2"]
-    environment, before = os.environ | {"VLM_COUNTING_RESULTS": str(tmp_path)}, Path(EVALUATE).read_bytes()
-    first = subprocess.Popen([*words, "shard=1/2"], env=environment, stdout=subprocess.DEVNULL)
-    second = call(*piped, results=tmp_path, input="")
-    assert (first.wait(timeout=300), second.returncode) == (0, 0), second.stderr[-3000:]
-    assert second.stdout == "" and Path(EVALUATE).read_bytes() == before
+    "Parts are asked by papermill without an output path, in a terminal and with a pipe, and joined by the command."
+    given = [EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4", "-p", "shard"]
+    before, pipes = Path(EVALUATE).read_bytes(), {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    environment = os.environ | {"VLM_COUNTING_RESULTS": str(tmp_path)}
+    piped = subprocess.Popen([BIN / "papermill", *given, "2/2"], env=environment, stderr=subprocess.PIPE, **pipes)
+    printed = papermill_in_a_terminal(tmp_path, *given, "1/2")
+    out, err = piped.communicate(timeout=300)
+    assert (out, piped.returncode) == (b"", 0), err.decode()[-3000:]
+    assert Path(EVALUATE).read_bytes() == before
     whole, folder = (results / "evaluate" / "tiny-qwen2-vl" / "balanced" for results in (first_run[0], tmp_path))
     for part, count in ((1, 5), (2, 4)):
         place = folder / f"part-{part}-of-2"
-        assert all((place / name).stat().st_size for name in [*COUNTED[1:], "notebook.ipynb", "report.html"])
+        for name in [*COUNTED[1:], "notebook.ipynb", "report.html"]:
+            assert (place / name).exists() and (place / name).stat().st_size, printed[-3000:]
         record = json.loads((place / "run.json").read_text())
         assert record["samples"] == count and record["parameters"].keys().isdisjoint({"shard", "run"})
-    done = call(*words, results=tmp_path)
+    done = call(BIN / "vlm-counting", "run", "evaluate", "limit=9", "--batch-size", "4", results=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("scores.csv", "scores_per_count.csv", "confusion.csv", "wrong_answers.png"):
+    for name in COUNTED[1:]:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     asked, same = (map(json.loads, (place / "predictions.jsonl").read_text().splitlines()) for place in (folder, whole))
     assert {row["uid"]: row["text"] for row in asked} == {row["uid"]: row["text"] for row in same}
