@@ -3,7 +3,7 @@
 `python benchmarks/sweep.py` runs the same grid twice, compares all tables, predictions, states and pictures byte for
 byte, and writes benchmarks/sweep.md. Then two hosts, made of network namespaces (needs root on Linux; two processes of
 one machine elsewhere), share a results folder and one scheduler: the worker on its host is killed, and the other host
-does the rest. The same with one verb, and two hosts whose workers live, is in tests/test_sweeps.py.
+does the rest. The same with one verb and one model is in tests/test_sweeps.py.
 """
 
 import datetime
