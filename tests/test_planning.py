@@ -229,6 +229,34 @@ def test_a_share_is_lent_to_weights_of_the_same_kind_only():
     assert rows[0].equals(rows[1])
 
 
+@pytest.mark.parametrize("device, name", [
+    ("h100-80gb", "NVIDIA H100 PCIe"), ("h200-141gb", "NVIDIA GH200 480GB"), ("a100-80gb", "NVIDIA A100-SXM4-40GB"),
+    ("l40s-48gb", "NVIDIA L40"),
+])  # fmt: skip
+def test_a_device_of_a_similar_name_is_another(device, name):
+    mine = Costs(work(), f"cuda:0 ({DEVICES[device].driver_name})", "wall", 64, (0.5,), (0.1,), 1e6)
+    other = Costs(work(), f"cuda:0 ({name})", "wall", 64, (0.5,), (0.1,), 1e6)
+    assert planning._measured_on([mine, other], device) == [mine]
+
+
+def test_a_store_is_priced_as_it_would_be_written():
+    known = work()
+    some = store_bytes(known, 10, "7,3", "last,mean")
+    assert store_bytes(known, 10, "3,7,7", "mean,last,mean") == some
+    with pytest.raises(ValueError, match="There is no layer 999"):
+        store_bytes(known, 10, "999")
+    with pytest.raises(UnknownName, match="This model has no pooling 'class'"):
+        store_bytes(known, 10, poolings="class")
+
+
+def test_a_way_to_cut_that_nobody_knows_is_answered_with_the_nearest():
+    rows = predict_costs([cell("extract")], works={"qwen2-vl-7b": work()})
+    with pytest.raises(UnknownName, match="Did you mean 'all cut'"):
+        planning.cut_runs(rows, 2, "all cuts")
+    with pytest.raises(UnknownName, match="Did you mean 'all cut'"):
+        planning.describe_costs(planning.plan_costs(rows), cut="all cuts")
+
+
 def test_a_device_that_names_no_driver_has_no_measurements(monkeypatch):
     monkeypatch.setitem(DEVICES._items, "mine", Device({"bfloat16": 1e14}, 4e10, 1e12, 1.0, "its maker"))
     here = Costs(work(), "cpu", "processor", 64, (900.0,), (900.0,), 1e6)

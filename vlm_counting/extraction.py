@@ -324,13 +324,18 @@ def _header(shape: tuple[int, ...], dtype: str) -> bytes:
     return head.getvalue()
 
 
+def _file_size(column: Column, samples: int) -> int:
+    "Bytes of an array's file."
+    return len(_header((samples, *column.shape), column.dtype)) + 4 * samples * prod(column.shape)
+
+
 def _lay_out(folder: Path, columns: list[Column], samples: int) -> None:
     "Make every array file that is not there yet, in full size. `OSError` if the disk is too small; then none is left."
     made, need = [], sum(4 * samples * prod(column.shape) for column in columns)
     try:
         for column in columns:
             head, path = _header((samples, *column.shape), column.dtype), folder / column.file
-            size = len(head) + 4 * samples * prod(column.shape)
+            size = _file_size(column, samples)
             if path.exists() and path.stat().st_size == size:
                 continue
             made.append(path)
@@ -459,9 +464,13 @@ def _begin(folder: Path, identity: dict, samples: list[Sample], reader: Reader) 
         _write_about(folder, identity, reader, finished=False)
     progress = folder / "progress.jsonl"
     noted = read_jsonl(progress, repair=True) if progress.exists() else []
-    missing = [column.file for column in reader.columns if not (folder / column.file).exists()]
-    if noted and missing:
-        raise FileNotFoundError(f"{folder} has lost '{missing[0]}' while it grew. Delete the folder and extract again.")
+    sizes = {folder / column.file: _file_size(column, len(samples)) for column in reader.columns}
+    broken = [path for path, size in sizes.items() if not path.exists() or path.stat().st_size != size]
+    if noted and broken:
+        raise FileNotFoundError(
+            f"{folder} has lost '{broken[0].name}', or a part of it, while it grew. Delete the folder and extract "
+            "again."
+        )
     rows = [{"uid": sample.uid, "target": sample.target, "factors": sample.factors} for sample in samples]
     if not (folder / "samples.jsonl").exists():
         write_jsonl(folder / "samples.jsonl", rows)
@@ -636,6 +645,10 @@ class States:
         "(layer, pooling) of every representation, layer by layer."
         return [(layer, pooling) for layer in self.layers for pooling in self.poolings]
 
+    def width(self, layer: int, pooling: str) -> int:
+        "How many numbers a representation has; nothing is read. `KeyError`: it is not in the store."
+        return self.about["dims"][file_of(layer, pooling)]
+
     def array(self, layer: int, pooling: str, check: bool = False) -> np.ndarray:  # (samples, dim) float32
         "One representation; one read of one file. `check`: compare its sha256 first (`ValueError`)."
         if layer not in self.layers:
@@ -758,14 +771,14 @@ def lens_curves(
 # %% ../nbs/06_extraction.ipynb #f40cd812
 def describe_states(
     states: States,
-    most: int = 1000,  # samples that are looked at
+    most: int = 1000,  # samples that are looked at, evenly spread over all
 ) -> "pandas.DataFrame":  # noqa: F821
     "One row a representation: layer, pooling, dim, length and spread of a number."
     import pandas as pd
 
-    rows = []
+    rows, step = [], slice(None, None, -(-len(states) // most))
     for layer, pooling in states.keys():
-        some = np.load(states.folder / file_of(layer, pooling), mmap_mode="r")[:most].astype(np.float64)
+        some = np.load(states.folder / file_of(layer, pooling), mmap_mode="r")[step].astype(np.float64)
         length, spread = np.sqrt((some**2).mean()), np.sqrt(some.var(axis=0).mean())
         rows.append({"layer": layer, "pooling": pooling, "dim": some.shape[1], "length": length, "spread": spread})
     return pd.DataFrame(rows)

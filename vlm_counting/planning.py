@@ -30,6 +30,7 @@ import pandas as pd
 from .core import Registry, RunRecord, Sample, UnknownName, load_image, stratify, unknown
 from .evaluation import MOST, plan_samples, predict
 from vlm_counting.extraction import (
+    POOLINGS,
     Reader,
     choose_layers,
     choose_poolings,
@@ -54,18 +55,24 @@ class Device:
     bandwidth: float  # bytes a second between memory and processor
     price: float  # dollars an hour; an assumption
     source: str
-    driver_name: str = ""  # part of the name that its driver gives it: so measurements find it; empty: none do
+    driver_name: str = ""  # the whole name that its driver gives it: so measurements find it; empty: none do
 
 
 DEVICES = Registry("device", "Add one: DEVICES.add(name, Device(...)).")
-DEVICES.add("h100-80gb", Device({"bfloat16": 989e12, "float32": 67e12}, 80e9, 3.35e12, 2.5, "NVIDIA, H100 SXM", "H100"))
 DEVICES.add(
-    "h200-141gb", Device({"bfloat16": 989e12, "float32": 67e12}, 141e9, 4.8e12, 3.5, "NVIDIA, H200 SXM", "H200")
+    "h100-80gb",
+    Device({"bfloat16": 989e12, "float32": 67e12}, 80e9, 3.35e12, 2.5, "NVIDIA, H100 SXM", "NVIDIA H100 80GB HBM3"),
 )
 DEVICES.add(
-    "a100-80gb", Device({"bfloat16": 312e12, "float32": 19.5e12}, 80e9, 2.04e12, 1.5, "NVIDIA, A100 SXM", "A100")
+    "h200-141gb", Device({"bfloat16": 989e12, "float32": 67e12}, 141e9, 4.8e12, 3.5, "NVIDIA, H200 SXM", "NVIDIA H200")
 )
-DEVICES.add("l40s-48gb", Device({"bfloat16": 362e12, "float32": 91.6e12}, 48e9, 0.864e12, 1.0, "NVIDIA, L40S", "L40S"))
+DEVICES.add(
+    "a100-80gb",
+    Device({"bfloat16": 312e12, "float32": 19.5e12}, 80e9, 2.04e12, 1.5, "NVIDIA, A100 SXM", "NVIDIA A100-SXM4-80GB"),
+)
+DEVICES.add(
+    "l40s-48gb", Device({"bfloat16": 362e12, "float32": 91.6e12}, 48e9, 0.864e12, 1.0, "NVIDIA, L40S", "NVIDIA L40S")
+)
 DEVICES.add("cpu", Device({}, math.inf, math.inf, 0.0, "this machine: only what was measured on it", "cpu"));
 
 # %% ../nbs/21_planning.ipynb #ce53e898
@@ -381,6 +388,13 @@ def work_table(
 NPY_HEADER = 128  # bytes in front of each .npy array
 
 
+def _representations(work: Work, layers: str, poolings: str) -> tuple[list[int], list[str]]:
+    "Layers and poolings as `extract` would choose them."
+    tokens = {kind for name in work.poolings for kind in POOLINGS[name].needs}
+    body = SimpleNamespace(blocks=range(work.layers), tokens=tokens)
+    return choose_layers(body, parse_layers(layers)), choose_poolings(body, parse_poolings(poolings))
+
+
 def store_bytes(
     work: Work,  # of the model
     samples: int,  # how many
@@ -388,11 +402,9 @@ def store_bytes(
     poolings: str = "all",  # or names such as 'mean,last'
     counts: int = 10,  # counts that the model spells with one token; only matters to the lens
 ) -> int:
-    "Bytes of all arrays of a store of hidden states."
+    "Bytes of all arrays of a store of hidden states. Errors of `choose_layers` and `choose_poolings`."
     body = SimpleNamespace(dim=work.dim, counts=range(counts))
-    chosen = parse_layers(layers) or list(range(work.layers + 1))
-    pooled = parse_poolings(poolings) or list(work.poolings)
-    columns = plan_columns(body, chosen, pooled, lens=work.vocabulary > 0)
+    columns = plan_columns(body, *_representations(work, layers, poolings), lens=work.vocabulary > 0)
     return sum(NPY_HEADER + 4 * samples * math.prod(column.shape) for column in columns)
 
 
@@ -687,7 +699,7 @@ def growth_table(
     rows: pd.DataFrame,  # along, verb, size, and the values
     values: Sequence[str] = ("seconds", "bytes"),  # columns
 ) -> pd.DataFrame:  # along, verb, value, n, least, most, exponent, low, high, constant (value at size 1)
-    "Each law of growth in one row. Bytes are known and not measured, so their exponents have no interval."
+    "Each law of growth in one row. Bytes are the same each time, so their exponents have no interval."
     table = []
     for (along, verb), part in rows.groupby(["along", "verb"], sort=False):
         for value in [value for value in values if part[value].notna().any()]:
@@ -748,8 +760,8 @@ def _peak(work: Work, device: str) -> float:
 # %% ../nbs/21_planning.ipynb #f585ade1
 def _measured_on(costs: Iterable[Costs], device: str) -> list[Costs]:
     "Those that were measured on a device. One that does not say what its driver calls it has none."
-    name = DEVICES[device].driver_name
-    return [cost for cost in costs if name and name in cost.device]
+    name = DEVICES[device].driver_name  # a VLM says 'cuda:0 (name)', or 'cpu'
+    return [cost for cost in costs if name and (cost.device == name or cost.device.endswith(f"({name})"))]
 
 
 def measured_utilisation(
@@ -870,8 +882,7 @@ def probe_plan(
 ) -> dict:  # core_low, core_high (hours of one core), job_gb (main memory of one job)
     "What probing the states of a model costs on CPU cores. All its probes are taken to be as slow as the measured one."
     chosen = extraction or {"layers": "all", "poolings": "all"}
-    layers = parse_layers(chosen["layers"]) or range(work.layers + 1)
-    poolings = parse_poolings(chosen["poolings"]) or work.poolings
+    layers, poolings = _representations(work, chosen["layers"], chosen["poolings"])
     rules = 2 if cell.parameters["rules"] == "auto" else len(cell.parameters["rules"].split(","))
     probes, many = len(cell.parameters["probes"].split(",")), len(layers) * len(poolings)
     low, _, high = law.solver.at(cell.samples)
@@ -952,11 +963,11 @@ def makespan(
     return max(busy)
 
 # %% ../nbs/21_planning.ipynb #adfc471c
-CUTS = {  # way -> which rows of a prediction are cut; the last is what could be if every verb had a `shard`
-    "whole runs": lambda rows: rows["cuttable"] & False,
-    "cut where possible": lambda rows: rows["cuttable"],
-    "all cut": lambda rows: rows["cuttable"] | True,
-}
+CUTS = Registry("way to cut")  # -> which rows of a prediction are cut
+CUTS.add("whole runs", lambda rows: rows["cuttable"] & False)
+CUTS.add("cut where possible", lambda rows: rows["cuttable"])
+# what could be if every verb had a `shard`
+CUTS.add("all cut", lambda rows: rows["cuttable"] | True);
 
 # %% ../nbs/21_planning.ipynb #187927d9
 def _count_parts(rows: pd.DataFrame, gpus: int, way: str, end: str) -> list[int]:
@@ -973,7 +984,7 @@ def cut_runs(
     way: str,  # a name in `CUTS`
     end: str = "low",  # or 'high'
 ) -> list[float]:  # hours of each piece
-    "Runs cut into so many parts that none is longer than its share of the whole; each part starts anew."
+    "Runs cut so that no part is longer than its share of the whole, or twice its start if that is more."
     pieces, numbers = [], _count_parts(rows, gpus, way, end)
     for hours, begin, parts in zip(rows[end], rows[f"begin_{end}"], numbers, strict=True):
         pieces += [(hours - begin) / parts + begin] * parts
@@ -994,7 +1005,10 @@ def plan_costs(
         raise ValueError(f"gpus is {list(gpus)}, expected whole numbers of at least 1.")
     rows, price = predicted[predicted["low"].notna()], DEVICES[device].price if price is None else price
     if rows.empty:
-        raise ValueError("No run of this plan needs a GPU, or all are done. Nothing to schedule.")
+        raise ValueError(
+            "No run of this plan is both to do and known to need a GPU. Nothing to schedule. Are all done? Does it "
+            "name a verb whose cost is predicted (evaluate, extract, train)?"
+        )
     table = []
     for way in CUTS:
         for number in gpus:
@@ -1035,6 +1049,7 @@ def describe_costs(
     cut: str = "cut where possible",  # a name in `CUTS`
 ) -> str:
     "A plan in sentences, one a number of GPUs."
+    CUTS[cut]
     lines, rows = [], plan[plan["cut"] == cut].to_dict("records")
     unit = "h" if DEVICES[device].rates else "processor hours"
     for row in rows:
