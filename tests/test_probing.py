@@ -243,6 +243,17 @@ def test_ridge_extrapolates_and_classifiers_may_not():
             probe(states, targets, factors, name, "count")
 
 
+def test_a_probe_of_ones_own_may_say_that_it_reads_new_counts(monkeypatch):
+    mine = lambda features, labels, fold: np.where(fold >= 0, features.states[:, 0], 0)  # noqa: E731
+    monkeypatch.setitem(probing.PROBES._items, "mine", mine)
+    targets, factors = design(4, shapes=("square",))
+    states = np.asarray(targets, dtype=float)[:, None]
+    with pytest.raises(ValueError, match="probe 'mine' can only answer counts that it was trained on"):
+        probe(states, targets, factors, "mine", "count")
+    mine.reads_new_counts = True
+    assert all(row.count == row.target for row in probe(states, targets, factors, "mine", "count"))
+
+
 def test_predictions_join_answers():
     "A reading and an answer are compared picture by picture, per count."
     targets, factors = design(4, shapes=("square",))

@@ -103,12 +103,15 @@ def files(folder: Path) -> list[str]:
 
 
 def start(results: Path, *words: str) -> subprocess.Popen:
-    "The command in a process group of its own, as a terminal starts it."
+    "The command in a process group of its own and with ears for Ctrl-C, as a terminal starts it."
     driver = results.parent / "driver.py"
     command = [sys.executable, driver] if driver.exists() else [BIN / "vlm-counting"]
     environment = os.environ | {"VLM_COUNTING_RESULTS": str(results)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, "sweep", *words], env=environment, start_new_session=True, **pipes)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # whoever tests in the background has none
+    return subprocess.Popen(
+        [*command, "sweep", *words], env=environment, start_new_session=True, preexec_fn=listen, **pipes
+    )
 
 
 def call(results: Path, *words: str) -> tuple[int, str, str]:

@@ -328,7 +328,7 @@ def _file_size(column: Column, samples: int) -> int:
     "Bytes of an array's file."
     return len(_header((samples, *column.shape), column.dtype)) + 4 * samples * prod(column.shape)
 
-
+# %% ../nbs/06_extraction.ipynb #f85561a2
 def _lay_out(folder: Path, columns: list[Column], samples: int) -> None:
     "Make every array file that is not there yet, in full size. `OSError` if the disk is too small; then none is left."
     made, need = [], sum(4 * samples * prod(column.shape) for column in columns)

@@ -1005,10 +1005,7 @@ def plan_costs(
         raise ValueError(f"gpus is {list(gpus)}, expected whole numbers of at least 1.")
     rows, price = predicted[predicted["low"].notna()], DEVICES[device].price if price is None else price
     if rows.empty:
-        raise ValueError(
-            "No run of this plan is both to do and known to need a GPU. Nothing to schedule. Are all done? Does it "
-            "name a verb whose cost is predicted (evaluate, extract, train)?"
-        )
+        raise ValueError("Nothing to schedule: no run of this plan is both to do and predicted to need a GPU.")
     table = []
     for way in CUTS:
         for number in gpus:

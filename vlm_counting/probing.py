@@ -115,10 +115,22 @@ def _deal(fold_of: dict, number: int, rng: np.random.RandomState, rule: str, blo
         for position in part:
             fold_of[places[position]] = fold
 
-# %% ../nbs/07_probing.ipynb #d7f6e7b2
+# %% ../nbs/07_probing.ipynb #30d7ba91
 LARGEST = 16  # dimensions that are multiplied in float64
 
 
+def _gram_parts(states: np.ndarray) -> tuple:  # (samples, samples) float32, (samples,) and (samples, LARGEST) float64
+    "Inner products of what varies little in size, what shifts them back, and the largest dimensions."
+    energy = np.einsum("ij,ij->j", states, states)
+    largest = np.argsort(energy, kind="stable")[-LARGEST:]
+    rest = states.copy()
+    rest[:, largest] = 0
+    mean = rest.mean(axis=0, dtype=np.float64).astype(np.float32)
+    rest -= mean
+    shift = (rest @ mean).astype(np.float64) + mean.astype(np.float64) @ mean / 2
+    return rest @ rest.T, shift, states[:, largest].astype(np.float64)
+
+# %% ../nbs/07_probing.ipynb #d7f6e7b2
 class Features:
     "The states of one representation; inner products of any rows, and its last copy, are computed once."
 
@@ -129,19 +141,9 @@ class Features:
             raise ValueError(f"Found {found}, expected finite states (samples, dim). Extract them again in float32.")
         self.states, self._made, self._last = states, None, (b"", None)
 
-    def _parts(self) -> tuple:  # (samples, samples) float32, (samples,) float64, (samples, LARGEST) float64
-        energy = np.einsum("ij,ij->j", self.states, self.states)
-        largest = np.argsort(energy, kind="stable")[-LARGEST:]
-        rest = self.states.copy()
-        rest[:, largest] = 0
-        mean = rest.mean(axis=0, dtype=np.float64).astype(np.float32)
-        rest -= mean
-        shift = (rest @ mean).astype(np.float64) + mean.astype(np.float64) @ mean / 2
-        return rest @ rest.T, shift, self.states[:, largest].astype(np.float64)
-
     def products(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:  # (rows, columns) float64
         "Inner products of some samples with others."
-        self._made = self._made or self._parts()
+        self._made = self._made or _gram_parts(self.states)
         gram, shift, large = self._made
         found = gram[np.ix_(rows, columns)].astype(np.float64)
         found += shift[rows][:, None]
@@ -181,7 +183,7 @@ def _fit(kernel: str, inputs: np.ndarray, labels: np.ndarray, tolerance: float) 
         raise Stopped(f"A support vector machine had not ended after {STEPS:,} steps.")
     return machine
 
-
+# %% ../nbs/07_probing.ipynb #8ac71b05
 def _fit_pairs(
     features: Features,
     labels: np.ndarray,  # (samples,) int
