@@ -94,8 +94,9 @@ def table(rows: dict) -> list[str]:
         each = " | ".join(
             f"{row['seconds']:,.0f} s, {row['memory_mb']:,} MB" if row else "not measured" for row in found
         )
-        first, second, more = [f"{number:.1f}" if number is not None else "-" for number in _slopes(found)]
-        ratio = f"**{float(second) / float(first):.2f}**" if "-" not in (first, second) and float(first) > 0 else "-"
+        slopes = _slopes(found)
+        ratio = f"**{slopes[1] / slopes[0]:.2f}**" if slopes[1] is not None and slopes[0] > 0 else "-"
+        first, second, more = (f"{number:.1f}" if number is not None else "-" for number in slopes)
         lines.append(f"| {verb} | {each} | {first} | {second} | {ratio} | {more} |")
     return lines
 

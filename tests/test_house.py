@@ -7,11 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from notebook_cells import MACHINE, cells, named
+from notebook_cells import MACHINE, SETTINGS, cells, named
 
 from tools import docs, readme
 
@@ -20,8 +19,6 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 ROOMS = [path for path in NOTEBOOKS if path.name[0].isdigit()]
 VERBS = [path for path in NOTEBOOKS if not path.name[0].isdigit() and path.stem != "index"]
 HEAVY = ("torch", "transformers", "open_clip")
-SETTINGS = ConfigParser(delimiters=["="])
-SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 CONTRACT = {
     "core": "Sample Prediction Registry RunRecord write_jsonl read_jsonl data_dir results_dir",
     "stimuli": "FAMILIES Entity Scene render generate contact_sheet",

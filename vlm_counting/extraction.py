@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POOLINGS', 'LENS_FILES', 'FORMAT', 'COMMIT_SECONDS', 'PIECE', 'AGAIN', 'Pooling', 'last_of', 'one_token',
            'pool_tokens', 'clear_tokens', 'Column', 'file_of', 'plan_columns', 'choose_layers', 'choose_poolings',
-           'parse_layers', 'parse_poolings', 'lens_row', 'Collector', 'at_layer', 'Reader', 'extract', 'States',
-           'open_states', 'read_lens', 'lens_curves', 'describe_states']
+           'parse_layers', 'parse_poolings', 'lens_row', 'Collector', 'at_layer', 'Reader', 'file_bytes', 'extract',
+           'States', 'open_states', 'read_lens', 'lens_curves', 'describe_states']
 
 # %% ../nbs/06_extraction.ipynb #37359545
 import json
@@ -324,8 +324,11 @@ def _header(shape: tuple[int, ...], dtype: str) -> bytes:
     return head.getvalue()
 
 
-def _file_size(column: Column, samples: int) -> int:
-    "Bytes of an array's file."
+def file_bytes(
+    column: Column,  # of the array
+    samples: int,  # how many
+) -> int:
+    "What an array takes on the disk, its head included."
     return len(_header((samples, *column.shape), column.dtype)) + 4 * samples * prod(column.shape)
 
 # %% ../nbs/06_extraction.ipynb #f85561a2
@@ -334,13 +337,12 @@ def _lay_out(folder: Path, columns: list[Column], samples: int) -> None:
     made, need = [], sum(4 * samples * prod(column.shape) for column in columns)
     try:
         for column in columns:
-            head, path = _header((samples, *column.shape), column.dtype), folder / column.file
-            size = _file_size(column, samples)
+            path, size = folder / column.file, file_bytes(column, samples)
             if path.exists() and path.stat().st_size == size:
                 continue
             made.append(path)
             with open(path, "wb") as file:
-                file.write(head)
+                file.write(_header((samples, *column.shape), column.dtype))
                 file.flush()
                 reserve = getattr(os, "posix_fallocate", lambda number, start, size: os.truncate(number, size))
                 reserve(file.fileno(), 0, size)
@@ -464,7 +466,7 @@ def _begin(folder: Path, identity: dict, samples: list[Sample], reader: Reader) 
         _write_about(folder, identity, reader, finished=False)
     progress = folder / "progress.jsonl"
     noted = read_jsonl(progress, repair=True) if progress.exists() else []
-    sizes = {folder / column.file: _file_size(column, len(samples)) for column in reader.columns}
+    sizes = {folder / column.file: file_bytes(column, len(samples)) for column in reader.columns}
     broken = [path for path, size in sizes.items() if not path.exists() or path.stat().st_size != size]
     if noted and broken:
         raise FileNotFoundError(
