@@ -290,3 +290,132 @@ def test_no_head_for_untrained_weights():
 def test_an_untrained_model_needs_a_seed():
     with pytest.raises(ValueError, match="untrained is 'auto', expected a seed"):
         load_model("tiny-qwen2-vl", untrained="auto")
+
+
+# --- what a checkpoint brings along and must not change
+
+
+WRITERS = ["tiny-qwen2-vl", "tiny-llava-next-interleave", "tiny-paligemma2", "tiny-llava-onevision", "tiny-internvl3"]
+
+
+def change_json(path: Path, part: str = "", **values) -> None:
+    "Write other values into a JSON file, or into an object in it."
+    whole = json.loads(path.read_text())
+    (whole[part] if part else whole).update(values)
+    path.write_text(json.dumps(whole))
+
+
+@pytest.fixture
+def twin_copy(tmp_path):
+    return lambda name: Path(shutil.copytree(twins_dir() / name, tmp_path / name))
+
+
+def said(name: str, samples: list[Sample], checkpoint: Path | None = None) -> list:
+    return load_model(name, checkpoint, device="cpu").answer(samples)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_checkpoint_that_was_saved_without_its_cache_can_be_asked(name, samples, twin_copy):
+    "Trainers switch the cache off and save that: in either configuration, or in the settings of generation."
+    folder = twin_copy(name)
+    change_json(folder / "config.json", use_cache=False)
+    change_json(folder / "config.json", "text_config", use_cache=False)
+    change_json(folder / "generation_config.json", use_cache=False)
+    assert said(name, samples, folder) == said(name, samples)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 5.0},
+        {"encoder_repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 3},
+        {"num_beams": 3},
+        {"cache_implementation": "static"},
+        {"do_sample": True, "temperature": 9.0, "top_k": 50},
+        {"suppress_tokens": list(range(200))},
+        {"max_length": 3},
+        {"bad_words_ids": [[number] for number in range(40, 60)]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_greedy_means_greedy_whatever_the_checkpoint_wants(settings, samples, vlm, twin_copy):
+    folder = twin_copy("tiny-qwen2-vl")
+    change_json(folder / "generation_config.json", **settings)
+    other = load_model("tiny-qwen2-vl", folder, device="cpu")
+    assert other.answer(samples) == vlm.answer(samples)
+    assert other.unused_generation == {name: value for name, value in settings.items() if name != "top_k"}
+    assert vlm.unused_generation == {}
+
+
+def test_the_doctor_tells_what_a_checkpoint_wanted(twin_copy):
+    folder = twin_copy("tiny-paligemma2")
+    change_json(folder / "generation_config.json", repetition_penalty=1.05)
+    rows = {row["check"]: row["value"] for row in doctor(load_model("tiny-paligemma2", folder, device="cpu"))}
+    assert rows["the checkpoint's own generation settings, not used"] == "repetition_penalty=1.05"
+
+
+def with_bos(folder: Path) -> None:
+    "Let template and tokenizer both put a first token in front, as many published checkpoints do."
+    change_json(folder / "tokenizer_config.json", bos_token="<|im_start|>", add_bos_token=True)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    number = next(token["id"] for token in whole["added_tokens"] if token["content"] == "<|im_start|>")
+    first = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    whole["post_processor"] = {
+        "type": "TemplateProcessing", "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [first, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [number], "tokens": ["<|im_start|>"]}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["template begins with it", "template does not"])
+def test_a_prompt_begins_once_and_as_transformers_has_it(begins, samples, twin_copy):
+    from vlm_counting.core import load_image
+    from vlm_counting.models import INSTRUCTION, encode
+
+    folder = twin_copy("tiny-qwen2-vl")
+    with_bos(folder)
+    if not begins:
+        template = folder / "chat_template.jinja"
+        template.write_text("Asked: " + template.read_text())
+    other, sample = load_model("tiny-qwen2-vl", folder, device="cpu"), samples[0]
+    image, text = load_image(sample.image), f"{INSTRUCTION} {sample.question}"
+    turn = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
+    plain = other.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=True, return_dict=True)
+    ours = encode(other, [sample.question], [image])["input_ids"][0].tolist()
+    assert other.tokenizer.bos_token == "<|im_start|>" and other.tokenizer("a").input_ids[0] == ours[0]
+    assert ours == plain["input_ids"][0] and 0 <= other.length(sample) - len(ours) <= 1
+
+
+def published(folder: Path, smallest: int = 3136, largest: int = 12845056) -> Path:
+    "A processor folder as Qwen2-VL's is published: a budget as `min_pixels` and `max_pixels`, and no `size`."
+    whole = json.loads((folder / "processor_config.json").read_text())
+    images = whole.pop("image_processor") | {"min_pixels": smallest, "max_pixels": largest}
+    images.pop("size", None)
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    (folder / "processor_config.json").unlink()
+    return folder
+
+
+def test_the_paper_s_pixel_budget_is_in_force_on_a_published_folder(twin_copy, monkeypatch):
+    from vlm_counting.models import QWEN2_VL, image_tokens
+
+    folder, entry = published(twin_copy("tiny-qwen2-vl")), replace(QWEN2_VL, dtype="float32")
+    monkeypatch.setitem(MODELS._items, "qwen", entry)
+    loaded = load_model("qwen", folder, device="cpu")
+    size = dict(loaded.processor.image_processor.size)
+    assert (size["shortest_edge"], size["longest_edge"]) == (100 * 28 * 28, 2304 * 28 * 28)
+    patch = loaded.processor.image_processor.patch_size * loaded.processor.image_processor.merge_size
+    least, most = (edge / patch**2 for edge in (100 * 28 * 28, 2304 * 28 * 28))
+    assert least <= image_tokens(loaded, (60, 60)) <= 1.3 * least
+    assert 0.9 * most <= image_tokens(loaded, (3000, 2000)) <= most
+    assert entry.processor_options == {"size": {"shortest_edge": 78400, "longest_edge": 1806336}}
+
+
+def test_an_option_without_effect_is_refused(monkeypatch):
+    entry = replace(MODELS["tiny-qwen2-vl"], processor_options={"sise": {"shortest_edge": 1}})
+    monkeypatch.setitem(MODELS._items, "typo", entry)
+    with pytest.raises(ValueError, match="asks for sise=.*no setting of the processor.*Correct processor_options"):
+        load_model("typo", device="cpu")

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'CONFIGS', 'COUNTS', 'NUMBER_WORDS', 'ANATOMIES', 'GROUPS',
            'LIBRARIES', 'KINDS', 'DTYPES', 'ATTENTION', 'ModelSpec', 'twins_dir', 'find_checkpoint',
-           'checkpoint_hashes', 'prompt_text', 'device_name', 'VLM', 'generate_answers', 'encode', 'image_token_id',
-           'image_size', 'image_tokens', 'count_tokens', 'count_logprobs', 'substitute_count', 'captions_for', 'Towers',
-           'Ranker', 'Anatomy', 'head_error', 'check_model', 'find_entry', 'pick_device', 'choose_models',
-           'replace_head', 'put_head', 'load_model', 'doctor']
+           'checkpoint_hashes', 'prompt_text', 'device_name', 'VLM', 'greedy_generation', 'special_tokens',
+           'generate_answers', 'encode', 'image_token_id', 'image_size', 'image_tokens', 'count_tokens',
+           'count_logprobs', 'substitute_count', 'captions_for', 'Towers', 'Ranker', 'Anatomy', 'head_error',
+           'check_model', 'find_entry', 'pick_device', 'choose_models', 'replace_head', 'put_head', 'load_model',
+           'doctor']
 
 # %% ../nbs/03_models.ipynb #b68f66b3
 import hashlib
@@ -16,7 +17,7 @@ import re
 import warnings
 from copy import copy as shallow_copy
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -219,6 +220,7 @@ class VLM:
         "Generative models are padded on the left, so that every answer starts at the end of its row."
         self.tokenizer, self._image_tokens = self.processor.tokenizer, {}
         self.tokenizer.padding_side = "left"
+        self.model.generation_config, self.unused_generation = greedy_generation(self.model.generation_config)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.spelt = count_tokens(self.tokenizer)  # once: the tokeniser belongs to whoever prepares the next batch
@@ -243,7 +245,8 @@ class VLM:
     def length(self, sample: Sample) -> int:
         "Tokens of a prompt with its picture: text from the tokeniser, picture by its size (each size is tried once)."
         text = prompt_text(self.spec, self.processor, sample.question)
-        return len(self.tokenizer.encode(text)) + image_tokens(self, image_size(sample.image))
+        once = special_tokens(self.spec, self.tokenizer, text)
+        return len(self.tokenizer.encode(text, **once)) + image_tokens(self, image_size(sample.image))
 
 # %% ../nbs/03_models.ipynb #c53decec
 @patch
@@ -270,6 +273,31 @@ def set_head(
     "Another output layer in place of this one. The word embeddings stay as they are."
     replace_head(self.model, tensors)
 
+# %% ../nbs/03_models.ipynb #16fb7c67
+def greedy_generation(
+    wanted,  # the checkpoint's `GenerationConfig` of transformers
+) -> tuple:  # a `GenerationConfig` that takes the likeliest token; dict of the settings that it leaves out
+    "The settings with which every answer is written: greedy, with a cache, and nothing else that changes a score."
+    from transformers import GenerationConfig
+
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    own = GenerationConfig(**{name: getattr(wanted, name, None) for name in tokens}, do_sample=False, use_cache=True)
+    kept = own.to_dict()
+    about = ("transformers_version", "_from_model_config", "output_attentions", "output_hidden_states", *tokens)
+    unset = kept | {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_beams": 1, "repetition_penalty": 1.0}
+    others = {name: value for name, value in wanted.to_diff_dict().items() if name not in about and value is not None}
+    return own, {name: value for name, value in others.items() if value != unset.get(name)}
+
+# %% ../nbs/03_models.ipynb #b8881511
+def special_tokens(
+    spec: ModelSpec,
+    tokenizer,  # of transformers
+    prompt: str,  # the whole text, from `prompt_text`
+) -> dict:  # options for the tokenizer or the processor
+    "Says that a prompt has its special tokens already, where its chat template begins with BOS."
+    begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+    return {"add_special_tokens": False} if begins and not spec.prompt else {}
+
 # %% ../nbs/03_models.ipynb #39ae05f5
 def generate_answers(
     vlm: VLM,
@@ -279,7 +307,7 @@ def generate_answers(
     "One greedy answer a row of the batch."
     import torch
 
-    steps = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": vlm.tokenizer.pad_token_id}
+    steps = {"max_new_tokens": max_new_tokens, "pad_token_id": vlm.tokenizer.pad_token_id}
     with torch.inference_mode():
         inputs = inputs.to(vlm.place)
         out = vlm.model.generate(**inputs, **steps, return_dict_in_generate=True, output_logits=True)
@@ -296,7 +324,9 @@ def encode(
 ) -> dict:  # of tensors; left-padded
     "What the processor makes of questions and pictures, one picture a question."
     prompts = [prompt_text(vlm.spec, vlm.processor, question) for question in questions]
-    inputs = vlm.processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
+    once = special_tokens(vlm.spec, vlm.tokenizer, prompts[0])
+    pictures = [[image] for image in images]
+    inputs = vlm.processor(text=prompts, images=pictures, padding=True, return_tensors="pt", **once)
     inputs.pop("labels", None)  # PaliGemma's processor adds them; with them the loss is computed, as nan
     return inputs
 
@@ -351,7 +381,7 @@ def _next_logprobs(vlm: VLM, inputs: dict, out, prefix: tuple[int, ...]):
     added = torch.tensor(prefix, device=ids.device).expand(len(ids), -1)
     again = vlm.model.generate(
         input_ids=torch.cat([ids, added], dim=1), attention_mask=torch.cat([mask, torch.ones_like(added)], dim=1),
-        past_key_values=cache, max_new_tokens=1, do_sample=False, pad_token_id=vlm.tokenizer.pad_token_id,
+        past_key_values=cache, max_new_tokens=1, pad_token_id=vlm.tokenizer.pad_token_id,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     return again.logits[0].float().log_softmax(-1)
@@ -704,6 +734,22 @@ def _warn_of_strangers(folder: Path, names: list[str]) -> None:
             stacklevel=4,
         )
 
+# %% ../nbs/03_models.ipynb #a09b3a53
+def _load_processor(spec: ModelSpec, folder: Path):
+    "The processor of a checkpoint, its entry's options in force. `ValueError` names one that it does not have."
+    import transformers
+
+    processor = getattr(transformers, spec.processor_class).from_pretrained(folder)
+    images = getattr(processor, "image_processor", processor)
+    for name, wanted in spec.processor_options.items():
+        if (found := getattr(images, name, None)) is None:
+            raise ValueError(
+                f"The entry of '{spec.repo}' asks for {name}={wanted}, which is no setting of the processor in "
+                f"{folder} ({type(images).__name__}). Correct processor_options in its ModelSpec."
+            )
+        setattr(images, name, type(found)(**wanted) if is_dataclass(found) else deepcopy(wanted))
+    return processor
+
 # %% ../nbs/03_models.ipynb #da580b79
 def _load_transformers(
     spec: ModelSpec, folder: Path, dtype: str, place: str, spread: bool, attention: str | None, seed: int | None
@@ -711,7 +757,7 @@ def _load_transformers(
     import torch
     import transformers
 
-    processor = getattr(transformers, spec.processor_class).from_pretrained(folder, **spec.processor_options)
+    processor = _load_processor(spec, folder)
     bars = transformers.utils.logging
     quiet = sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 2**28
     bars.disable_progress_bar() if quiet else None
@@ -994,6 +1040,8 @@ def doctor(
             "head(final norm) against logits", error, "at most 1e-3 of the largest", error <= 1e-3 * max(1, largest)
         )
     )
+    wanted = ", ".join(f"{name}={value}" for name, value in vlm.unused_generation.items()) or "none"
+    rows.append(_check_row("the checkpoint's own generation settings, not used", wanted, "reported", None))
     rows += [*_invariance(vlm), _precision(vlm), _spelling(vlm)]
     tokens = [image_tokens(vlm, size) for size in ((336, 336), (672, 672), (1344, 672))]
     rows.append(
