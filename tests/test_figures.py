@@ -281,6 +281,32 @@ def test_nothing_is_cut_off_and_n_is_stated(name):
     assert figure.get_facecolor() == (1, 1, 1, 1)
 
 
+FORMULA = r"$\frac{$ <i>&"  # matplotlib takes what stands between two dollar signs for a formula; this one is none
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_text_is_taken_for_a_formula(name):
+    assert not [text.get_text() for text in DRAWN[name]().figure.findobj(Text) if text.get_parse_math()]
+
+
+def test_names_that_look_like_formulas_are_drawn_as_they_stand(asked, tmp_path):
+    "Names of models, groups and sets, in title, legend, labels of an axis and suptitle; on axes of somebody else too."
+    rows, groups = count_rows((FORMULA, "two")), group_rows().replace({"star": FORMULA, "one": FORMULA})
+    elsewhere = Figure().subplots()
+    drawn = [
+        figures.plot_accuracy_per_count(rows, title=FORMULA).figure,
+        figures.plot_accuracy_per_count(rows, elsewhere, title=FORMULA).figure,
+        figures.plot_groups(groups, title=FORMULA, label=FORMULA).figure,
+        figures.plot_groups(groups, Figure().subplots(), title=FORMULA, label=FORMULA).figure,
+        figures.wrong_answers(asked[0], [dataclasses.replace(row, model=FORMULA) for row in asked[1]]),
+    ]
+    for number, figure in enumerate(drawn):
+        figures.save_figure(figure, tmp_path / str(number), ("png", "svg", "pdf"))
+        assert FORMULA in (tmp_path / f"{number}.svg").read_text().replace("&lt;", "<").replace("&gt;", ">").replace(
+            "&amp;", "&"
+        )
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_table_and_settings_of_the_caller_are_untouched(name, monkeypatch):
     before, made = dict(matplotlib.rcParams), []

@@ -6,14 +6,16 @@
 __all__ = ['FIGURES', 'INK', 'FAINT', 'GRID', 'COLOURS', 'MARKERS', 'STYLE', 'BAND', 'MEASURES', 'HATCHES', 'SHAPE_MARKERS',
            'COLOUR_FILLS', 'POOLING_NAMES', 'BANDS', 'LINES', 'GAINS', 'VERDICTS', 'FAULT_ORDER', 'NOT_EVIDENCE',
            'TWINS', 'STEPS', 'POSITION_NAMES', 'PANELS', 'UNDATED', 'style', 'Picture', 'new_axes', 'check_table',
-           'plot_accuracy_per_count', 'plot_confusion', 'plot_answers', 'plot_response', 'plot_break',
-           'plot_f1_per_count', 'plot_entities', 'plot_entity_grid', 'plot_groups', 'plot_distractors',
+           'escape', 'show_table', 'plot_accuracy_per_count', 'plot_confusion', 'plot_answers', 'plot_response',
+           'plot_break', 'plot_f1_per_count', 'plot_entities', 'plot_entity_grid', 'plot_groups', 'plot_distractors',
            'plot_position_map', 'true_labels', 'plot_layer_map', 'plot_layers', 'plot_lens_curves', 'plot_reliability',
            'plot_gap', 'plot_learning', 'plot_improvement', 'plot_differences', 'plot_regression', 'evidence_columns',
            'plot_evidence', 'plot_dose_response', 'plot_verdicts', 'plot_hits', 'plot_patching', 'wrong_answers',
            'plot_growth', 'plot_plan', 'save_figure']
 
 # %% ../nbs/11_figures.ipynb #68b95342
+import html
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +72,7 @@ STYLE = {
     "lines.markersize": 5,
     "errorbar.capsize": 2.5,
     "lines.dashed_pattern": (4, 3),
+    "text.parse_math": False,  # a label such as '$5' is no formula, and a broken formula would end the drawing
 }
 
 # %% ../nbs/11_figures.ipynb #a3cc6235
@@ -133,6 +136,37 @@ def check_table(
             f"Choose some of the rows, or group by fewer columns: {make}."
         )
 
+# %% ../nbs/11_figures.ipynb #df932347
+def escape(
+    text: object,  # a name, a sentence; anything that can be printed
+) -> str:  # one line
+    "Text from data for `Markdown(...)`: read as it stands; nothing in it is HTML, a link, emphasis or a formula."
+    marks = r"[!#$&*<>@\[\\\]^_`{|}~]|^[-+=]|^\d+[.)]|://|www\."  # the last ones begin lists and links
+    return re.sub(marks, lambda found: "".join(f"&#{ord(mark)};" for mark in found[0]), " ".join(str(text).split()))
+
+
+def _plain(value: object) -> object:
+    "A cell that is text or a number; lists and dicts become text, which can be escaped."
+    return value if value is None or pd.api.types.is_scalar(value) else str(value)
+
+
+def show_table(
+    table: pd.DataFrame,
+    caption: object = "",  # above the table
+    digits: int = 3,  # after the point
+    index: bool = False,  # show the row labels, too
+    missing: str = "-",  # stands for values that do not exist
+) -> "pandas.io.formats.style.Styler":  # noqa: F821 # colours and widths may be added, formats no more
+    "A table for people. All text of it is shown as it stands: values, row labels, headings, their names, caption."
+    named = {"index": table.index, "columns": table.columns}
+    names = {axis: [n if n is None else html.escape(str(n)) for n in labels.names] for axis, labels in named.items()}
+    shown = table.map(_plain).rename_axis(index=names["index"]).rename_axis(columns=names["columns"]).style
+    shown = shown.format(precision=digits, na_rep=missing, escape="html")
+    for axis in ("index", "columns"):
+        shown = shown.format_index(precision=digits, escape="html", axis=axis)
+    shown = shown if index else shown.hide(axis="index")
+    return shown.set_caption(html.escape(str(caption))) if caption else shown
+
 # %% ../nbs/11_figures.ipynb #ca16200a
 def _heading(ax: Axes, title: str, caption: str, room: float = 0) -> None:
     "A bold title and, under it, a caption broken to the width of the axes and `room`, inches to their right."
@@ -141,6 +175,8 @@ def _heading(ax: Axes, title: str, caption: str, room: float = 0) -> None:
     ax.set_title(title, pad=7 + 11.5 * len(lines))
     above = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False, "va": "bottom"}
     ax.annotate("\n".join(lines), (0, 1), (0, 5), fontsize=8, color=FAINT, **above)
+    for text in ax.findobj(matplotlib.text.Text):  # axes that somebody else made do not have our `STYLE`
+        text.set_parse_math(False)
 
 
 def _sizes(n: pd.Series) -> str:  # e.g. 'n = 49' or 'n = 40 to 49'
