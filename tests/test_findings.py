@@ -148,7 +148,7 @@ def test_what_the_papers_own_numbers_say():
     assert (control.drop("paligemma2-10b") == "negligible").all()
     assert (PAPER.query("claim == 'head_real'")["verdict"] == "undecided").all()
     ended = conclusions(PAPER).set_index("claim")["verdict"]
-    assert ended["head"] == "stands" and ended["lens"] == ended["head_real"] == "not controlled"
+    assert ended["head"] == "stands" and ended["lens"] == "not controlled" and ended["head_real"] == "is not shown"
     assert ended["more_distractors"] == "mixed: 4 for, 1 against"
 
 
@@ -235,8 +235,97 @@ def test_what_becomes_of_a_conclusion_is_a_count():
 
     assert verdict("holds", "holds") == "stands" and verdict("holds", "undecided") == "holds in 1 of 2"
     assert verdict("holds", "opposite") == "mixed: 1 for, 1 against"
-    assert verdict("opposite", "undecided") == "does not stand" == verdict("negligible", "negligible")
+    assert verdict("opposite", "undecided") == "does not stand, opposite in 1 of 2"
+    assert verdict("negligible", "negligible") == "does not stand"
     assert verdict("negligible", "undecided") == "is not shown"
+
+
+WORDS = (*VERDICTS, "")  # "": there is no such row
+
+
+def became(claim: str, *models: tuple[str, str]) -> str:
+    "What becomes of a claim by (effect, control) of each model."
+    steps = ("as published", "control")
+    rows = [(f"m{i}", *row) for i, both in enumerate(models) for row in zip(steps, both, strict=True) if row[1]]
+    return room._stands(pd.DataFrame(rows, columns=["model", "step", "verdict"]), CLAIMS[claim])
+
+
+@pytest.mark.parametrize("claim", [name for name, claim in CLAIMS.items() if claim.remains])
+def test_no_control_rescues_an_effect_that_is_not_there(claim):
+    "It was enough that the controls hold: a conclusion stood whose own effect was undecided, or the opposite."
+    for effect in WORDS:
+        for control in WORDS if effect else WORDS[:-1]:
+            for others in ([], [("holds", "holds")] * 3):
+                said = became(claim, *others, (effect, control))
+                assert (said == "stands") == (effect == control == "holds"), (effect, control, said)
+                if effect == "opposite":
+                    assert "opposite in 1 of 1" in said or said == "mixed: 3 for, 1 against"
+    rows = pd.DataFrame({"step": ["as published", "control", "control"], "verdict": ["undecided", "holds", "holds"]})
+    assert room._stands(rows, CLAIMS[claim]) == "is not shown"
+
+
+def test_what_becomes_of_effects_and_controls_together():
+    gap, head = "seen_not_said", "head"  # a control that can only take support away, and one that is like for like
+    assert became(gap, ("holds", "negligible")) == became(gap, ("holds", "opposite")) == "not decided by the control"
+    assert became(gap, ("holds", "undecided"), ("holds", "holds")) == "not decided by the control"
+    assert (
+        became(gap, ("holds", "negligible"), ("opposite", "holds")) == "not decided by the control, opposite in 1 of 2"
+    )
+    assert became(gap, ("undecided", "negligible")) == became(gap, ("undecided", "opposite")) == "is not shown"
+    assert became(head, ("undecided", "opposite")) == "does not stand, opposite in 1 of 1"
+    assert became(head, ("holds", "opposite"), ("holds", "holds")) == "mixed: 1 for, 1 against"
+    assert became(head, ("holds", "negligible")) == became(head, ("undecided", "negligible")) == "does not stand"
+    assert became(head, ("holds", "undecided"), ("holds", "holds")) == "holds in 1 of 2"
+    for claim in (gap, head):
+        assert became(claim, ("holds", "")) == "not controlled"
+        assert became(claim, ("holds", ""), ("holds", "holds")) == "holds in 1 of 2"  # it is not said of both
+        assert became(claim, ("undecided", "")) == became(claim, ("", "holds")) == "is not shown"
+        assert became(claim, ("negligible", "holds")) == became(claim, ("negligible", "")) == "does not stand"
+        assert became(claim, ("holds", ""), ("opposite", "")) == "not controlled, opposite in 1 of 2"
+        # one model has the effect, the other the control, and none of them both
+        assert became(claim, ("undecided", "holds"), ("holds", "")) == "not controlled"
+
+
+def test_a_claim_without_direction_has_no_opposite():
+    free = CLAIMS["spacing"]
+    assert not free.expects and not free.remains
+    rows = [{"low": 5.0, "high": 9.0, "effect": 7.0}, {"low": -9.0, "high": -5.0, "effect": -7.0}]
+    assert {room._verdict(pd.Series(row | {"p_holm": 0.01}), 0) for row in rows} == {"holds"}
+    table = pd.DataFrame([{"step": "as published", "verdict": "holds", "effect": effect} for effect in (7.0, -7.0)])
+    assert room._stands(table, free) == "stands" and "holds in 2 (1 up, 1 down)" in room._counted(table, 0)
+
+
+@pytest.mark.parametrize("expects", [-1, 0, 1])
+def test_what_is_no_number_holds_nothing(expects):
+    for row in ({"effect": np.nan, "low": 3.0, "high": 9.0, "p_holm": 0.01}, {"effect": 6.0, "p_holm": np.nan},
+                {"effect": 0.0, "low": -9.0, "high": 9.0, "p_holm": 0.01}):  # fmt: skip
+        assert room._verdict(pd.Series({"low": 3.0, "high": 9.0} | row), expects) == "undecided"
+    half = {"effect": 0.0, "low": -1.0, "high": np.nan, "p_holm": 1.0}
+    assert room._verdict(pd.Series(half), expects) == "undecided"  # nobody knows how large it may be
+    assert room._verdict(pd.Series(half | {"high": 1.0}), expects) == "negligible"
+
+
+def test_a_paragraph_says_what_cannot_be_had():
+    cells, known = paper_material().cells.iloc[:0], layers(0.30, 0.99, 0.97)
+
+    def told(table: pd.DataFrame) -> pd.Series:
+        found = conclusions(findings([Material("made", cells, layers=table)])).set_index("claim")
+        return found.loc["seen_not_said"]
+
+    assert told(known)["verdict"] == "stands"
+    small = told(known.assign(low=lambda rows: rows["accuracy"] - 0.03, high=lambda rows: rows["accuracy"] + 0.03))
+    assert small["verdict"] == "is not shown" and "undecided in 1 of 1" in small["paragraph"]
+    assert "holds in 1 of 1" in small["paragraph"]  # the control, which alone decided before
+    wrong = told(layers(0.30, 0.80, 0.97))
+    assert wrong["verdict"] == "does not stand, opposite in 1 of 1" and "opposite in 1 of 1" in wrong["paragraph"]
+    silent = told(known[known["pooling"] != "lens"])
+    assert (
+        silent["verdict"] == "is not shown"
+        and "The effect itself cannot be had from this source" in silent["paragraph"]
+    )
+    bare = pd.concat([layers(0.30, 0.99, 0.5), layers(0.30, 0.99, 0.5, "other").query("layer > 0")])
+    part = told(bare)
+    assert part["verdict"] == "holds in 1 of 2" and ") of other cannot be had from this source" in part["paragraph"]
 
 
 def test_accuracies_without_intervals_show_nothing():

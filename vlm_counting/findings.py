@@ -667,11 +667,12 @@ VERDICTS = ("holds", "opposite", "negligible", "undecided")
 
 def _verdict(row: pd.Series, expects: int) -> str:
     "One of `VERDICTS`."
-    if max(abs(row["low"]), abs(row["high"])) < MARGIN:
+    if row["low"] > -MARGIN and row["high"] < MARGIN:
         return "negligible"
-    if row["p_holm"] >= 0.05:
+    sign = np.sign(row["effect"]) * (expects or np.sign(row["effect"]))
+    if not row["p_holm"] < 0.05 or sign not in (-1, 1):  # no effect, or none that is a number
         return "undecided"
-    return "holds" if not expects or row["effect"] * expects > 0 else "opposite"
+    return "holds" if sign > 0 else "opposite"
 
 
 def _p(value: float) -> str:
@@ -725,21 +726,64 @@ def _average(rows: pd.DataFrame) -> str:
     ends = f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
     return f"; mean over {len(by_model)} models {100 * found['mean']:+.1f} points {ends}"
 
+# %% ../nbs/18_findings.ipynb #c3312363
+def _lacking(rows: pd.DataFrame, claim: Claim) -> list[str]:
+    "What cannot be had from a source, in words: the effect itself, or its control, of all models or of some."
+    who = {step: dict.fromkeys(rows.loc[rows["step"] == step, "model"]) for step in ("as published", "control")}
+    told, names = [], {"as published": "the effect itself", "control": f"the control ({claim.against})"}
+    for step, other in (("as published", "control"), ("control", "as published")) if claim.remains else ():
+        left = [TITLES.get(model, model) for model in who[other] if model not in who[step]]
+        if left:
+            of = f" of {', '.join(left)}" if who[step] else ""
+            told.append(f"{names[step]}{of} cannot be had from this source")
+    return told
 
+# %% ../nbs/18_findings.ipynb #75e5dce0
+def _weakest(verdicts: Iterable[str]) -> str:
+    "One of `VERDICTS` for several comparisons that all have to hold; '' for none."
+    found = set(verdicts)
+    if "opposite" in found or len(found) < 2:
+        return "opposite" if "opposite" in found else "".join(found)
+    return "undecided"
+
+
+def _weighed(effect: str, control: str, claim: Claim) -> str:
+    "What a model's effect and its control say together: one of `VERDICTS`, 'not controlled' or 'not decided'."
+    if effect == "holds" and (not control or control == "holds"):
+        return control or "not controlled"
+    if effect == "holds":
+        return control if claim.refutes else "not decided"
+    if claim.refutes and control in ("opposite", "negligible") and effect != "opposite":
+        return control
+    return effect or "undecided"
+
+
+def _judged(rows: pd.DataFrame, claim: Claim) -> list[str]:
+    "Verdicts to be counted: one a comparison, or, where a control belongs to the claim, one a model."
+    if not claim.remains:
+        return list(rows["verdict"])
+    parts = [part for _, part in rows.groupby("model", sort=False)] if "model" in rows else [rows]
+    sides = [[_weakest(part.loc[part["step"] == step, "verdict"]) for step in ("as published", "control")]
+             for part in parts]  # fmt: skip
+    return [_weighed(*both, claim) for both in sides]
+
+# %% ../nbs/18_findings.ipynb #e9e81f8c
 def _stands(rows: pd.DataFrame, claim: Claim) -> str:
-    "What becomes of a conclusion, by the strictest rows there are."
-    control = rows[rows["step"] == "control"]
-    judged = (control if len(control) else rows)["verdict"]
-    holds, opposite = int((judged == "holds").sum()), int((judged == "opposite").sum())
-    if claim.remains and control.empty:
-        return "not controlled"
+    "What becomes of a conclusion: it stands where the effect itself holds throughout, and against every control."
+    judged = _judged(rows, claim)
+    holds, opposite = judged.count("holds"), judged.count("opposite")
+    against = f", opposite in {opposite} of {len(judged)}" * bool(opposite)
     if holds == len(judged):
         return "stands"
-    if len(control) and not claim.refutes:
-        return "not decided by the control"
+    if opposite and holds:
+        return f"mixed: {holds} for, {opposite} against"
+    if "not decided" in judged:
+        return f"not decided by the control{against}"
     if holds:
-        return f"mixed: {holds} for, {opposite} against" if opposite else f"holds in {holds} of {len(judged)}"
-    return "does not stand" if opposite or (judged == "negligible").all() else "is not shown"
+        return f"holds in {holds} of {len(judged)}"
+    if "not controlled" in judged:
+        return f"not controlled{against}"
+    return f"does not stand{against}" if opposite or set(judged) == {"negligible"} else "is not shown"
 
 # %% ../nbs/18_findings.ipynb #e4b98e5e
 def conclusions(
@@ -755,8 +799,7 @@ def conclusions(
                 if len(some := part[part["step"] == step]):
                     mean = _average(some) if claim.average else ""
                     said.append(f"{words}: {_counted(some, claim.expects)}{mean}")
-            if claim.remains and "control" not in set(part["step"]):
-                said.append(f"the control ({claim.against}) cannot be had from this source")
+            said += _lacking(part, claim)
             text = " ".join(f"{words[0].upper()}{words[1:]}." for words in said)
             row = {"source": source, "verdict": _stands(part, claim), "paragraph": text}
             rows.append({"claim": name, "says": claim.says, "note": claim.note} | row)
