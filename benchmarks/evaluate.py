@@ -163,7 +163,7 @@ def take_turns(paths: dict, device: str) -> tuple[dict, dict]:
 
 def compare(vlm: VLM, loop, samples: list[Sample], more: list[Sample], sizes: list[int], batch_size) -> dict:
     "One row of the table: our path (over `more`) against the loop (over `samples`)."
-    device = str(vlm.place)
+    device = str(vlm.device)
 
     def ours(part: list[Sample]) -> list:
         with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +183,7 @@ def compare(vlm: VLM, loop, samples: list[Sample], more: list[Sample], sizes: li
     factor = {
         name: rates["predict"]["images/s"] / rate["images/s"] for name, rate in rates.items() if name != "predict"
     }
-    return {"model": vlm.name, "kind": vlm.spec.kind, "device": vlm.device, "rates": rates, "times faster": factor,
+    return {"model": vlm.name, "kind": vlm.spec.kind, "device": vlm.device_name, "rates": rates, "times faster": factor,
             "same answers": same}  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def prefill(vlm: VLM, samples: list[Sample], rate: float) -> dict:
     "Tokens, FLOP and share of the matrix rate of one prefill; only the last position goes through the head."
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs, device = vlm.prepare(samples).to(vlm.place), str(vlm.place)
+    inputs, device = vlm.prepare(samples).to(vlm.device), str(vlm.device)
     inputs = inputs.to(dtype=vlm.model.dtype)
 
     def forward():

@@ -123,7 +123,7 @@ def measure(vlm: VLM, samples: list, options) -> dict:
         peak = dict.fromkeys(names, 0.0)
         for turn in range(options.rounds + 1):
             for name in names if turn % 2 else names[::-1]:
-                took, used, high = timed(getattr(ways, name), str(vlm.place))
+                took, used, high = timed(getattr(ways, name), str(vlm.device))
                 if turn:  # the first round warms up
                     seconds[name].append(took)
                     busy[name].append(used)
@@ -141,7 +141,7 @@ def measure(vlm: VLM, samples: list, options) -> dict:
         return {name: often.get(name, 1) * statistics.median(a / b for a, b in both) for name, both in pairs.items()}
 
     return {
-        "model": vlm.name, "device": vlm.device, "layers": len(vlm.anatomy.blocks), "dim": vlm.anatomy.dim,
+        "model": vlm.name, "device": vlm.device_name, "layers": len(vlm.anatomy.blocks), "dim": vlm.anatomy.dim,
         "samples": len(samples), "batches": len(ways.batches), "seconds": seconds, "flush seconds": flush,
         "CPU seconds": busy, "ratio": ratio(seconds), "CPU ratio": ratio(busy), "peak GiB": peak,
         "bytes per sample": {"extract": 4 * max(c.part.stop for c in ways.reader.columns), "all_states": whole},

@@ -182,7 +182,7 @@ def test_memory_is_that_of_all_gpus(monkeypatch):
     runs = lambda vlm, samples, place: place.mkdir() or ({"answer": int, "extract": int}, place)  # noqa: E731
     monkeypatch.setattr(planning, "_whole_runs", runs)
     monkeypatch.setattr(planning, "loaded_work", lambda vlm, sample: work())
-    vlm = SimpleNamespace(place=SimpleNamespace(type="cuda"), device="cuda:1 (NVIDIA H100)")
+    vlm = SimpleNamespace(device=SimpleNamespace(type="cuda"), device_name="cuda:1 (NVIDIA H100)")
     assert measure_costs(vlm, [1, 2], rounds=1).peak == 15 and forgotten == [0, 1]
 
 

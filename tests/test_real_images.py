@@ -47,10 +47,9 @@ from vlm_counting.photographs import (
     fetch_images,
     is_public,
     paper_rows,
-    picture_tokens,
     read_source,
-    score_labels,
 )
+from vlm_counting.statistics import score_labels
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ARCHIVE = SHARED / "reference" / "archives" / "pixmo-count-image-free.tar.gz"
@@ -761,7 +760,7 @@ def test_photographs_of_all_sizes_and_modes_in_one_batch(tmp_path):
     tokens = [image_tokens(vlm, image_size(sample.image)) for sample in samples]
     assert len(set(tokens)) > 3
     kept = load_predictions(tmp_path / "8.jsonl")
-    assert picture_tokens(vlm, samples)["tokens"].tolist() == tokens
+    assert vlm.image_table(samples)["tokens"].tolist() == tokens
     rows = score_labels(kept)
     assert rows.loc[0, ["label", "n", "coverage"]].tolist() == ["cats", 8, 0.8]
     store = extract(vlm, samples, tmp_path / "states", [0, 1], ["image_mean"], 8)

@@ -22,7 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from .core import Prediction, Sample, UnknownName, load_image, stratify, unknown, write_atomic
+from vlm_counting.core import (
+    Prediction,
+    Sample,
+    UnknownName,
+    image_hash,
+    load_image,
+    open_image,
+    stratify,
+    unknown,
+    write_atomic,
+)
 from .statistics import COUNTS, LARGEST, RULES
 
 # %% ../nbs/19_browser.ipynb #79003828
@@ -62,7 +72,7 @@ def thumbnail(
 
     small = BytesIO()
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode == "P" and "transparency" not in image.info:
                 step = -(-max(image.size) // size)
                 image = image.resize([max(1, side // step) for side in image.size], Image.Resampling.NEAREST)
@@ -84,7 +94,7 @@ def thumbnails(
     "The distinct pictures of samples, made small in parallel. Errors as in `thumbnail`."
     from tqdm.auto import tqdm
 
-    names = [sample.sha256 or str(sample.image) for sample in samples]
+    names = [sample.sha256 or image_hash(sample.image) for sample in samples]
     paths = {name: sample.image for name, sample in zip(names, samples, strict=True)}
     place = {name: number for number, name in enumerate(paths)}
     from joblib import cpu_count

@@ -6,8 +6,8 @@
 __all__ = ['PNG', 'IMAGE_KINDS', 'MAX_TOTAL', 'MAX_FILE', 'MAX_MEMBERS', 'CLASHES', 'SPLITS', 'COLUMNS', 'QUESTION', 'DATASETS',
            'COUNTBENCH', 'COUNTBENCH_ROWS', 'HEX', 'PIXMO_COUNTS', 'NEAR', 'SPELT', 'check_images', 'as_form',
            'extract_archive', 'open_table', 'find_source', 'check_source', 'load_dataset', 'add_sizes', 'countbench',
-           'check_rows', 'split_rows', 'list_pixmo', 'read_pixmo', 'coverage', 'annotate', 'export_released',
-           'export_parquet', 'difference_hash', 'near_pairs', 'tells', 'audit', 'audit_summary']
+           'check_rows', 'split_rows', 'list_pixmo', 'read_pixmo', 'annotate', 'export_released', 'export_parquet',
+           'difference_hash', 'near_pairs', 'tells', 'audit', 'audit_summary']
 
 # %% ../nbs/02_datasets.ipynb #a8f2afc8
 import gzip
@@ -33,10 +33,15 @@ from vlm_counting.core import (
     Registry,
     Sample,
     UnknownName,
+    coverage,
     data_dir,
     file_hash,
     from_record,
+    image_file,
+    image_hash,
     load_image,
+    name_image,
+    open_image,
     stratify,
     unknown,
     write_atomic,
@@ -81,12 +86,15 @@ def _png_problem(data: bytes) -> str:  # "" if every chunk's checksum agrees
     return "it is cut off"
 
 
-def _inspect(path: Path) -> tuple[str, str]:  # sha256 of the file, problem ("" if none)
+def _inspect(source: Any) -> tuple[str, str]:  # sha256 of the file, problem ("" if none)
     "Read an image file once: its hash, and what is wrong with it."
     from PIL import Image
 
+    if isinstance(source, Image.Image):
+        return image_hash(source), ""
+    name = name_image(source)
     try:
-        data = path.read_bytes()
+        data = source if isinstance(source, bytes) else source.read_bytes()
         if data.startswith(PNG):
             problem = _png_problem(data)
         else:
@@ -95,12 +103,12 @@ def _inspect(path: Path) -> tuple[str, str]:  # sha256 of the file, problem ("" 
                     image.load()
             problem = ""
     except FileNotFoundError:
-        return "", f"there is no image {path}."
+        return "", f"there is no image {name}."
     except Exception as error:  # PIL raises many kinds
         reason = getattr(error, "strerror", None) or "it is neither a PNG nor another kind of image that we can read"
         reason = "it is cut off" if "truncated" in str(error) else reason
-        return "", f"the image {path} is broken: {reason}."
-    return sha256(data).hexdigest(), f"the image {path} is broken: {problem}." if problem else ""
+        return "", f"the image {name} is broken: {reason}."
+    return sha256(data).hexdigest(), f"the image {name} is broken: {problem}." if problem else ""
 
 # %% ../nbs/02_datasets.ipynb #64a62e52
 def check_images(
@@ -110,15 +118,21 @@ def check_images(
     "Every image is there, whole, and what its manifest says. `ValueError` names each image and uid that is not."
     known, problems = {}, []
     for sample in samples:
-        if sample.image not in known:
-            known[sample.image] = _inspect(sample.image)
-        digest, problem = known[sample.image]
+        if _key(sample) not in known:
+            known[_key(sample)] = _inspect(sample.image)
+        digest, problem = known[_key(sample)]
         if not problem and sample.sha256 not in ("", digest):
-            problem = f"the image {sample.image} is not the one described (its sha256 differs); build the set again."
+            name = name_image(sample.image)
+            problem = f"the image {name} is not the one described (its sha256 differs); build the set again."
         if problem:
             problems.append(f"'{sample.uid}': {problem}")
     _refuse(source, problems)
-    return [replace(sample, sha256=known[sample.image][0]) for sample in samples]
+    return [replace(sample, sha256=known[_key(sample)][0]) for sample in samples]
+
+
+def _key(sample: Sample) -> object:
+    "What two samples with the same image share: its path, or the object in memory."
+    return sample.image if isinstance(sample.image, Path) else id(sample.image)
 
 # %% ../nbs/02_datasets.ipynb #728d6b41
 def _flatten(
@@ -395,7 +409,9 @@ def _manifest_sample(record: Any, folder: Path) -> Sample:
             not isinstance(record[name], kind) or (name in ("uid", "question") and not record[name])
         ):
             raise ValueError(f"id '{uid}': '{name}' is {record[name]!r}, expected a {kind.__name__}.")
-    if "target" in record and (problem := _count_problem(record["target"])):
+    if "target" not in record:
+        raise ValueError(f"id '{uid}': it has no 'target', the true count. To only ask, use vlm.ask or predict.")
+    if problem := _count_problem(record["target"]):
         raise ValueError(f"id '{uid}': {problem}")
     try:
         sample = from_record(Sample, record)
@@ -639,17 +655,16 @@ def add_sizes(
     samples: list[Sample],
 ) -> list[Sample]:  # the same, with the factors width and height: pixels as stored, before any turning
     "The size of each picture, from its header. `ValueError` names a file that is no readable image."
-    from PIL import Image
-
     sizes = {}
     for sample in samples:
-        if sample.image not in sizes:
+        if _key(sample) not in sizes:
             try:
-                with Image.open(sample.image) as image:
-                    sizes[sample.image] = dict(zip(("width", "height"), image.size, strict=True))
+                with open_image(sample.image) as image:
+                    sizes[_key(sample)] = dict(zip(("width", "height"), image.size, strict=True))
             except Exception as error:  # PIL raises many kinds
-                raise ValueError(f"'{sample.uid}': the image {sample.image} cannot be read: {error}") from None
-    return [replace(sample, factors=sample.factors | sizes[sample.image]) for sample in samples]
+                name = name_image(sample.image)
+                raise ValueError(f"'{sample.uid}': the image {name} cannot be read: {error}") from None
+    return [replace(sample, factors=sample.factors | sizes[_key(sample)]) for sample in samples]
 
 # %% ../nbs/02_datasets.ipynb #bfededbd
 COUNTBENCH, COUNTBENCH_ROWS = "vikhyatk/CountBenchQA", 491  # on the hub; rows of its split 'test', as in the paper
@@ -777,16 +792,6 @@ def read_pixmo(
     covers = {"coverage": [len(good), len(samples)]}
     return add_sizes([replace(sample, factors=sample.factors | covers) for sample in good])
 
-# %% ../nbs/02_datasets.ipynb #37035f1a
-def coverage(
-    items: Iterable,  # of `Sample` or `Prediction`
-) -> dict[str, float]:  # images, rows and their ratio; {} for a set that is always whole, such as a synthetic one
-    "How many rows of its source a set covers. `ValueError` if the items come from sets with different coverage."
-    found = {tuple(item.factors["coverage"]) for item in items if "coverage" in item.factors}
-    if len(found) > 1:
-        raise ValueError(f"These come from sets that cover {sorted(found)} rows. Score one set at a time.")
-    return {"images": (pair := found.pop())[0], "rows": pair[1], "coverage": pair[0] / pair[1]} if found else {}
-
 # %% ../nbs/02_datasets.ipynb #aab4abf6
 def _pixmo_reader(split: str) -> Callable[[int | None, int], list[Sample]]:
     "A reader of what `build_bpc` builds."
@@ -852,12 +857,13 @@ def annotate(
     "Read positions, size, distractors and layout off the pictures. `ValueError` if an answer disagrees with one."
     asked, layouts, variants, problems, unread, annotated = {}, {}, Counter(), [], 0, []
     for sample in samples:
-        asked.setdefault(sample.image, set()).add(sample.factors.get("entity"))
+        asked.setdefault(_key(sample), set()).add(sample.factors.get("entity"))
     for sample in samples:
         try:
-            factors = _seen(sample, asked[sample.image])
+            factors = _seen(sample, asked[_key(sample)])
         except ValueError as error:
-            problems.append(f"'{sample.uid}' ({sample.image.name}): {error}")
+            name = sample.image.name if isinstance(sample.image, Path) else name_image(sample.image)
+            problems.append(f"'{sample.uid}' ({name}): {error}")
             continue
         unread += not factors
         if factors:
@@ -925,7 +931,7 @@ def _released_keys(samples: list[Sample]) -> list[tuple[str, ...]]:
                     f"'{sample.uid}' has no factor 'entity', which the released layout needs. "
                     "Use export_parquet instead."
                 )
-            number = str(numbers.setdefault(sample.image, len(numbers)))
+            number = str(numbers.setdefault(_key(sample), len(numbers)))
             path = (number, sample.factors["entity"], f"count_{sample.factors.get('form', 'open')}")
         if Path(path[0]).name != path[0]:
             raise ValueError(f"'{sample.uid}': its image id '{path[0]}' is no file name. Remove its factor 'released'.")
@@ -954,7 +960,8 @@ def export_released(
                 tree[path[-1]] = value
             if images.setdefault(path[0], sample.sha256) != sample.sha256:
                 raise ValueError(f"'{sample.uid}': image id '{path[0]}' stands for two different images.")
-            shutil.copyfile(sample.image, place / "images" / f"{path[0]}{sample.image.suffix}")
+            data, suffix = image_file(sample.image)
+            (place / "images" / f"{path[0]}{suffix}").write_bytes(data)
         for name, tree in (("questions.json", questions), ("answers.json", answers)):
             (place / name).write_text(json.dumps(tree, indent=4, ensure_ascii=False), encoding="utf-8")
     return Path(folder)
@@ -982,7 +989,7 @@ def export_parquet(
                 rows = [
                     {
                         **vars(s),
-                        "image": {"bytes": s.image.read_bytes(), "path": s.image.name},
+                        "image": {"bytes": image_file(s.image)[0], "path": getattr(s.image, "name", None)},
                         "factors": json.dumps(s.factors, ensure_ascii=False),
                     }
                     for s in samples[start : start + 200]
@@ -1051,17 +1058,15 @@ def _disagrees(sample: Sample, counts: range) -> str:  # "" if nothing disagrees
     return "; ".join(what for what, is_wrong in wrong.items() if is_wrong)
 
 # %% ../nbs/02_datasets.ipynb #cf020545
-def _look(path: Path, digest: str) -> dict:  # width, height, mode, sha256, error; _bits: its difference hash, or None
-    "What one image file is, decoded. Where there is no file, its sha256 is what the row says."
-    from PIL import Image
-
+def _look(path: Any, digest: str) -> dict:  # width, height, mode, sha256, error; _bits: its difference hash, or None
+    "What one image is, decoded. Where there is no file, its sha256 is what the row says."
     seen = {"width": 0, "height": 0, "mode": "", "sha256": digest, "error": "", "_bits": None}
     found, seen["error"] = _inspect(path)
-    seen["sha256"] = found or ("" if path.exists() else digest)
+    seen["sha256"] = found or ("" if not isinstance(path, Path) or path.exists() else digest)
     try:
         picture = load_image(path)
         seen["width"], seen["height"] = picture.size
-        with Image.open(path) as image:
+        with open_image(path) as image:
             seen["mode"] = image.mode
         seen["_bits"] = difference_hash(picture) if _is_photograph(picture) else None
     except (OSError, ValueError) as problem:
@@ -1082,11 +1087,11 @@ def audit(
     (pictures that look the same), across (a copy or near copy in another split), tells, disagrees."""
     import pandas
 
-    seen = {sample.image: sample for sample in samples}
-    seen = {image: _look(image, sample.sha256) for image, sample in seen.items()}
+    seen = {_key(sample): sample for sample in samples}
+    seen = {key: _look(sample.image, sample.sha256) for key, sample in seen.items()}
     rows = [
         {"uid": s.uid, "target": s.target, "entity": s.factors.get("entity"), "label": s.factors.get("label")}
-        | {"split": s.factors.get("split"), "question": s.question, **seen[s.image]}
+        | {"split": s.factors.get("split"), "question": s.question, **seen[_key(s)]}
         | {"tells": _told(s), "disagrees": _disagrees(s, counts)}
         for s in samples
     ]

@@ -110,7 +110,7 @@ def _batches(vlm, samples: Sequence, size: int = 27):
     "Samples and their inputs, in small batches."
     for start in range(0, len(samples), size):
         some = samples[start : start + size]
-        yield some, {name: value.to(vlm.place) for name, value in vlm.prepare(list(some)).items()}
+        yield some, {name: value.to(vlm.device) for name, value in vlm.prepare(list(some)).items()}
 
 
 def _last_states(vlm, samples: list[Sample]) -> np.ndarray:  # (samples, dim)
@@ -265,8 +265,8 @@ def _see_erase(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]
     cross = white @ centred.T @ (counts - counts.mean(0)) / len(centred)
     basis, sizes, _ = np.linalg.svd(cross, full_matrices=False)
     basis = basis[:, sizes > 1e-3 * sizes.max()]
-    out = torch.tensor(dose * (root @ basis @ basis.T @ white), dtype=torch.float32, device=vlm.place)
-    middle = torch.tensor(tokens.mean(0), dtype=torch.float32, device=vlm.place)
+    out = torch.tensor(dose * (root @ basis @ basis.T @ white), dtype=torch.float32, device=vlm.device)
+    middle = torch.tensor(tokens.mean(0), dtype=torch.float32, device=vlm.device)
     _on_image_tokens(vlm, lambda states: states - (states.float() - middle) @ out.T)
 
 # %% ../nbs/09_diagnosis.ipynb #487a681b
@@ -293,7 +293,7 @@ def _object_reader(
     inside = np.cov((tokens - means[cells]).T)
     tell = np.linalg.solve(inside + 1e-3 * tokens.var(0).mean() * np.eye(len(inside)), means.T)
     bar = -0.5 * (means.T * tell).sum(0)
-    means, tell, bar = (torch.tensor(part, dtype=torch.float32, device=vlm.place) for part in (means, tell, bar))
+    means, tell, bar = (torch.tensor(part, dtype=torch.float32, device=vlm.device) for part in (means, tell, bar))
     return means, lambda states: (states.float() @ tell + bar).argmax(-1)
 
 
@@ -313,7 +313,7 @@ def _see_weber(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]
     import torch
 
     means, number = _object_reader(vlm, samples)
-    lean = torch.tensor(rng.normal(size=81), dtype=torch.float32, device=vlm.place)
+    lean = torch.tensor(rng.normal(size=81), dtype=torch.float32, device=vlm.device)
 
     def misjudge(tokens):
         told = number(tokens)
@@ -551,7 +551,7 @@ def _patch_batch(vlm, pairs: Sequence[Pair], layers: list[int], positions: Seque
         [replace(pair.donor, question=pair.recipient.question) for pair in pairs],
         [pair.recipient for pair in pairs],
     )
-    given, kept = ({name: value.to(vlm.place) for name, value in vlm.prepare(side).items()} for side in sides)
+    given, kept = ({name: value.to(vlm.device) for name, value in vlm.prepare(side).items()} for side in sides)
     if given["input_ids"].shape != kept["input_ids"].shape or (given["input_ids"] != kept["input_ids"]).any():
         raise ValueError(
             "The prompts of donor and recipient differ although the question is the same: their pictures become "
@@ -570,7 +570,7 @@ def _patch_batch(vlm, pairs: Sequence[Pair], layers: list[int], positions: Seque
 
 # %% ../nbs/09_diagnosis.ipynb #4ead850d
 def patch(
-    vlm,  # a loaded generative model: needs `prepare(samples)`, `place` and `anatomy`
+    vlm,  # a loaded generative model: needs `prepare(samples)`, `device` and `anatomy`
     pairs: Sequence[Pair],  # of `count_pairs` or `against_blank`
     layers: Sequence[int] | None = None,  # 0 (what enters the first block) to the number of blocks; None: all
     positions: Sequence[str] = ("last", "image"),  # names in `POSITIONS`
@@ -775,7 +775,7 @@ def head_evidence(
     for part in range(3):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         data = examples(one[train], [targets[row] for row in train], spelt)
-        head, _ = train_head(own, data, data, spelt, RETRAINING, device=str(vlm.place), progress=False)
+        head, _ = train_head(own, data, data, spelt, RETRAINING, device=str(vlm.device), progress=False)
         after[test] = right(head, one[test], [alone[row] for row in test])
         across.append(right(head, two, groups).mean())
     gain, elsewhere = after - right(own, one, alone), np.mean(across) - right(own, two, groups).mean()
@@ -819,7 +819,7 @@ def _looks(vlm, samples: list[Sample]) -> list:  # of torch (samples, image toke
     import torch
 
     body, seen = vlm.anatomy, {}
-    inputs = {name: value.to(vlm.place) for name, value in vlm.prepare(samples).items()}
+    inputs = {name: value.to(vlm.device) for name, value in vlm.prepare(samples).items()}
     masks = body.masks(inputs)
     image, words = masks["image"], masks["prompt"] & ~masks["image"] & (masks["image"].cumsum(1) > 0)
     share = (words / words.sum(1, keepdim=True))[:, None]  # (samples, 1, tokens)

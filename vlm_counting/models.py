@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTRUCTION', 'MODELS', 'QWEN2_VL', 'FETCHED', 'CONFIGS', 'COUNTS', 'NUMBER_WORDS', 'ANATOMIES', 'GROUPS',
-           'LIBRARIES', 'KINDS', 'DTYPES', 'ATTENTION', 'ModelSpec', 'twins_dir', 'find_checkpoint',
-           'checkpoint_hashes', 'prompt_text', 'device_name', 'VLM', 'greedy_generation', 'special_tokens',
+           'LIBRARIES', 'KINDS', 'DTYPES', 'ATTENTION', 'ModelSpec', 'Wording', 'twins_dir', 'find_checkpoint',
+           'checkpoint_hashes', 'prompt_text', 'name_device', 'VLM', 'greedy_generation', 'special_tokens',
            'generate_answers', 'encode', 'image_token_id', 'image_size', 'image_tokens', 'count_tokens',
            'count_logprobs', 'substitute_count', 'captions_for', 'Towers', 'Ranker', 'Anatomy', 'head_error',
            'check_model', 'find_entry', 'pick_device', 'choose_models', 'replace_head', 'put_head', 'load_model',
@@ -20,10 +20,12 @@ from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from string import Formatter
 
 from fastcore.basics import patch
 
-from .core import Answer, Registry, Sample, UnknownName, file_hash, load_image, unknown
+from .core import Answer, Registry, Sample, UnknownName, file_hash, load_image, open_image, unknown
+from .stimuli import read_options
 
 # %% ../nbs/03_models.ipynb #30ba0a8f
 INSTRUCTION = "Answer using as few words as possible"  # in front of every question; the paper's, section on prompts
@@ -49,6 +51,32 @@ class ModelSpec:
     norm: str = "norm"  # and the norm after the last block
     licence: str = ""
     citation: str = ""
+
+# %% ../nbs/03_models.ipynb #f8591262
+@dataclass(frozen=True)
+class Wording:
+    "What a model is told beside the question. `ValueError` for a prompt that does not hold together."
+
+    instruction: str = INSTRUCTION  # "" for none
+    prompt: str = "{instruction} {question}"  # the user's turn, as a template
+    system: str = ""  # a system turn in front of it; "" for none
+
+    def __post_init__(self):
+        try:
+            named = [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"prompt is {self.prompt!r}, no template: {error}. Write {{{{ for a brace.") from None
+        if strange := [name for name in named if name not in ("instruction", "question")]:
+            raise ValueError(
+                f"prompt is {self.prompt!r}: it has {{{strange[0]}}}, expected only {{instruction}} and {{question}}. "
+                "Write {{ for a brace."
+            )
+        if "question" not in named:
+            raise ValueError(f"prompt is {self.prompt!r}, which leaves out the question. Put {{question}} into it.")
+
+    def text(self, question: str) -> str:
+        "The user's turn to one question; nothing is left of a missing instruction, not even its space."
+        return self.prompt.format(instruction=self.instruction, question=question).strip()
 
 # %% ../nbs/03_models.ipynb #a2655c8e
 def twins_dir() -> Path:
@@ -181,10 +209,16 @@ def prompt_text(
     spec: ModelSpec,
     processor,  # of transformers, with a chat template unless `spec.prompt` stands in for it
     question: str,  # as asked
+    wording: Wording = Wording(),  # what is said around it
 ) -> str:
-    "What the model reads, template included: instruction, one space, question; the picture where the model wants it."
-    text = f"{INSTRUCTION} {question}"
+    "What the model reads, template included; the image where the model wants it. `ValueError`: it cannot be said so."
+    text = wording.text(question)
     if spec.prompt:
+        if wording.system:
+            raise ValueError(
+                f"'{spec.repo}' has no system turn: its prompts are {spec.prompt!r}. Put the text into prompt=... or "
+                "instruction=... instead."
+            )
         return spec.prompt.format(text=text)
     if not processor.chat_template:
         raise ValueError(
@@ -193,10 +227,28 @@ def prompt_text(
         )
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
-    return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    return _with_system(processor, turn, wording.system)
 
 
-def device_name(
+def _with_system(processor, turn: dict, system: str) -> str:
+    "The prompt of a user's turn behind a system turn. `ValueError` if the chat template does not know of any."
+    render = lambda turns: processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)  # noqa: E731
+    if not system:
+        return render([turn])
+    refused = ""
+    for content in ([{"type": "text", "text": system}], system):  # templates want the one or the other
+        try:
+            if system in (prompt := render([{"role": "system", "content": content}, turn])):
+                return prompt
+        except Exception as error:  # whatever a template raises
+            refused = f" ({error})"
+    raise ValueError(
+        f"The chat template of this checkpoint takes no system turn{refused}. Put the text into prompt=... or "
+        "instruction=... instead."
+    )
+
+# %% ../nbs/03_models.ipynb #6a99cf1e
+def name_device(
     device,  # torch device
 ) -> str:  # e.g. 'cpu', 'cuda:0 (NVIDIA H100)'
     "A device in words, for the record of a run."
@@ -208,11 +260,11 @@ def device_name(
 class VLM:
     "A loaded generative model: `answer(samples)` gives what it says and how likely it found each count."
 
-    def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path):
+    def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path, wording: Wording = Wording()):
         self.name, self.spec, self.model, self.processor, self.folder = name, spec, model, processor, Path(folder)
         self.weights, self.processor_hash = checkpoint_hashes(folder)
-        self.place = next(model.parameters()).device
-        self.device = ", ".join(map(device_name, dict.fromkeys(weight.device for weight in model.parameters())))
+        self.device, self.wording = next(model.parameters()).device, wording  # a model may lie on several devices
+        self.device_name = ", ".join(map(name_device, dict.fromkeys(weight.device for weight in model.parameters())))
         self._set_up()
         self.anatomy = ANATOMIES[spec.kind](self)  # where its hidden states are
 
@@ -224,11 +276,11 @@ class VLM:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.spelt = count_tokens(self.tokenizer)  # once: the tokeniser belongs to whoever prepares the next batch
-        self.token_budget = 16384 if self.place.type == "cuda" else 2048  # of one batch, with batch_size='auto'
+        self.token_budget = 16384 if self.device.type == "cuda" else 2048  # of one batch, with batch_size='auto'
 
     def __repr__(self) -> str:
         size, numbers = sum(weight.numel() for weight in self.model.parameters()) / 1e6, self.anatomy.settings["dtype"]
-        return f"{type(self).__name__} {self.name}: {size:,.1f} M parameters, {numbers}, on {self.device}"
+        return f"{type(self).__name__} {self.name}: {size:,.1f} M parameters, {numbers}, on {self.device_name}"
 
     def prepare(self, samples: list[Sample]) -> dict:
         "Tensors of one padded batch, still on the CPU: `input_ids` (samples, tokens), pixels, masks."
@@ -244,7 +296,7 @@ class VLM:
 
     def length(self, sample: Sample) -> int:
         "Tokens of a prompt with its picture: text from the tokeniser, picture by its size (each size is tried once)."
-        text = prompt_text(self.spec, self.processor, sample.question)
+        text = prompt_text(self.spec, self.processor, sample.question, self.wording)
         once = special_tokens(self.spec, self.tokenizer, text)
         return len(self.tokenizer.encode(text, **once)) + image_tokens(self, image_size(sample.image))
 
@@ -272,6 +324,62 @@ def set_head(
 ) -> None:
     "Another output layer in place of this one. The word embeddings stay as they are."
     replace_head(self.model, tensors)
+
+# %% ../nbs/03_models.ipynb #e87437d0
+@patch
+def ask(
+    self: VLM,
+    image,  # path, bytes of an image file, PIL image, or array (height, width, 3) uint8
+    question: str,  # e.g. 'How many red stars are there?'
+    max_new_tokens: int = 5,  # length of the answer
+) -> Answer:
+    "What the model says to one question about one image. Errors of `Sample` and `load_image`."
+    return self.answer([self._question(image, question)], max_new_tokens)[0]
+
+
+@patch
+def _question(self: VLM, image, question: str) -> Sample:
+    return Sample("asked", image, question)
+
+
+@patch
+def reworded(
+    self: VLM,
+    instruction: str | None = None,  # in front of the question; "" for none. None: as it is
+    prompt: str | None = None,  # e.g. '{question} {instruction}'. None: as it is
+    system: str | None = None,  # text of a system turn. None: as it is
+) -> VLM:  # shares weights, processor and folder
+    "The same model, told something else around each question. `ValueError` if it cannot be told that."
+    given = {"instruction": instruction, "prompt": prompt, "system": system}
+    changes = {name: text for name, text in given.items() if text is not None}
+    if not changes or replace(self.wording, **changes) == self.wording:
+        return self
+    if self.spec.kind != "generative":
+        raise ValueError(
+            f"'{self.name}' ranks captions and reads no {next(iter(changes))}. Leave it out, or take a model "
+            "that writes."
+        )
+    other = shallow_copy(self)
+    other.wording = replace(self.wording, **changes)
+    prompt_text(self.spec, self.processor, "How many?", other.wording)  # refuses now rather than in the first batch
+    other.anatomy = ANATOMIES[self.spec.kind](other)
+    return other
+
+
+@patch
+def image_table(
+    self: VLM,
+    samples: list[Sample],
+) -> "pandas.DataFrame":  # uid, target, width, height (pixels, as stored), tokens  # noqa: F821
+    "How many tokens each image becomes."
+    import pandas
+
+    sizes = [image_size(sample.image) for sample in samples]
+    rows = [
+        (sample.uid, sample.target, *size, image_tokens(self, size))
+        for sample, size in zip(samples, sizes, strict=True)
+    ]
+    return pandas.DataFrame(rows, columns=["uid", "target", "width", "height", "tokens"])
 
 # %% ../nbs/03_models.ipynb #16fb7c67
 def greedy_generation(
@@ -309,7 +417,7 @@ def generate_answers(
 
     steps = {"max_new_tokens": max_new_tokens, "pad_token_id": vlm.tokenizer.pad_token_id}
     with torch.inference_mode():
-        inputs = inputs.to(vlm.place)
+        inputs = inputs.to(vlm.device)
         out = vlm.model.generate(**inputs, **steps, return_dict_in_generate=True, output_logits=True)
         new = out.sequences[:, inputs["input_ids"].shape[1] :]
         logprobs = count_logprobs(vlm, inputs, out)
@@ -323,7 +431,7 @@ def encode(
     images: list,  # (samples,) PIL, RGB
 ) -> dict:  # of tensors; left-padded
     "What the processor makes of questions and pictures, one picture a question."
-    prompts = [prompt_text(vlm.spec, vlm.processor, question) for question in questions]
+    prompts = [prompt_text(vlm.spec, vlm.processor, question, vlm.wording) for question in questions]
     once = special_tokens(vlm.spec, vlm.tokenizer, prompts[0])
     pictures = [[image] for image in images]
     inputs = vlm.processor(text=prompts, images=pictures, padding=True, return_tensors="pt", **once)
@@ -336,15 +444,15 @@ def image_token_id(vlm: VLM) -> int:
     return vlm.tokenizer.convert_tokens_to_ids(vlm.spec.image_token or vlm.processor.image_token)
 
 
-def image_size(path: Path) -> tuple[int, int]:  # width, height in pixels
-    "Size of an image file, read from its header."
-    from PIL import Image
-
+def image_size(
+    source,  # path of an image file, its bytes, or a PIL image
+) -> tuple[int, int]:  # width, height in pixels
+    "Size of an image, of a file read from its header."
     try:
-        with Image.open(path) as image:
+        with open_image(source) as image:
             return image.size
     except OSError:
-        return load_image(path).size  # says what is wrong with the file
+        return load_image(source).size  # says what is wrong with the file
 
 
 def image_tokens(
@@ -376,12 +484,14 @@ def _next_logprobs(vlm: VLM, inputs: dict, out, prefix: tuple[int, ...]):
 
     if not prefix:
         return out.logits[0].float().log_softmax(-1)
-    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], out.past_key_values
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    named = "cache" if hasattr(out, "cache") else "past_key_values"  # the latter before transformers 5.24
+    cache = out[named]
     cache.crop(ids.shape[1] - cache.get_seq_length())  # a negative number: how many positions to forget
     added = torch.tensor(prefix, device=ids.device).expand(len(ids), -1)
     again = vlm.model.generate(
         input_ids=torch.cat([ids, added], dim=1), attention_mask=torch.cat([mask, torch.ones_like(added)], dim=1),
-        past_key_values=cache, max_new_tokens=1, pad_token_id=vlm.tokenizer.pad_token_id,
+        **{named: cache}, max_new_tokens=1, pad_token_id=vlm.tokenizer.pad_token_id,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     return again.logits[0].float().log_softmax(-1)
@@ -471,6 +581,17 @@ class Ranker(VLM):
         "Every picture is resized to the same size."
         return 1
 
+    def _question(self, image, question: str) -> Sample:
+        "What is asked for, and the counts to choose among, are read from a closed question."
+        kind = re.search(r"[Hh]ow many (.+?) (?:are|do|can|is)\b", question)
+        found = {"entity": kind and kind[1].replace(" ", "_"), "options": read_options(question)}
+        if not all(found.values()):
+            raise ValueError(
+                f"'{self.name}' ranks captions, and {question!r} names no counts to choose among. Ask as in 'How many "
+                "red stars are there? Choose from [1, 2, 3].', or take a model that writes."
+            )
+        return Sample("asked", image, question, factors=found)
+
     def prepare(self, samples: list[Sample]) -> dict:
         "Pixels (samples, 3, height, width)."
         return {"pixels": self.towers.pixels([load_image(sample.image) for sample in samples])}
@@ -485,7 +606,7 @@ class Ranker(VLM):
             for start in range(0, len(new), 256):
                 vectors = unit(self.towers.embed_texts(new[start : start + 256]).float(), dim=-1)
                 self._texts |= dict(zip(new[start : start + 256], vectors, strict=True))
-            pictures = unit(self.towers.embed_pixels(inputs["pixels"].to(self.place)).float(), dim=-1)
+            pictures = unit(self.towers.embed_pixels(inputs["pixels"].to(self.device)).float(), dim=-1)
         return [self._choose(row, picture) for row, picture in zip(offered, pictures, strict=True)]
 
     def _choose(self, captions: dict[int, str], picture) -> Answer:
@@ -545,7 +666,7 @@ def _below(spec: ModelSpec, module, what: str):
 
 def _decoder_anatomy(vlm: VLM) -> Anatomy:
     "Of a model that writes: its language model, which reads the picture as tokens among the others."
-    model, place, tokenizer, image = vlm.model, vlm.place, vlm.tokenizer, image_token_id(vlm)
+    model, place, tokenizer, image = vlm.model, vlm.device, vlm.tokenizer, image_token_id(vlm)
     decoder, config = model.get_decoder(), model.config.get_text_config()
 
     def masks(inputs: dict) -> dict:
@@ -565,7 +686,7 @@ def _decoder_anatomy(vlm: VLM) -> Anatomy:
 # %% ../nbs/03_models.ipynb #a41cb1ba
 def _tower_anatomy(vlm: "Ranker") -> Anatomy:
     "Of a model that ranks: its vision tower; a class token may stand in front of the patches."
-    towers, place = vlm.towers, vlm.place
+    towers, place = vlm.towers, vlm.device
 
     def masks(inputs: dict) -> dict:
         import torch
@@ -612,7 +733,7 @@ def check_model(vlm: VLM, missing: list[str]) -> None:
         )
     if vlm.spec.kind != "generative":
         return
-    inputs = encode(vlm, ["How many?"], [Image.new("RGB", (224, 224))]).to(vlm.place)
+    inputs = encode(vlm, ["How many?"], [Image.new("RGB", (224, 224))]).to(vlm.device)
     if not (inputs["input_ids"] == image_token_id(vlm)).any():
         raise ValueError(
             f"The prompt of '{vlm.name}' has no image token {vlm.spec.image_token!r}. Check the chat template and "
@@ -899,9 +1020,15 @@ def load_model(
     attention: str = "auto",  # 'sdpa', 'eager', 'flash_attention_2'; 'auto': the library's choice
     untrained: int | None = None,  # a seed: the same architecture with fresh weights, as a control
     head: str | Path | None = None,  # a head.safetensors of room `training`, put in place of the model's own
+    instruction: str | None = None,  # in front of each question; None: the paper's
+    prompt: str | None = None,  # the user's turn, of {instruction} and {question}; None: one after the other
+    system: str | None = None,  # a system turn; None: none
 ) -> VLM:
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
     _check_choices(dtype, attention, untrained, head)
+    given = {"instruction": instruction, "prompt": prompt, "system": system}
+    told = {what: text for what, text in given.items() if text is not None}
+    Wording(**told)
     spec = find_entry(name)
     folder = find_checkpoint(name, spec, checkpoint)
     import torch
@@ -913,7 +1040,7 @@ def load_model(
     model, processor, missing = load(spec, folder, numbers, place, spread, chosen, untrained)
     if head is not None:
         put_head(model, Path(head))
-    vlm = KINDS[spec.kind](name, spec, model, processor, folder)
+    vlm = KINDS[spec.kind](name, spec, model, processor, folder).reworded(**told)
     if head is not None:
         _sign_head(vlm, Path(head))
     if untrained is not None:
@@ -953,7 +1080,7 @@ def _last_logprobs(vlm: VLM, questions: list[str], images: list):
     import torch
 
     with torch.inference_mode():
-        inputs = encode(vlm, questions, images).to(vlm.place)
+        inputs = encode(vlm, questions, images).to(vlm.device)
         return vlm.model(**inputs, use_cache=False).logits[:, -1].float().log_softmax(-1).cpu()
 
 # %% ../nbs/03_models.ipynb #28aebb41
@@ -995,7 +1122,7 @@ def _precision(vlm: VLM) -> dict:
     "bfloat16 against float32, on a copy of the weights; only where the copy is small."
     import torch
 
-    if sum(weight.numel() for weight in vlm.model.parameters()) > 1e9 and vlm.place.type == "cpu":
+    if sum(weight.numel() for weight in vlm.model.parameters()) > 1e9 and vlm.device.type == "cpu":
         return _check_row("bfloat16 against float32", "not tried: too large for a CPU", "reported", None)
     questions, images = _probes()
     own, outcome = vlm.model, {}
@@ -1034,7 +1161,7 @@ def doctor(
     if vlm.spec.kind != "generative":
         return [*rows, *_ranker_invariance(vlm)]
     questions, images = _probes()
-    error, largest = head_error(vlm, encode(vlm, questions, images).to(vlm.place))
+    error, largest = head_error(vlm, encode(vlm, questions, images).to(vlm.device))
     rows.append(
         _check_row(
             "head(final norm) against logits", error, "at most 1e-3 of the largest", error <= 1e-3 * max(1, largest)
@@ -1058,7 +1185,7 @@ def _ranker_invariance(vlm: "Ranker") -> list[dict]:
 
     _, images = _probes()
     embed = lambda batch: torch.nn.functional.normalize(  # noqa: E731
-        vlm.towers.embed_pixels(vlm.towers.pixels(batch).to(vlm.place)).float(), dim=-1
+        vlm.towers.embed_pixels(vlm.towers.pixels(batch).to(vlm.device)).float(), dim=-1
     )
     with torch.inference_mode():
         worst = float((embed(images) - torch.cat([embed([image]) for image in images])).abs().max())

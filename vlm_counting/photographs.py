@@ -7,7 +7,7 @@ __all__ = ['WRAPPED', 'FORMATS', 'STRIKES', 'EXAMPLE', 'PIXMO', 'FIELDS', 'CATEG
            'NotNow', 'Limits', 'is_public', 'check_url', 'look_up', 'Guarded', 'download', 'check_picture',
            'picture_path', 'keep_picture', 'Fetcher', 'fetch_one', 'fetch_images', 'make_picture', 'serve',
            'make_example', 'open_source', 'read_source', 'check_choice', 'choose_rows', 'paper_rows', 'build_bpc',
-           'describe_set', 'score_labels', 'picture_tokens']
+           'describe_set']
 
 # %% ../nbs/16_photographs.ipynb #76148900
 import io
@@ -35,8 +35,6 @@ import tenacity
 
 from . import __version__
 from vlm_counting.core import (
-    Prediction,
-    Sample,
     file_hash,
     hold_folder,
     make_folder,
@@ -46,7 +44,6 @@ from vlm_counting.core import (
     write_jsonl,
 )
 from .datasets import PIXMO_COUNTS, SPLITS, check_rows, coverage, open_table, split_rows
-from .models import VLM, image_size, image_tokens
 from .stimuli import ENTITIES, Entity, Scene, render
 
 # %% ../nbs/16_photographs.ipynb #11cc9f87
@@ -771,35 +768,3 @@ def describe_set(
         }
         table.append(row | {"labels": len(labels), "most": most, "share": number / part["rows"]})
     return pandas.DataFrame(table)
-
-# %% ../nbs/16_photographs.ipynb #db1bad1e
-def score_labels(
-    predictions: list[Prediction],  # on a set with labels
-    rule: str = "strict",  # or 'paper'
-) -> "pandas.DataFrame":  # columns of `score` by label, with n as support; images, rows, coverage  # noqa: F821
-    "Scores label by label, the most frequent first. `KeyError` for a set without labels."
-    from vlm_counting.statistics import score
-
-    table = score(predictions, by="label", rule=rule).assign(**coverage(predictions))
-    return table.sort_values("n", ascending=False, kind="stable", ignore_index=True)
-
-
-def picture_tokens(
-    vlm: VLM,  # generative: a contrastive model spends the same on every picture
-    samples: list[Sample],
-) -> "pandas.DataFrame":  # uid, target, width, height (pixels, as stored), tokens  # noqa: F821
-    "How many tokens each picture becomes."
-    import pandas
-
-    sizes = [(sample, image_size(sample.image)) for sample in samples]
-    rows = [
-        {
-            "uid": sample.uid,
-            "target": sample.target,
-            "width": size[0],
-            "height": size[1],
-            "tokens": image_tokens(vlm, size),
-        }
-        for sample, size in sizes
-    ]
-    return pandas.DataFrame(rows, columns=["uid", "target", "width", "height", "tokens"])

@@ -479,8 +479,8 @@ def measure_costs(
         )
     import torch
 
-    wall, seconds = vlm.place.type != "cpu", {"answer": [], "extract": []}
-    gpus = range(torch.cuda.device_count()) if vlm.place.type == "cuda" else ()  # a model may lie on several
+    wall, seconds = vlm.device.type != "cpu", {"answer": [], "extract": []}
+    gpus = range(torch.cuda.device_count()) if vlm.device.type == "cuda" else ()  # a model may lie on several
     for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)
     with tempfile.TemporaryDirectory() as folder:
@@ -493,7 +493,7 @@ def measure_costs(
     times = {name: tuple(each[1:]) for name, each in seconds.items()}
     peak = sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None
     clock = "wall" if wall else "processor"
-    return Costs(loaded_work(vlm, samples[0]), vlm.device, clock, len(samples), **times, store=store, peak=peak)
+    return Costs(loaded_work(vlm, samples[0]), vlm.device_name, clock, len(samples), **times, store=store, peak=peak)
 
 # %% ../nbs/21_planning.ipynb #b1bcab86
 def cost_table(

@@ -293,8 +293,8 @@ def new_record(
 ) -> RunRecord:
     "The record of a run that is about to start; claim a folder with it."
     return replace(
-        _record(verb, parameters), model=vlm.name, weights=vlm.weights, processor=vlm.processor_hash, device=vlm.device,
-        dataset=parameters["dataset"], fingerprint=fingerprint(samples),
+        _record(verb, parameters), model=vlm.name, weights=vlm.weights, processor=vlm.processor_hash,
+        device=vlm.device_name, dataset=parameters["dataset"], fingerprint=fingerprint(samples),
         samples=len(shard_samples(samples, parameters.get("shard") or "1/1")),
     )  # fmt: skip
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULES', 'LARGEST', 'FEW', 'INTERVALS', 'VERDICTS', 'COUNTS', 'OUTCOMES', 'TooFew', 'tabulate', 'interval', 'score',
-           'per_class', 'confusion', 'unlike', 'paired', 'mean_test', 'gain_test', 'compare', 'holm', 'contrast',
-           'equivalence', 'relatedness', 'minimum_effect', 'pictures_needed', 'response_curve', 'interval_of',
-           'jackknife', 'scaling', 'break_point', 'chances', 'restricted', 'calibration', 'reliability', 'position_map',
-           'edge_cells', 'seam_cells', 'position_contrast', 'error_model']
+           'score_labels', 'per_class', 'confusion', 'unlike', 'paired', 'mean_test', 'gain_test', 'compare', 'holm',
+           'contrast', 'equivalence', 'relatedness', 'minimum_effect', 'pictures_needed', 'response_curve',
+           'interval_of', 'jackknife', 'scaling', 'break_point', 'chances', 'restricted', 'calibration', 'reliability',
+           'position_map', 'edge_cells', 'seam_cells', 'position_contrast', 'error_model']
 
 # %% ../nbs/05_statistics.ipynb #86273244
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,10 +17,10 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 import pandas as pd
 
-from .core import Prediction, Registry, UnknownName, unknown
+from .core import Prediction, Registry, UnknownName, coverage, unknown
 
 # %% ../nbs/05_statistics.ipynb #42a7bb1f
-RULES = {"strict": "count", "paper": "count_paper"}  # rule -> field of `Prediction`
+RULES = {"strict": "count", "paper": "count_paper"}  # parser -> field of `Prediction`; others are in its `counts`
 LARGEST = 2**53  # an answer of more digits is stored as this one: still far off, but safe in a float
 
 
@@ -30,10 +30,10 @@ class TooFew(ValueError):
 
 def _answer(
     prediction: Prediction,
-    rule: str,  # 'strict' or 'paper'
+    rule: str,  # 'strict', 'paper', or another parser that was asked for
 ) -> float:  # NaN if unparsed
     "The count of one prediction."
-    count = getattr(prediction, RULES[rule])
+    count = getattr(prediction, RULES[rule]) if rule in RULES else prediction.counts[rule]
     return np.nan if count is None else float(min(count, LARGEST))
 
 
@@ -55,8 +55,7 @@ def tabulate(
     predictions, by = _checked(predictions), [by] if isinstance(by, str) else list(by)
     if not predictions:
         raise ValueError("There are no predictions to score. Was the run's limit 0, or the filter too narrow?")
-    if rule not in RULES:
-        raise UnknownName(unknown("rule", rule, RULES))
+    _check_answers(predictions, rule)
     table = pd.DataFrame({name: [_value(row, name) for row in predictions] for name in by})
     for name in by:
         _check_factor(predictions, name, table[name])
@@ -68,8 +67,23 @@ def tabulate(
     return table
 
 # %% ../nbs/05_statistics.ipynb #17f1620d
+def _check_answers(predictions: list[Prediction], rule: str) -> None:
+    "`UnknownName` if some answer was not parsed so; `ValueError` if it is not known what would be right."
+    if rule not in RULES and (lacking := [row for row in predictions if rule not in row.counts]):
+        known = [*RULES, *dict.fromkeys(name for row in predictions for name in row.counts)]
+        raise UnknownName(
+            unknown("parser", rule, known, f"'{lacking[0].uid}' was parsed by no other; ask for it in `evaluate`.")
+        )
+    if unknown_counts := [row.uid for row in predictions if row.target is None]:
+        raise ValueError(
+            f"{len(unknown_counts)} of {len(predictions)} predictions have no target, the first is "
+            f"'{unknown_counts[0]}': only answers to samples whose true count is known can be scored."
+        )
+
+
 def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
-    "A list of predictions. `TypeError` names the first thing that is none."
+    "A list of predictions, or those of an `Evaluation`. `TypeError` names the first thing that is none."
+    predictions = getattr(predictions, "predictions", predictions)
     several = isinstance(predictions, Iterable) and not isinstance(predictions, str)
     rows = list(predictions) if several else []
     if wrong := [row for row in rows if not isinstance(row, Prediction)][:1] if several else [predictions]:
@@ -353,6 +367,15 @@ def score(
         row = {"n": len(group), "accuracy": group["_correct"].mean(), "low": low, "high": high}
         rows.append(head | row | _measure(group, "target" in by))
     return pd.DataFrame(rows)
+
+# %% ../nbs/05_statistics.ipynb #5eafc018
+def score_labels(
+    predictions: list[Prediction],  # on a set with labels
+    rule: str = "strict",  # or 'paper'
+) -> pd.DataFrame:  # columns of `score` by label, with n as support; images, rows, coverage
+    "Scores label by label, the most frequent first. `KeyError` for a set without labels."
+    table = score(predictions, by="label", rule=rule).assign(**coverage(_checked(predictions)))
+    return table.sort_values("n", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../nbs/05_statistics.ipynb #ace243f9
 def per_class(

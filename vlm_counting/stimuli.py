@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'SHAPES', 'ENTITIES', 'UNSEEN', 'FAMILIES', 'CHOICES', 'DRAWING', 'shape_mask', 'plural', 'Entity',
-           'entity_factors', 'Placed', 'Cells', 'Scene', 'draw', 'render', 'encode_png', 'contact_sheet', 'Layout',
-           'Row', 'Plan', 'candidate_lists', 'plan_rows', 'ask', 'read_options', 'balanced', 'unseen_combinations',
-           'distracted', 'compactness', 'clustered', 'scattered', 'two_groups', 'matched_sizes', 'area_matched',
-           'size_varied', 'hull_area', 'hull_matched', 'free', 'cache_folder', 'generate']
+           'entity_factors', 'Placed', 'Cells', 'Scene', 'draw', 'render', 'scene', 'encode_png', 'contact_sheet',
+           'Layout', 'Row', 'Plan', 'candidate_lists', 'plan_rows', 'ask', 'read_options', 'balanced',
+           'unseen_combinations', 'distracted', 'compactness', 'clustered', 'scattered', 'two_groups', 'matched_sizes',
+           'area_matched', 'size_varied', 'hull_area', 'hull_matched', 'free', 'cache_folder', 'generate']
 
 # %% ../nbs/01_stimuli.ipynb #9703be10
 import errno
@@ -224,6 +224,10 @@ class Scene(Cells):
         "How many objects answer to a question about this kind: same colour and shape, any size."
         return sum(item.entity.name == Entity.from_name(entity).name for item in self.objects)
 
+    def render(self) -> Image.Image:  # RGB, image_size x image_size
+        "The scene as an image, see `render`."
+        return render(self)
+
     def lit_area(self) -> int:
         "How many pixels are painted."
         return sum(int(shape_mask(item.entity.shape, self.box(item)[2]).sum()) for item in self.objects)
@@ -290,6 +294,40 @@ def render(
     image = Image.fromarray(pixels)
     image.putpalette([value for colour in colours for value in colour])
     return image.convert("RGB")
+
+# %% ../nbs/01_stimuli.ipynb #f2dbc28a
+def scene(
+    objects: "str | dict[str, int | Iterable]",  # a kind such as 'red_stars'; or kind -> how many, or -> its places
+    count: int | None = None,  # how many, of a single kind
+    seed: int = 0,  # of the places
+    grid: int = 9,  # cells along a side
+    image_size: int = 672,  # pixels along a side
+) -> Scene:
+    "A scene with objects in random cells, or where they are told to be. `ValueError` if they are too many."
+    if isinstance(objects, str) != (count is not None):
+        raise ValueError(
+            f"Found objects={objects!r} and count={count!r}. Expected a kind and how many, scene('red_stars', 3), or "
+            "several kinds, scene({'red_stars': 3, 'blue_circles': 2})."
+        )
+    wanted = {objects: count} if isinstance(objects, str) else dict(objects)
+    placed = {kind: [tuple(place) for place in many] for kind, many in wanted.items() if isinstance(many, Iterable)}
+    taken = {place for places in placed.values() for place in places}
+    free = [(row, column) for row in range(grid) for column in range(grid) if (row, column) not in taken]
+    free = [free[place] for place in np.random.default_rng(seed).permutation(len(free))]
+    for kind, many in wanted.items():
+        if kind not in placed:
+            placed[kind] = [free.pop() for _ in range(_how_many(kind, many, len(free)))]
+    made = Scene(grid=grid, image_size=image_size)
+    for kind, places in placed.items():
+        made = made.add(kind, places)
+    return made
+
+
+def _how_many(kind: str, many: object, free: int) -> int:
+    "A number of objects for which there is room. `ValueError` says what was found and what fits."
+    if isinstance(many, bool) or not isinstance(many, int) or not 0 <= many <= free:
+        raise ValueError(f"The number of {kind} is {many!r}, expected 0 to {free}: one object a free cell of the grid.")
+    return many
 
 # %% ../nbs/01_stimuli.ipynb #52edc54b
 @lru_cache(maxsize=64)
