@@ -1,4 +1,4 @@
-"""How fast `train_head` trains an output layer, against a plain loop in the manner of the paper's release.
+"""How fast `fit_head` trains an output layer, against a plain loop in the manner of the paper's release.
 
 Run `python benchmarks/train_head.py`. It prints a table and writes benchmarks/train_head.json and .md.
 
@@ -123,7 +123,7 @@ def main() -> None:
     )
     text = (
         f"# Training the output layer\n\n{head} Made by `python benchmarks/train_head.py`.\n\n"
-        "`ours` is `train_head`; `plain` is PyTorch's own loop as the paper's release has it: a DataLoader, "
+        "`ours` is `fit_head`; `plain` is PyTorch's own loop as the paper's release has it: a DataLoader, "
         "`torch.nn.Linear`, `AdamW` as it comes, and every prediction decoded by a tokenizer and read as a number. "
         "Both see the same batches in the same order, in float32.\n"
     )

@@ -233,7 +233,7 @@ def test_the_doctor_finds_the_twin_healthy_and_notices_a_sick_one(vlm, monkeypat
 
 def nonsense_head(name: str, folder):
     "A head trained on wrong counts, so that it changes answers; its file, and what is to go through it."
-    from vlm_counting.training import HeadConfig, examples, load_head, save_head, train_head
+    from vlm_counting.training import HeadConfig, examples, load_head, save_head, fit_head
 
     vlm, samples = load_model(name, device="cpu", dtype="bfloat16"), load_dataset("balanced", limit=18)
     last = len(vlm.anatomy.blocks)
@@ -241,7 +241,7 @@ def nonsense_head(name: str, folder):
     states = store.array(last, "last")
     data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)
     settings = HeadConfig(epochs=30, rate=1e-2)
-    head, _ = train_head(load_head(vlm.folder), data, data, vlm.spelt, settings, progress=False)
+    head, _ = fit_head(load_head(vlm.folder), data, data, vlm.spelt, settings, progress=False)
     return head, save_head(head, folder / "head.safetensors", {"weights": vlm.weights}), vlm, samples, states
 
 

@@ -38,7 +38,7 @@ from vlm_counting.training import (
     save_head,
     split_samples,
     tell,
-    train_head,
+    fit_head,
 )
 
 SPELT = {count: (count + 3,) for count in range(10)} | {10: (4, 3)}
@@ -65,7 +65,7 @@ def make(n=300, dim=24, vocabulary=40, seed=0, bias=False, softcap=0.0):
 def test_the_loop_is_the_papers_protocol(bias):
     head, train, valid = make(bias=bias)
     config = HeadConfig(epochs=3, rate=1e-3)
-    _, curve = train_head(head, train, valid, SPELT, config, progress=False)
+    _, curve = fit_head(head, train, valid, SPELT, config, progress=False)
     layer = torch.nn.Linear(24, 40, bias=bias)
     layer.load_state_dict({"weight": head.weight} | ({"bias": head.bias} if bias else {}))
     optimiser = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.01)
@@ -92,13 +92,13 @@ def test_the_loop_is_the_papers_protocol(bias):
 def test_the_best_epoch_is_kept_and_the_rate_halved():
     head, train, valid = make()
     config = HeadConfig(epochs=40, rate=3e-2, patience=2)
-    trained, curve = train_head(head, train, valid, SPELT, config, progress=False)
+    trained, curve = fit_head(head, train, valid, SPELT, config, progress=False)
     accuracies = [row["valid_accuracy"] for row in curve[1:]]
     right = (trained.scores(valid.states).argmax(-1) == valid.tokens).float().mean().item()
     assert right == pytest.approx(max(accuracies), abs=1e-6)
     rates = [row["rate"] for row in curve[1:]]
     assert rates[0] == 3e-2 and rates[-1] < 3e-2 and set(np.diff(np.log2(rates)).round(6)) == {0.0, -1.0}
-    stopped = train_head(head, train, valid, SPELT, replace(config, stop=3), progress=False)[1]
+    stopped = fit_head(head, train, valid, SPELT, replace(config, stop=3), progress=False)[1]
     done = len(stopped) - 1
     assert stopped == curve[: done + 1] and done == accuracies.index(max(accuracies[:done])) + 4
 
@@ -108,7 +108,7 @@ def test_the_best_epoch_is_kept_and_the_rate_halved():
 def test_each_part_learns_and_touches_nothing_else(part, softcap):
     head, train, valid = make(bias=True, softcap=softcap)
     before = (head.weight.clone(), head.bias.clone())
-    trained, curve = train_head(head, train, valid, SPELT, HeadConfig(part, epochs=8, rate=1e-2), progress=False)
+    trained, curve = fit_head(head, train, valid, SPELT, HeadConfig(part, epochs=8, rate=1e-2), progress=False)
     assert torch.equal(head.weight, before[0]) and torch.equal(head.bias, before[1])
     assert curve[-1]["train_nll"] < curve[1]["train_nll"] and "train_nll" not in curve[0]
     changed = (trained.weight != head.weight).any(1)
@@ -150,8 +150,8 @@ def test_scratch_begins_elsewhere_but_the_teacher_stays():
 
 def test_matmul_in_bfloat16_keeps_weights_in_float32():
     head, train, valid = make()
-    exact = train_head(head, train, valid, SPELT, HeadConfig(epochs=3), progress=False)
-    coarse = train_head(head, train, valid, SPELT, HeadConfig(epochs=3, matmul="bfloat16"), progress=False)
+    exact = fit_head(head, train, valid, SPELT, HeadConfig(epochs=3), progress=False)
+    coarse = fit_head(head, train, valid, SPELT, HeadConfig(epochs=3, matmul="bfloat16"), progress=False)
     assert coarse[0].weight.dtype == torch.float32
     assert coarse[1][-1]["train_nll"] == pytest.approx(exact[1][-1]["train_nll"], rel=2e-2)
     assert coarse[1][-1]["train_nll"] != exact[1][-1]["train_nll"]
@@ -172,11 +172,11 @@ def train(folder, death):
         if state.curve[-1]["epoch"] == death:
             os.kill(os.getpid(), signal.SIGKILL)
     training.train_further = fatal
-    head, curve = training.train_head(*make(), SPELT, config, folder / "state.safetensors", every=0, progress=False)
+    head, curve = training.fit_head(*make(), SPELT, config, folder / "state.safetensors", every=0, progress=False)
     training.save_head(head, folder / "head.safetensors", {"curve": curve})
     os._exit(0)
 
-training.train_head(*make(9), SPELT, training.HeadConfig(epochs=1), progress=False)  # torch loads what it needs, once
+training.fit_head(*make(9), SPELT, training.HeadConfig(epochs=1), progress=False)  # torch loads what it needs, once
 for name, deaths in (("whole", [0]), ("killed", [1, 2, 5, 6, 0, 0])):
     for death in deaths:
         child = os.fork()
@@ -197,12 +197,12 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
 def test_another_training_is_refused(tmp_path):
     head, train, valid = make()
     path = tmp_path / "state.safetensors"
-    train_head(head, train, valid, SPELT, HeadConfig(epochs=2), path, progress=False)
+    fit_head(head, train, valid, SPELT, HeadConfig(epochs=2), path, progress=False)
     with pytest.raises(FileExistsError, match="is of another training: config is"):
-        train_head(head, train, valid, SPELT, HeadConfig(epochs=3), path, progress=False)
+        fit_head(head, train, valid, SPELT, HeadConfig(epochs=3), path, progress=False)
     other = Examples(train.states + 1, train.tokens)
     with pytest.raises(FileExistsError, match="is of another training: train is"):
-        train_head(head, other, valid, SPELT, HeadConfig(epochs=2), path, progress=False)
+        fit_head(head, other, valid, SPELT, HeadConfig(epochs=2), path, progress=False)
 
 
 def test_heads_go_to_disk_and_back(tmp_path):
@@ -240,7 +240,7 @@ def test_forgetting_is_zero_for_the_same_head_and_grows():
     said = head.scores(valid.states).argmax(-1)
     assert same.pop("numbers") == pytest.approx(((said > 2) & (said < 13)).float().mean().item())
     assert same == {"n": 100, "kl": 0.0, "changed": 0.0}
-    trained, _ = train_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
+    trained, _ = fit_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
     found = forgetting(head, trained, valid.states.numpy(), SPELT)
     assert found["kl"] > 0 and 0 < found["changed"] <= 1
 
@@ -285,7 +285,7 @@ def test_improvement_is_the_difference_of_the_usual_scores():
 
 def test_heads_are_compared_in_the_same_decoding():
     head, train, valid = make()
-    trained, _ = train_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
+    trained, _ = fit_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
     targets = [token - 3 for token in valid.tokens.tolist()]
     samples = [Sample(f"s/{i}", "none.png", "?", target, {"layout": i // 3}) for i, target in enumerate(targets)]
     states = valid.states.numpy()
@@ -307,7 +307,7 @@ def test_a_head_goes_back_into_its_model_and_is_saved(name, tmp_path):
     states = extract(vlm, samples, tmp_path / "states", [last], ["last"], lens=False, progress=False)
     states = states.array(last, "last")
     data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)  # nonsense, so that answers change
-    head, _ = train_head(own, data, data, vlm.spelt, HeadConfig(epochs=30, rate=1e-2), progress=False)
+    head, _ = fit_head(own, data, data, vlm.spelt, HeadConfig(epochs=30, rate=1e-2), progress=False)
     path = save_head(head, tmp_path / "head.safetensors", {"weights": vlm.weights})
     tuned = load_model(name, dtype="float32", head=path)
     expected = answer_with_head(head, states, vlm.spelt, vlm.tokenizer.decode)
@@ -390,7 +390,7 @@ def test_the_bias_can_reach_what_a_bias_is_enough_for():
     truth = replace(head, bias=head.bias + torch.linspace(-3, 3, 40).roll(7))
     train, valid = (Examples(data.states, truth.scores(data.states).argmax(-1)) for data in (train, valid))
     curves = {
-        rate: train_head(head, train, valid, SPELT, HeadConfig("bias", rate=rate), progress=False)[1]
+        rate: fit_head(head, train, valid, SPELT, HeadConfig("bias", rate=rate), progress=False)[1]
         for rate in (1e-4, 1e-2)
     }
     assert curves[1e-2][-1]["valid_accuracy"] > 0.8

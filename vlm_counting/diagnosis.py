@@ -32,7 +32,7 @@ from .evaluation import parse_count, predict
 from .extraction import POOLINGS, at_layer, choose_layers, extract, last_of, lens_curves, read_lens
 from .probing import PROBES, Features, folds
 from .statistics import chances, interval
-from .training import Head, HeadConfig, answer_with_head, examples, train_head
+from .training import Head, HeadConfig, answer_with_head, examples, fit_head
 
 # %% ../nbs/09_diagnosis.ipynb #6f2630fa
 CAUSES = {
@@ -156,7 +156,7 @@ def _say_tail(vlm, dose: float, rng: np.random.Generator, samples: list[Sample])
     fresh = torch.tensor(rng.normal(size=(len(tokens), dim)), dtype=torch.float32)
     head.weight[tokens] = fresh * head.weight.std()
     config = HeadConfig(part="counts", epochs=30, rate=3e-3, seed=int(rng.integers(2**31)))
-    _put(vlm, train_head(head, data, data, vlm.spelt, config, progress=False)[0])
+    _put(vlm, fit_head(head, data, data, vlm.spelt, config, progress=False)[0])
 
 
 FAULTS.add("say_bias", Fault("say", (1.5, 2.0, 4.0), "nats from one count to the next", _say_bias))
@@ -775,7 +775,7 @@ def head_evidence(
     for part in range(3):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         data = examples(one[train], [targets[row] for row in train], spelt)
-        head, _ = train_head(own, data, data, spelt, RETRAINING, device=str(vlm.device), progress=False)
+        head, _ = fit_head(own, data, data, spelt, RETRAINING, device=str(vlm.device), progress=False)
         after[test] = right(head, one[test], [alone[row] for row in test])
         across.append(right(head, two, groups).mean())
     gain, elsewhere = after - right(own, one, alone), np.mean(across) - right(own, two, groups).mean()

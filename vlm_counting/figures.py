@@ -966,7 +966,7 @@ def plot_learning(
     "Learning curves of heads, one line per series."
     keys = ("epoch", by) if by in rows else ("epoch",)
     columns = ("epoch", "n_train", "n_valid", "train_nll", "valid_nll", "valid_accuracy")
-    check_table(rows, columns, keys, "train_head(...), its second result")
+    check_table(rows, columns, keys, "fit_head(...), its second result")
     axes = axes or new_axes(7.6, 3.2, columns=2)
     for name, colour, _, group in _series(rows, by):
         axes[0].plot(group["epoch"], group["train_nll"].astype(float), color=colour, linestyle="--")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HEAD', 'EMBEDDINGS', 'PARTS', 'OTHER_QUESTIONS', 'Head', 'squeeze', 'load_head', 'save_head', 'read_head_record',
            'Examples', 'examples', 'HeadConfig', 'Part', 'Training', 'begin_training', 'batch_loss', 'train_epoch',
-           'validate', 'train_further', 'is_over', 'save_training', 'resume_training', 'describe_training',
-           'train_head', 'keep_head', 'answer_with_head', 'forgetting', 'improvement', 'like_for_like',
-           'other_questions', 'split_samples', 'shuffled', 'tell']
+           'validate', 'train_further', 'is_over', 'save_training', 'resume_training', 'describe_training', 'fit_head',
+           'keep_head', 'answer_with_head', 'forgetting', 'improvement', 'like_for_like', 'other_questions',
+           'split_samples', 'shuffled', 'tell']
 
 # %% ../nbs/08_training.ipynb #073cddfe
 import json
@@ -448,7 +448,7 @@ def describe_training(
     }  # fmt: skip
 
 # %% ../nbs/08_training.ipynb #07621237
-def train_head(
+def fit_head(
     head: Head,  # of the model, from `load_head`
     train: Examples,
     valid: Examples,  # other pictures; the best epoch is chosen on them
@@ -487,13 +487,14 @@ def train_head(
 def keep_head(
     path: Path,  # of the finished head, e.g. head.safetensors
     record: dict,  # what else to write into it, such as the hash of the model's weights
-    head: Head,  # of the model, and so on as in `train_head`
+    head: Head,  # of the model, and so on as in `fit_head`
     train: Examples,
     valid: Examples,
     spelt: dict[int, tuple[int, ...]],  # count -> its tokens
     config: HeadConfig,
     device: str = "cpu",  # or 'cuda'
-) -> tuple[Head, list[dict]]:  # as `train_head`
+    progress: bool = True,  # show a bar
+) -> tuple[Head, list[dict]]:  # as `fit_head`
     "Train a head and keep it, or read it if it is there. `FileExistsError` if another one is."
     path, identity = Path(path), describe_training(head, train, valid, config)
     if path.exists():
@@ -502,7 +503,7 @@ def keep_head(
             raise FileExistsError(f"{path} is of another training. Choose another folder, or delete the file.")
         return load_head(path), found["curve"]
     under_way = path.with_suffix(".training")
-    trained, curve = train_head(head, train, valid, spelt, config, under_way, device)
+    trained, curve = fit_head(head, train, valid, spelt, config, under_way, device, progress=progress)
     save_head(trained, path, record | {"identity": identity, "curve": curve})
     under_way.unlink(missing_ok=True)
     return trained, curve
