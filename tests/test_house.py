@@ -102,6 +102,31 @@ def test_a_module_imports_only_lower_numbers():
             assert numbers[other] < number, f"{module} ({number:02}) imports {other} ({numbers[other]:02})"
 
 
+def late_calls(source: str) -> list[tuple[str, bool]]:
+    "(room, is it inside a function?) of each call of `later`; a room that is not named by a text is ''."
+    tree, found = ast.parse(source), []
+    inside = {id(node) for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) for node in ast.walk(each)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "later":
+            room = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
+            found.append((room, id(node) in inside))
+    return found
+
+
+def test_late_calls_are_seen():
+    source = "later('a')\ndef f(x):\n    later(x)\n    return later('b').g"
+    assert sorted(late_calls(source)) == [("", True), ("a", False), ("b", True)]
+
+
+def test_only_records_look_ahead():
+    "`later` loads a room with a higher number when a record scores, draws or saves itself, never on import."
+    numbers = order()
+    for module, number in numbers.items():
+        for room, inside in late_calls(module_file(module).read_text(encoding="utf-8")):
+            assert inside, f"{module} calls later('{room}') on import"
+            assert numbers.get(room, -1) > number, f"{module} calls later({room!r}): import a lower room instead"
+
+
 def test_rooms_04_to_11_know_neither_models_nor_datasets():
     for module, number in order().items():
         if 4 <= number <= 11:

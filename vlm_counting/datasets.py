@@ -85,7 +85,7 @@ def _png_problem(data: bytes) -> str:  # "" if every chunk's checksum agrees
         place, first = end + 4, False
     return "it is cut off"
 
-
+# %% ../nbs/02_datasets.ipynb #c04669de
 def _inspect(source: Any) -> tuple[str, str]:  # sha256 of the file, problem ("" if none)
     "Read an image file once: its hash, and what is wrong with it."
     from PIL import Image

@@ -396,7 +396,7 @@ def _ask(
             done |= {row.uid: row for row in rows}
             bar.update(len(rows))
 
-
+# %% ../nbs/04_evaluation.ipynb #07dd5dba
 def check_uids(samples: list[Sample]) -> None:
     "`ValueError` names a uid that occurs twice."
     seen = set()
@@ -657,7 +657,7 @@ def evaluate(
     file, others = path and path / "predictions.jsonl", [name for name in (parser,) if name not in ALWAYS]
     with run_context(folder, "evaluate", settings, vlm, samples, run, overwrite=overwrite) as record:
         predictions = predict(vlm, samples, file, batch_size, max_new_tokens, progress, shard, others)
-        looked_at = all("coverage" in sample.factors for sample in samples) and hasattr(vlm, "image_table")
+        looked_at = all("coverage" in sample.factors for sample in samples) and getattr(vlm, "image_table", None)
         images = vlm.image_table(samples) if looked_at else None
         kept = record or describe_run("evaluate", settings, vlm, samples)
         kept.samples = len(predictions)

@@ -78,6 +78,11 @@ class Wording:
         "The user's turn to one question; nothing is left of a missing instruction, not even its space."
         return self.prompt.format(instruction=self.instruction, question=question).strip()
 
+
+def _given(**texts: str | None) -> dict[str, str]:
+    "Those that are not None."
+    return {name: text for name, text in texts.items() if text is not None}
+
 # %% ../nbs/03_models.ipynb #a2655c8e
 def twins_dir() -> Path:
     "Where the shipped tiny checkpoints lie."
@@ -229,7 +234,7 @@ def prompt_text(
     turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
     return _with_system(processor, turn, wording.system)
 
-
+# %% ../nbs/03_models.ipynb #2481a077
 def _with_system(processor, turn: dict, system: str) -> str:
     "The prompt of a user's turn behind a system turn. `ValueError` if the chat template does not know of any."
     render = lambda turns: processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)  # noqa: E731
@@ -262,8 +267,8 @@ class VLM:
 
     def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path, wording: Wording = Wording()):
         self.name, self.spec, self.model, self.processor, self.folder = name, spec, model, processor, Path(folder)
-        self.weights, self.processor_hash = checkpoint_hashes(folder)
-        self.device, self.wording = next(model.parameters()).device, wording  # a model may lie on several devices
+        (self.weights, self.processor_hash), self.wording = checkpoint_hashes(folder), wording
+        self.device = next(model.parameters()).device  # a model may lie on several
         self.device_name = ", ".join(map(name_device, dict.fromkeys(weight.device for weight in model.parameters())))
         self._set_up()
         self.anatomy = ANATOMIES[spec.kind](self)  # where its hidden states are
@@ -294,11 +299,13 @@ class VLM:
         "One `Answer` a sample: `prepare`, then `answer_prepared`."
         return self.answer_prepared(samples, self.prepare(samples), max_new_tokens)
 
-    def length(self, sample: Sample) -> int:
-        "Tokens of a prompt with its picture: text from the tokeniser, picture by its size (each size is tried once)."
-        text = prompt_text(self.spec, self.processor, sample.question, self.wording)
-        once = special_tokens(self.spec, self.tokenizer, text)
-        return len(self.tokenizer.encode(text, **once)) + image_tokens(self, image_size(sample.image))
+# %% ../nbs/03_models.ipynb #afa52fa8
+@patch
+def length(self: VLM, sample: Sample) -> int:
+    "Tokens of a prompt with its picture: text from the tokeniser, picture by its size (each size is tried once)."
+    text = prompt_text(self.spec, self.processor, sample.question, self.wording)
+    tokens = self.tokenizer.encode(text, **special_tokens(self.spec, self.tokenizer, text))
+    return len(tokens) + image_tokens(self, image_size(sample.image))
 
 # %% ../nbs/03_models.ipynb #c53decec
 @patch
@@ -341,7 +348,7 @@ def ask(
 def _question(self: VLM, image, question: str) -> Sample:
     return Sample("asked", image, question)
 
-
+# %% ../nbs/03_models.ipynb #e276d236
 @patch
 def reworded(
     self: VLM,
@@ -350,8 +357,7 @@ def reworded(
     system: str | None = None,  # text of a system turn. None: as it is
 ) -> VLM:  # shares weights, processor and folder
     "The same model, told something else around each question. `ValueError` if it cannot be told that."
-    given = {"instruction": instruction, "prompt": prompt, "system": system}
-    changes = {name: text for name, text in given.items() if text is not None}
+    changes = _given(instruction=instruction, prompt=prompt, system=system)
     if not changes or replace(self.wording, **changes) == self.wording:
         return self
     if self.spec.kind != "generative":
@@ -365,7 +371,7 @@ def reworded(
     other.anatomy = ANATOMIES[self.spec.kind](other)
     return other
 
-
+# %% ../nbs/03_models.ipynb #da031fe7
 @patch
 def image_table(
     self: VLM,
@@ -443,7 +449,7 @@ def image_token_id(vlm: VLM) -> int:
     "The number of the token that stands for a piece of the picture, from its text."
     return vlm.tokenizer.convert_tokens_to_ids(vlm.spec.image_token or vlm.processor.image_token)
 
-
+# %% ../nbs/03_models.ipynb #e0ce6dea
 def image_size(
     source,  # path of an image file, its bytes, or a PIL image
 ) -> tuple[int, int]:  # width, height in pixels
@@ -571,6 +577,8 @@ class Towers:
 class Ranker(VLM):
     "A loaded contrastive model: chooses the caption that fits best."
 
+    image_table = None  # every image becomes as many positions
+
     def _set_up(self) -> None:
         from joblib import cpu_count
 
@@ -580,17 +588,6 @@ class Ranker(VLM):
     def length(self, sample: Sample) -> int:
         "Every picture is resized to the same size."
         return 1
-
-    def _question(self, image, question: str) -> Sample:
-        "What is asked for, and the counts to choose among, are read from a closed question."
-        kind = re.search(r"[Hh]ow many (.+?) (?:are|do|can|is)\b", question)
-        found = {"entity": kind and kind[1].replace(" ", "_"), "options": read_options(question)}
-        if not all(found.values()):
-            raise ValueError(
-                f"'{self.name}' ranks captions, and {question!r} names no counts to choose among. Ask as in 'How many "
-                "red stars are there? Choose from [1, 2, 3].', or take a model that writes."
-            )
-        return Sample("asked", image, question, factors=found)
 
     def prepare(self, samples: list[Sample]) -> dict:
         "Pixels (samples, 3, height, width)."
@@ -617,6 +614,19 @@ class Ranker(VLM):
         logprobs = dict(zip(captions, (self.towers.scale * texts @ picture).log_softmax(-1).tolist(), strict=True))
         best = max(logprobs, key=logprobs.get)
         return Answer(captions[best], [logprobs.get(count) for count in COUNTS], best)
+
+# %% ../nbs/03_models.ipynb #5870f20a
+@patch
+def _question(self: Ranker, image, question: str) -> Sample:
+    "What is asked for, and the counts to choose among, are read from a closed question."
+    kind = re.search(r"[Hh]ow many (.+?) (?:are|do|can|is)\b", question)
+    found = {"entity": kind and kind[1].replace(" ", "_"), "options": read_options(question)}
+    if not all(found.values()):
+        raise ValueError(
+            f"'{self.name}' ranks captions, and {question!r} names no counts to choose among. Ask as in 'How many "
+            "red stars are there? Choose from [1, 2, 3].', or take a model that writes."
+        )
+    return Sample("asked", image, question, factors=found)
 
 # %% ../nbs/03_models.ipynb #af70c3fe
 @dataclass(frozen=True)
@@ -1026,8 +1036,7 @@ def load_model(
 ) -> VLM:
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
     _check_choices(dtype, attention, untrained, head)
-    given = {"instruction": instruction, "prompt": prompt, "system": system}
-    told = {what: text for what, text in given.items() if text is not None}
+    told = _given(instruction=instruction, prompt=prompt, system=system)
     Wording(**told)
     spec = find_entry(name)
     folder = find_checkpoint(name, spec, checkpoint)

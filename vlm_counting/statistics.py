@@ -93,7 +93,7 @@ def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
         )
     return rows
 
-
+# %% ../nbs/05_statistics.ipynb #7a94819b
 def _groups(table: pd.DataFrame, by: Sequence[str] | str) -> Iterator[tuple[dict, pd.DataFrame]]:
     "The answers of each combination of the by-columns, with what begins its row; without any, all of them."
     by = [by] if isinstance(by, str) else list(by)

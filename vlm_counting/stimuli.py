@@ -224,8 +224,7 @@ class Scene(Cells):
         "How many objects answer to a question about this kind: same colour and shape, any size."
         return sum(item.entity.name == Entity.from_name(entity).name for item in self.objects)
 
-    def render(self) -> Image.Image:  # RGB, image_size x image_size
-        "The scene as an image, see `render`."
+    def render(self) -> Image.Image:
         return render(self)
 
     def lit_area(self) -> int:
