@@ -920,6 +920,12 @@ def _whole_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/02_datasets.ipynb #0ead530a
+def _as_files(samples: list[Sample]) -> list[Sample]:
+    "What is only in memory as the bytes of a file, whose hash then is that of the file written."
+    held = lambda sample: isinstance(sample.image, Path | bytes)  # noqa: E731
+    return [s if held(s) else replace(s, image=image_file(s.image)[0], sha256="") for s in samples]
+
+
 def _released_keys(samples: list[Sample]) -> list[tuple[str, ...]]:
     "image id -> entity -> question type for each sample. `ValueError` if two would be the same, or one has no entity."
     numbers, keys = {}, {}
@@ -953,7 +959,7 @@ def export_released(
     keys, questions, answers, images = _released_keys(samples), {}, {}, {}
     with _whole_folder(folder, ("questions.json", "answers.json", "images/*"), overwrite) as place:
         (place / "images").mkdir()
-        for path, sample in zip(keys, check_images(samples, "export_released"), strict=True):
+        for path, sample in zip(keys, check_images(_as_files(samples), "export_released"), strict=True):
             for tree, value in ((questions, sample.question), (answers, sample.target)):
                 for key in path[:-1]:
                     tree = tree.setdefault(key, {})
@@ -981,7 +987,7 @@ def export_parquet(
     texts = ("question", "uid", "factors", "sha256")
     features = {"image": datasets.Image(), "target": datasets.Value("int64")}
     schema = datasets.Features(features | {name: datasets.Value("string") for name in texts}).arrow_schema
-    samples = check_images(samples, "export_parquet")
+    samples = check_images(_as_files(samples), "export_parquet")
     with _whole_folder(folder, ("data/*.parquet",), overwrite) as place:
         (place / "data").mkdir()
         with pyarrow.parquet.ParquetWriter(place / "data" / f"{split}-00000-of-00001.parquet", schema) as writer:
