@@ -12,9 +12,9 @@ import pytest
 
 from vlm_counting.core import RunRecord, UnknownName
 from vlm_counting.runs import (
-    PLACES,
     RUNS,
     _named_values,
+    _record,
     check_folder,
     check_parameters,
     declared_parameters,
@@ -116,7 +116,7 @@ def test_other_uses_of_papermill_are_left_alone(tmp_path):
         (["run", "evaluate", "dtype=float8"], "Did you mean 'float"),
         (["run", "evaluate", "device=gpu"], "No device named 'gpu'"),
         (["run", "evaluate", "seed"], "'seed' has no value"),
-        (["run", "evaluate", "overwrite=yes"], "overwrite is 'yes', expected bool"),
+        (["run", "evaluate", "overwrite=yes"], "overwrite is 'yes', expected True or False"),
         (["run", "evaluate", "seed=-1"], "seed is -1, expected a whole number of at least 0"),
         (["run", "evaluate", "seed=None"], "seed is None"),
         (["run", "probe", "probes=svmm"], "Did you mean 'svm'?"),
@@ -291,7 +291,8 @@ def test_another_device_is_the_same_run(tmp_path, monkeypatch):
     given = check_parameters("evaluate", {"device": "cuda:1", "shard": "2/2"})
     folder = run_folder(given)
     folder.mkdir(parents=True)
-    RunRecord("evaluate", {k: v for k, v in given.items() if k not in PLACES}, seeds={"seed": 0}).save(folder)
+    _record("evaluate", given).save(folder)
+    assert RunRecord.load(folder).parameters.keys().isdisjoint({"run", "shard", "overwrite", "device", "seed"})
     check_folder("evaluate", check_parameters("evaluate", {"device": "cuda:0"}))
     with pytest.raises(FileExistsError, match="part-2-of-2 belongs to another run: parameter 'limit' is 9 now"):
         check_folder("evaluate", check_parameters("evaluate", {"limit": 9}))

@@ -21,7 +21,6 @@ from vlm_counting import runs
 from vlm_counting.core import UnknownName
 from vlm_counting.runs import (
     RUNS,
-    SOURCES,
     Outcome,
     count_samples,
     count_workers,
@@ -37,13 +36,22 @@ from vlm_counting.runs import (
 )
 
 ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
+TYPES = """
+from vlm_counting import runs
+from vlm_counting.runs import Overwrite, Parameter, RunName, Seed
+
+FakeName = Parameter("a name", folder=True)
+FakeStates = Parameter("the name of a run of fake", made_by="fake")
+for known in {"FakeName", "FakeStates"} - set(runs.TYPES):
+    runs.TYPES.add(known, globals()[known])
+"""
 PARAMETERS = """
-name = "a"  # of the thing that it is about
+name: FakeName = "a"  # of the thing that it is about
 word = "well"  # what it says in the end
-states = "fake"  # name of the run that a reader reads
-run = "{verb}"  # name of the run
-seed = 0  # of nothing at all
-overwrite = False  # replace a run of other parameters
+states: {states} = "fake"  # name of the run that a reader reads
+run: RunName = "{verb}"  # name of the run
+seed: Seed = 0  # of nothing at all
+overwrite: Overwrite = False  # replace a run of other parameters
 """
 WORK = """
 import os, signal, time
@@ -65,11 +73,9 @@ with claim_folder(record, results_dir() / run / name, overwrite) as folder:
 DRIVER = """
 import sys
 from pathlib import Path
-from vlm_counting import runs
-
+TYPES
 for verb in {"fake", "reader"} - set(runs.RUNS):  # in a worker too: it imports this file, or a copy
     runs.RUNS.add(verb, Path(FOLDER) / f"{verb}.ipynb")
-runs.SOURCES["reader"] = ("states", "fake")
 if __name__ == "__main__":
     sys.exit(runs.main(sys.argv[1:]))
 """
@@ -80,15 +86,15 @@ def fake(tmp_path, monkeypatch):
     "Two quick verbs, `fake` and its `reader`, and an empty results folder."
     monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
     (tmp_path / "results").mkdir()
-    (tmp_path / "driver.py").write_text(DRIVER.replace("FOLDER", repr(str(tmp_path))))
-    for verb in ("fake", "reader"):
-        sources = [PARAMETERS.format(verb=verb), WORK.format(verb=verb)]
+    (tmp_path / "driver.py").write_text(DRIVER.replace("FOLDER", repr(str(tmp_path))).replace("TYPES", TYPES))
+    exec(TYPES, {})  # noqa: S102  # our own
+    for verb, states in (("fake", "str"), ("reader", "FakeStates")):
+        sources = [TYPES, PARAMETERS.format(verb=verb, states=states), WORK.format(verb=verb)]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in sources])
-        notebook.cells[0].metadata["tags"] = ["parameters"]
+        notebook.cells[1].metadata["tags"] = ["parameters"]
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
         nbformat.write(notebook, tmp_path / f"{verb}.ipynb")
         monkeypatch.setitem(RUNS._items, verb, tmp_path / f"{verb}.ipynb")
-    monkeypatch.setitem(SOURCES, "reader", ("states", "fake"))
     return tmp_path / "results"
 
 
@@ -169,8 +175,8 @@ def test_a_probe_follows_its_extraction_through_all_its_values():
         ({"verb": "evaluate", "modle": "tiny-clip"}, "Did you mean 'model'?"),
         ({"verb": "probe", "limit": 3}, "No parameter of probe named 'limit'"),
         ({"verb": "evaluate", "model": "tinny-*"}, "No model named 'tinny-*'"),
-        ({"model": "tiny-clip"}, "Write verb=evaluate"),
-        ({"verb": []}, "Write verb=evaluate"),
+        ({"model": "tiny-clip"}, "Write command=evaluate"),
+        ({"verb": []}, "Write command=evaluate"),
     ],
 )
 def test_a_grid_that_nobody_understands_is_refused(grid, complaint):
@@ -199,7 +205,7 @@ def test_stars_stand_for_names_and_text_is_typed():
         ("- verb", "holds list, expected keys and values"),
         ("verb: [evaluate", "is no YAML"),
         ("verb: !!python/object/apply:os.system ['true']", "is no YAML"),
-        ("layers: '1'\ngrids:\n- verb: evaluate", "No parameter of these verbs named 'layers'"),
+        ("layers: '1'\ngrids:\n- verb: evaluate", "No parameter of these commands named 'layers'"),
     ],
 )
 def test_a_file_is_read_strictly(tmp_path, text, complaint):
@@ -257,7 +263,7 @@ def test_every_cell_is_checked_before_anything_starts(fake, capsys):
     assert main(["sweep", "verb=fake", "seed"]) == 2
     assert main(["sweep", "none.yaml"]) == 2
     told = capsys.readouterr().err
-    for line in ("Did you mean 'tiny-coca'?", "limit is 0, expected", "Add extract to the verbs", "workers is 'many'"):
+    for line in ("Did you mean 'tiny-coca'?", "limit is 0, expected", "Add extract to the comm", "workers is 'many'"):
         assert line in told, line
     assert "'seed' has no value" in told and "There is no file none.yaml" in told
     assert log(fake) == [] and files(fake) == []
@@ -349,7 +355,7 @@ def test_a_run_that_finished_without_its_notebook_is_not_done(fake):
 
 
 def test_a_kernel_that_dies_is_a_failure_in_the_record(fake, monkeypatch):
-    def execute(verb, parameters, progress):
+    def execute(verb, parameters):
         record = runs._record(verb, parameters)
         record.status = "running"
         record.save(runs.run_folder(parameters, verb))

@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'IDENTITY', 'as_source', 'Sample', 'Answer', 'Prediction'
            'data_dir', 'results_dir', 'stratify', 'to_rgb', 'open_image', 'name_image', 'load_image', 'file_hash',
            'image_hash', 'image_file', 'fingerprint', 'coverage', 'versions', 'git_commit', 'peak_memory', 'RunRecord',
            'identity', 'first_difference', 'refuse_other_run', 'hold_folder', 'claim_folder', 'describe_run',
-           'run_context']
+           'run_context', 'Progress', 'progress_bar']
 
 # %% ../nbs/00_core.ipynb #09e3df2c
 import hashlib
@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -703,3 +703,97 @@ def run_context(
     record = describe_run(*described)
     with claim_folder(record, Path(path).expanduser(), overwrite):
         yield record
+
+# %% ../nbs/00_core.ipynb #4914757c
+class Progress:
+    "How far some work is: `update(n)` says that n more are done. As text: 'name: 1 of 9 images, 35.1 images/s'."
+
+    def __init__(self, total: int, initial: int = 0, label: str = "", unit: str = "image"):
+        self.total, self.initial, self.done, self.label, self.unit = total, initial, initial, label, unit
+        self.began, self.tell = time.monotonic(), lambda state, last: None
+
+    def update(self, n: int = 1) -> None:
+        "So many more are done."
+        self.move(self.done + n)
+
+    def move(self, done: int, seconds: float | None = None, last: bool = False) -> None:
+        "So many are done in all; `seconds` after the beginning, if somebody else counts them."
+        self.done, self.began = done, self.began if seconds is None else time.monotonic() - seconds
+        with suppress(Exception):
+            self.tell(self, last)
+
+    @property
+    def seconds(self) -> float:
+        "Since it began."
+        return time.monotonic() - self.began
+
+    def __str__(self) -> str:
+        rate, new = (self.done - self.initial) / max(self.seconds, 1e-6), self.done > self.initial
+        left = round((self.total - self.done) / rate) if new else 0
+        hours, minutes = left // 3600, left % 3600 // 60
+        time_left = f"{hours} h {minutes} min" if hours else f"{minutes} min {left % 60} s" if minutes else f"{left} s"
+        parts = [f"{self.label}: " * bool(self.label) + f"{self.done:,} of {self.total:,} {self.unit}s"]
+        parts += [f"{rate:,.1f} {self.unit}s/s"] * new + [f"{time_left} left"] * (new and self.done < self.total)
+        return ", ".join(parts)
+
+# %% ../nbs/00_core.ipynb #55c59ebf
+def _as_bar(state: Progress):
+    from tqdm.auto import tqdm
+
+    what = {"total": state.total, "initial": state.initial, "desc": state.label or None, "unit": f" {state.unit}s"}
+    bar = tqdm(**what, mininterval=1)
+
+    def tell(state: Progress, last: bool) -> None:
+        bar.update(state.done - bar.n)
+        if last:
+            bar.close()
+
+    return tell
+
+
+def _at_times(seconds: float, say):
+    "Say it now and then, and at the end."
+    told = time.monotonic()
+
+    def tell(state: Progress, last: bool) -> None:
+        nonlocal told
+        if last or time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            say(state, last)
+
+    return tell
+
+
+def _as_file(path: Path):
+    name = f"{os.getpid()} {time.monotonic_ns()}"  # tells one piece of work from the next
+
+    def say(state: Progress, last: bool) -> None:
+        said = {key: getattr(state, key) for key in ("total", "initial", "done", "label", "unit", "seconds")}
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(said | {"id": name, "over": last}), encoding="utf-8")
+        fresh.replace(path)  # whoever reads it never sees half of it
+
+    return _at_times(0.2, say)
+
+# %% ../nbs/00_core.ipynb #fb175618
+@contextmanager
+def progress_bar(
+    total: int,  # how many there are
+    initial: int = 0,  # how many were done before
+    label: str = "",  # whose work it is, e.g. the model's name
+    unit: str = "image",  # what is counted, in the singular
+    shown: bool = True,  # False: only count
+) -> Iterator[Progress]:
+    "Show how far it is: a bar in a terminal or notebook, else a line a minute; or in the file `VLM_COUNTING_PROGRESS`."
+    state, channel = Progress(total, initial, label, unit), os.environ.get("VLM_COUNTING_PROGRESS")
+    terminal = type(sys.stderr).__module__.startswith("ipykernel") or getattr(sys.stderr, "isatty", bool)()
+    if shown and channel:
+        state.tell = _as_file(Path(channel))
+    elif shown and terminal:
+        state.tell = _as_bar(state)
+    elif shown:
+        state.tell = _at_times(60, lambda state, last: print(state, file=sys.stderr, flush=True))
+    try:
+        yield state
+    finally:
+        state.move(state.done, last=True)

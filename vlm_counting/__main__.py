@@ -1,0 +1,87 @@
+"""The command `vlm-counting`, also as `python -m vlm_counting`: what Ctrl-C means from the first moment on.
+
+Everything else is in the module `runs`, which takes a second to load; an interrupt during that second is heard here.
+"""
+
+import os
+import shlex
+import signal
+import sys
+
+__all__ = ["main", "stopped", "version_line"]
+
+
+def version_line() -> str:
+    "The versions that an answer depends on most, without loading any of these packages."
+    from importlib.metadata import PackageNotFoundError, version
+
+    from vlm_counting import __version__
+
+    found = [f"vlm_counting {__version__}", f"Python {sys.version.split()[0]}"]
+    for package in ("torch", "transformers"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} is not installed")
+    return ", ".join(found)
+
+
+def _hear(number, frame):
+    "Raise KeyboardInterrupt. What it interrupts has nothing more to say; where it is swallowed, it is raised again."
+    import _thread
+    import logging
+    import warnings
+
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    sys.unraisablehook = lambda said: _thread.interrupt_main() if said.exc_type is KeyboardInterrupt else None
+    raise KeyboardInterrupt
+
+
+def stopped(words: list[str]) -> int:
+    "Say in one sentence how to go on. From here on, another Ctrl-C changes nothing."
+    if signal.getsignal(signal.SIGINT) is _hear or getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_hear":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    again = shlex.join(["vlm-counting", *words])
+    print(f"\nStopped: what is finished stays, and the same command goes on from there: {again}", file=sys.stderr)
+    return 130
+
+
+def _end_children() -> None:
+    "End the kernels and workers that this process started, and that have not ended by themselves."
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for end in ("terminate", "kill"):
+        for child in children:
+            try:
+                getattr(child, end)()
+            except psutil.Error:
+                continue
+        _, children = psutil.wait_procs(children, timeout=3)
+
+
+def main() -> int:
+    "Run the command. The exit status is that of `runs.main`."
+    words, status = sys.argv[1:], 130
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # whoever starts it in the background has none
+        signal.signal(signal.SIGINT, _hear)
+    try:
+        if words in (["--version"], ["-V"]):
+            print(version_line(), flush=True)
+            return 0
+        from vlm_counting import runs
+
+        status = runs.main(words)
+    except KeyboardInterrupt:
+        status = stopped(words)
+    if status == 130:
+        _end_children()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # whatever is still to be cleaned up would only say that it was interrupted
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
