@@ -1,6 +1,7 @@
 "Guards for the room `extraction`: states are the library's own, and a store survives whatever happens to it."
 
 import builtins
+import hashlib
 import json
 import os
 import platform
@@ -11,9 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +30,10 @@ from vlm_counting.extraction import (
     POOLINGS,
     Pooling,
     Reader,
+    check_samples,
     choose_layers,
     choose_poolings,
+    describe_states,
     extract,
     file_of,
     lens_curves,
@@ -395,7 +401,7 @@ def test_the_store_is_plain(store):
     assert not (store.folder / "progress.jsonl").exists()
     assert about["blocks"] == 4 and 1e5 < about["parameters"] < 1e7
     names = {path.name for path in store.folder.glob("*.npy")}
-    assert names == set(about["sha256"]) == set(about["dims"])
+    assert names == set(about["sha256"]) - {"samples.jsonl"} == set(about["dims"])
     assert names == {file_of(*key) for key in store.keys()} | {"lens_token.npy", "lens_logits.npy"}
     array = np.load(store.folder / "layer_02.last.npy", mmap_mode="r", allow_pickle=False)
     assert array.dtype == np.float32 and array.shape == (12, 128) and array.flags["C_CONTIGUOUS"]
@@ -452,23 +458,191 @@ def test_other_runs_are_refused_by_their_first_difference(store, samples, tmp_pa
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."} == before
 
 
-def test_damage_is_named(store, tmp_path):
-    folder = broken(store, tmp_path)
-    path = folder / "layer_01.mean.npy"
+def zero_rows(path: Path) -> None:
+    "Every third row, as pages of a file may get lost."
+    np.load(path, mmap_mode="r+")[::3] = 0
+
+
+def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    "The files of two layers, or of two kinds of lens."
+    other = {"layer_01.mean.npy": "layer_02.mean.npy", "layer_02.last.npy": "layer_03.last.npy"}
+    other |= {"lens_token.npy": "lens_logits.npy", "lens_logits.npy": "lens_token.npy"}
+    path.rename(path.with_name("between"))
+    path.with_name(other[path.name]).rename(path)
+    path.with_name("between").rename(path.with_name(other[path.name]))
+
+
+def other_head(old: bytes, new: bytes):
+    def change(path: Path) -> None:
+        data = path.read_bytes()
+        assert old in data[:128] and len(old) == len(new)
+        path.write_bytes(data[:128].replace(old, new) + data[128:])
+
+    return change
+
+
+def other_type(path: Path) -> None:
+    data = path.read_bytes()
+    here, there = (b"<f4", b"<i4") if b"<f4" in data[:128] else (b"<i4", b"<f4")
+    path.write_bytes(data[:128].replace(here, there) + data[128:])
+
+
+def as_objects(path: Path) -> None:
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+DAMAGES = {  # what happens to an array file -> what is said of it
+    zero_rows: "has changed: its sha256 is .*, expected .* Delete the store and extract again",
+    flip_a_bit: "has changed: its sha256 is",
+    swap: "has changed: its sha256 is|holds .*, expected ",
+    other_type: "holds int32|holds float32",
+    other_head(b"(12, ", b"(6,  "): "is damaged",
+    other_head(b"False", b"True "): "holds .*, expected ",
+    lambda path: os.truncate(path, path.stat().st_size - 100): "is damaged",
+    lambda path: os.truncate(path, 50): "is damaged",
+    lambda path: path.write_bytes(b""): "is damaged",
+    lambda path: path.write_bytes(path.read_bytes() + b"0000"): "is damaged",
+    lambda path: np.save(path, np.load(path).astype(np.float64)): "holds float64",
+    lambda path: np.save(path, np.load(path)[:-1]): r"holds \w+ \(11, ",
+    as_objects: "is damaged|holds object",
+}
+READERS = {  # who reads a store -> what it reads
+    "array": ("layer_01.mean.npy", lambda states: states.array(1, "mean")),
+    "lens_token": ("lens_token.npy", lambda states: read_lens(states)),
+    "lens_logits": ("lens_logits.npy", lambda states: read_lens(states.folder)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_read_back_is_what_was_written(damage, reader, store, tmp_path):
+    file, read = READERS[reader]
+    folder = broken(store, tmp_path)
+    read(open_states(folder))
+    damage(folder / file)
+    with pytest.raises(ValueError, match=rf"{file.replace('logits', '(token|logits)')} ({DAMAGES[damage]})"):
+        read(open_states(folder))
+    open_states(folder).array(4, "last")  # the others can be read
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_finished_store_is_compared_before_it_is_used_again(damage, store, samples, tmp_path, monkeypatch):
+    "By `extract`, and so by the commands extract, probe (untrained states), train and diagnose."
+    folder = broken(store, tmp_path)
+    damage(folder / "layer_02.last.npy")
+    monkeypatch.setattr(Reader, "read", None)
+    with pytest.raises(ValueError, match="layer_0[23].last.npy has changed: its sha256 is .*extract again"):
+        extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+    with pytest.raises(ValueError, match="layer_0[23].last.npy has changed"):
+        describe_states(open_states(folder))
+
+
+def test_one_layer_alone_is_compared_too(samples, tmp_path):
+    "As `train` reads it: the last layer, and no lens."
+    again = lambda: extract(load(WRITERS[0]), samples, tmp_path, [4], ["last"], 5, lens=False, progress=False)  # noqa: E731
+    states = again()
+    zero_rows(tmp_path / "layer_04.last.npy")
+    with pytest.raises(ValueError, match="layer_04.last.npy has changed"):
+        again()
+    with pytest.raises(ValueError, match="layer_04.last.npy has changed"):
+        states.array(4, "last")  # opened before it was damaged
+
+
+def test_diagnose_does_not_weigh_damaged_states(samples, tmp_path, monkeypatch):
+    from vlm_counting import diagnosis
+
+    vlm, alone, groups = load(WRITERS[0]), generate("balanced", limit=18), generate("two_groups", limit=18)
+    poolings = ["last", "image_mean"]
+    for name, some in (("one", alone), ("two", groups)):
+        extract(vlm, some, tmp_path / "states" / name, poolings=poolings, progress=False)
+    zero_rows(tmp_path / "states" / "two" / "layer_03.last.npy")
+    monkeypatch.setattr(diagnosis, "predict", lambda *arguments, **options: [])
+    with pytest.raises(ValueError, match="two.layer_03.last.npy has changed"):
+        diagnosis.examine(vlm, alone, groups, [], tmp_path)
+
+
+def test_each_file_is_hashed_once_unless_somebody_touched_it(store, tmp_path, monkeypatch):
+    folder, hashed, plain = broken(store, tmp_path), [], hashlib.sha256
+    monkeypatch.setattr(
+        extraction, "hashlib", SimpleNamespace(sha256=lambda data: hashed.append(len(data)) or plain(data))
+    )
+    monkeypatch.setattr(extraction, "SETTLED", -9)
+    states, size = open_states(folder), (folder / "layer_01.mean.npy").stat().st_size
+    for _ in range(4):
+        states.array(1, "mean")
+        open_states(folder).array(1, "mean")
+    assert hashed == [size]
+    states.array(1, "mean", check=True)
+    assert hashed == [size] * 2
+    before = (folder / "layer_01.mean.npy").stat()
+    flip_a_bit(folder / "layer_01.mean.npy")
+    os.utime(folder / "layer_01.mean.npy", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had happened
+    with pytest.raises(ValueError, match="has changed"):
+        states.array(1, "mean")
+    monkeypatch.setattr(extraction, "SETTLED", 3600)  # written a moment ago: its times may not tell the next change
+    states.array(2, "mean")
+    states.array(2, "mean")
+    assert len(hashed) == 5
+
+
+def edit_target(path: Path) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[3]["target"] += 1
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+SAMPLES_DAMAGES = {
+    edit_target: "has changed",
+    lambda path: path.write_text("\n".join(path.read_text().splitlines()[::-1]) + "\n"): "has changed",
+    lambda path: path.write_text(path.read_text().replace('"layout": ', '"layout": 1')): "has changed",
+    lambda path: path.write_text(path.read_text().replace(", ", ",")): "has changed",
+    lambda path: path.write_text(path.read_text().split("\n", 1)[1]): "has changed",
+    lambda path: path.write_text("{"): "has changed",
+    Path.unlink: "is missing",
+}
+
+
+@pytest.mark.parametrize("damage", SAMPLES_DAMAGES)
+def test_samples_that_were_edited_are_noticed_and_written_anew(damage, store, samples, tmp_path, monkeypatch):
+    folder = broken(store, tmp_path)
+    damage(folder / "samples.jsonl")
+    with pytest.raises((ValueError, FileNotFoundError), match=f"samples.jsonl {SAMPLES_DAMAGES[damage]}.*once more"):
+        open_states(folder)
+    monkeypatch.setattr(Reader, "read", None)  # the states are kept
+    with nullcontext() if damage is Path.unlink else pytest.warns(UserWarning, match="was not as the samples have it"):
+        again = extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+    assert again.targets.tolist() == store.targets.tolist() and same_files(folder, store.folder)
+
+
+def test_a_store_of_before_samples_were_hashed_is_read_as_it_is(store, samples, tmp_path, monkeypatch):
+    folder = broken(store, tmp_path)
+    hashes = {file: digest for file, digest in store.about["sha256"].items() if file != "samples.jsonl"}
+    (folder / "states.json").write_text(json.dumps(store.about | {"sha256": hashes}))
+    assert open_states(folder).uids == store.uids
+    monkeypatch.setattr(Reader, "read", None)
+    edit_target(folder / "samples.jsonl")  # nothing tells, but for the samples themselves
+    with pytest.warns(UserWarning, match="was not as the samples have it"):
+        again = extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+    assert again.targets.tolist() == store.targets.tolist()
+
+
+def test_damage_is_named(store, tmp_path):
+    folder = broken(store, tmp_path)
+    path = folder / "layer_01.mean.npy"
     states = open_states(folder)
-    states.array(1, "mean")  # not looked for
-    with pytest.raises(ValueError, match="layer_01.mean.npy has changed: its sha256 is .*, expected .* extract again"):
-        states.array(1, "mean", check=True)
-    path.write_bytes(data[:-100])
-    with pytest.raises(ValueError, match="layer_01.mean.npy is damaged"):
-        states.array(1, "mean")
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="layer_01.mean.npy is missing"):
-        states.array(1, "mean")
+    for read in (lambda: states.array(1, "mean"), lambda: describe_states(states)):
+        with pytest.raises(FileNotFoundError, match="layer_01.mean.npy is missing"):
+            read()
     (folder / "samples.jsonl").write_text((folder / "samples.jsonl").read_text().split("\n", 1)[1])
+    hashes = {file: digest for file, digest in store.about["sha256"].items() if file != "samples.jsonl"}
+    (folder / "states.json").write_text(json.dumps(store.about | {"sha256": hashes}))
     with pytest.raises(ValueError, match="has 11 lines, expected 12"):
         open_states(folder)
     (folder / "states.json").write_text("{")
@@ -477,6 +651,30 @@ def test_damage_is_named(store, tmp_path):
     (folder / "states.json").write_text('{"format": 7}')
     with pytest.raises(ValueError, match="has format 7, expected 1"):
         open_states(folder)
+
+
+def changed(samples: list[Sample], number: int = 3, **new) -> list[Sample]:
+    return [replace(sample, **new) if i == number else sample for i, sample in enumerate(samples)]
+
+
+def test_other_samples_are_told_by_what_is_other(store, samples, tmp_path):
+    "The same uids are not the same samples."
+    from PIL import Image
+
+    check_samples(store, samples)
+    three, blank = samples[3], tmp_path / "blank.png"
+    Image.new("RGB", (672, 672)).save(blank)
+    for now, told in (
+        (changed(samples, target=8), rf"the true count of sample 3 \('{three.uid}'\) is 8 now and was {three.target}"),
+        (changed(samples, factors=three.factors | {"layout": 99}), r"the factors of sample 3 \(.*'layout': 99"),
+        (changed(samples, uid="new"), rf"the uid of sample 3 \('{three.uid}'\) is 'new' now"),
+        (changed(samples, image=blank, sha256=""), "are the same, but questions or images are not"),
+        (changed(samples, question="How many?"), "are the same, but questions or images are not"),
+        (samples[:-1], "there are 11 samples now, and there were 12"),
+        ([samples[1], samples[0], *samples[2:]], "the uid of sample 0"),
+    ):
+        with pytest.raises(ValueError, match=f"is of other samples: .*{told}.*Extract again"):
+            check_samples(store, now)
 
 
 def test_what_is_not_in_a_store(store):
@@ -622,6 +820,103 @@ def test_an_array_that_is_lost_on_the_way_is_noticed(lost, samples, tmp_path, mo
         extract(load(WRITERS[0]), samples, tmp_path, batch_size=5, progress=False)
 
 
+@pytest.fixture
+def half(samples, tmp_path, monkeypatch) -> Path:
+    "A store that stopped after two of three batches."
+    read, plain = [], Reader.read
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Reader, "read", lambda self, inputs: plain(self, inputs) if not read.append(1) and len(read) < 3 else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            extract(load(WRITERS[0]), samples, tmp_path / "half", batch_size=5, progress=False)
+    return tmp_path / "half"
+
+
+def go_on(folder: Path, samples: list[Sample]):
+    return extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+
+
+@pytest.mark.parametrize(
+    "rows", ["[999]", "[-1]", "[12]", "[true]", '["1"]', "[1.0]", "[null]", "7", "null", '{"1": 2}']
+)
+def test_notes_of_rows_that_are_none_are_refused(rows, half, samples):
+    "They were counted: with one row too many noted, another was never read."
+    with open(half / "progress.jsonl", "a") as file:
+        file.write(f'{{"rows": {rows}}}\n')
+    with pytest.raises(ValueError, match="progress.jsonl, line 3 notes the rows .* expected numbers from 0 to 11"):
+        go_on(half, samples)
+    (half / "progress.jsonl").write_text('{"row": [1]}\n')
+    with pytest.raises(ValueError, match="line 1 notes the rows None"):
+        go_on(half, samples)
+    with pytest.raises(ValueError, match="0 of 12 samples are in it"):
+        open_states(half)
+
+
+def test_rows_noted_twice_count_once(half, samples, store):
+    lines = (half / "progress.jsonl").read_text()
+    (half / "progress.jsonl").write_text(3 * lines)  # thirty rows
+    go_on(half, samples)
+    assert same_files(half, store.folder)
+
+
+def test_notes_of_before_rows_were_hashed_are_taken(half, samples, store):
+    lines = [json.loads(line) for line in (half / "progress.jsonl").read_text().splitlines()]
+    (half / "progress.jsonl").write_text("".join(json.dumps({"rows": line["rows"]}) + "\n" for line in lines))
+    go_on(half, samples)
+    assert same_files(half, store.folder)
+
+
+@pytest.mark.parametrize("file", ["layer_00.mean.npy", "layer_04.image_last.npy", "lens_token.npy", "lens_logits.npy"])
+@pytest.mark.parametrize("damage", [zero_rows, flip_a_bit])
+def test_noted_rows_that_were_lost_are_read_again(damage, file, half, samples, store):
+    noted_rows = [row for line in noted(half) for row in line]
+    data = np.load(half / file, mmap_mode="r+")
+    if damage is zero_rows:
+        data[noted_rows[0]] = 0
+    else:
+        data[noted_rows[-1]].reshape(-1)[-1:].view("u1")[0] ^= 1
+    data.flush()
+    del data
+    with pytest.warns(UserWarning, match="5 rows of .* are not what was noted. They are read again"):
+        go_on(half, samples)
+    assert same_files(half, store.folder)
+
+
+@pytest.mark.parametrize("damage", SAMPLES_DAMAGES)
+def test_samples_edited_on_the_way_are_written_anew(damage, half, samples, store):
+    damage(half / "samples.jsonl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        go_on(half, samples)
+    assert open_states(half).targets.tolist() == store.targets.tolist()
+    if "," not in damage.__code__.co_consts:  # other spaces are the same samples
+        assert same_files(half, store.folder)
+
+
+@pytest.mark.parametrize("damage", [other_type, other_head(b"(12, ", b"(6,  "), other_head(b"False", b"True ")])
+def test_a_head_of_another_type_is_noticed_on_the_way(damage, half, samples, tmp_path, store):
+    damage(half / "layer_01.mean.npy")
+    with pytest.raises(FileNotFoundError, match="has lost 'layer_01.mean.npy', or a part of it"):
+        go_on(half, samples)
+    (half / "progress.jsonl").unlink()  # nothing is noted: the file is made anew
+    go_on(half, samples)
+    assert same_files(half, store.folder)
+
+
+def test_a_part_that_has_changed_is_not_joined(samples, tmp_path):
+    for shard in ("1/2", "2/2"):
+        part = extract(load(WRITERS[0]), samples, tmp_path / "states", batch_size=5, progress=False, shard=shard)
+    edit_target(part.folder / "samples.jsonl")
+    with pytest.raises(ValueError, match="samples.jsonl has changed"):
+        go_on(tmp_path / "states", samples)
+    with pytest.warns(UserWarning, match="written anew"):
+        extract(load(WRITERS[0]), samples, tmp_path / "states", batch_size=5, progress=False, shard="2/2")
+    swap(part.folder / "layer_01.mean.npy")
+    with pytest.raises(ValueError, match="layer_01.mean.npy has changed"):
+        go_on(tmp_path / "states", samples)
+
+
 CHILD = """
 # Loads a twin once, then forks: each line of standard input is 'folder, log, events', and starts one extraction, which
 # kills itself (SIGKILL) at the given number of file operations; 0: never.
@@ -697,7 +992,7 @@ def test_killed_at_random_moments_the_bytes_are_the_same(forker, tmp_path):
     while True:
         before = noted(folder)
         log.write_text("")
-        by_event = {"events": rng.randrange(1, 40)} if kills % 3 else {"seconds": rng.uniform(0.01, 0.15)}
+        by_event = {"events": rng.randrange(1, 70)} if kills % 3 else {"seconds": rng.uniform(0.01, 0.15)}
         status = forker(folder, log, **(by_event if kills < 24 else {}))
         again = [set(map(int, line.split())) for line in log.read_text().splitlines()]
         assert not any(batch in before for batch in again), "a batch that was noted was read again"

@@ -12,8 +12,9 @@ import sys
 import textwrap
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -208,6 +209,105 @@ def test_a_layer_that_is_gone_does_not_stop_the_others(twin, tmp_path):
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) == len(twin.keys()) - 1
     with pytest.raises(ValueError, match="keys is empty"):
         probe_layers(twin, keys=[])
+
+
+def zero_rows(folder: Path) -> int:
+    "How many files it damages."
+    np.load(folder / "layer_03.last.npy", mmap_mode="r+")[::3] = 0
+    return 1
+
+
+def cut(folder: Path) -> int:
+    os.truncate(folder / "layer_03.last.npy", (folder / "layer_03.last.npy").stat().st_size - 4)
+    return 1
+
+
+def swap_layers(folder: Path) -> int:
+    (folder / "layer_03.last.npy").rename(folder / "between")
+    (folder / "layer_01.last.npy").rename(folder / "layer_03.last.npy")
+    (folder / "between").rename(folder / "layer_01.last.npy")
+    return 2
+
+
+def other_type(folder: Path) -> int:
+    data = (folder / "layer_03.last.npy").read_bytes()
+    (folder / "layer_03.last.npy").write_bytes(data.replace(b"<f4", b"<i4", 1))
+    return 1
+
+
+@pytest.mark.parametrize("damage", [zero_rows, cut, swap_layers, other_type])
+def test_states_that_changed_are_not_probed(damage, twin, tmp_path):
+    "Every third row zeroed was read as it was, and the score was 0.755 instead of 0.949. The other layers are kept."
+    from vlm_counting.extraction import open_states
+
+    copy = Path(shutil.copytree(twin.folder, tmp_path / "states"))
+    lost = damage(copy)
+    with pytest.raises(
+        RuntimeError, match="Layer 3, pooling 'last' .*layer_03.last.npy (has changed|is damaged|holds)"
+    ):
+        probe_layers(open_states(copy), controls=(), path=tmp_path / "p.jsonl", jobs=2, progress=False)
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == len(twin.keys()) - lost
+
+
+def test_a_store_whose_samples_were_edited_is_not_probed(twin, tmp_path):
+    from vlm_counting.extraction import open_states
+
+    copy = Path(shutil.copytree(twin.folder, tmp_path / "states"))
+    rows = [json.loads(line) for line in (copy / "samples.jsonl").read_text().splitlines()]
+    for row in rows[::3]:
+        row["target"] = 1 + row["target"] % 9
+    (copy / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="samples.jsonl has changed"):
+        open_states(copy)
+
+
+def test_untrained_states_of_other_images_with_the_same_uids_are_refused(twin):
+    other = replace(twin, about=twin.about | {"fingerprint": "0" * 64})
+    with pytest.raises(
+        ValueError, match="The untrained states are of samples with the same uids, but with other images"
+    ):
+        probe_layers(twin, untrained=other, controls=(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory) -> Path:
+    "A manifest of images of one's own, whose states were read."
+    from PIL import Image
+
+    from vlm_counting.runs import run
+
+    place, rows = tmp_path_factory.mktemp("owned"), []
+    for i in range(9):
+        Image.new("RGB", (64, 64), (i * 20, 0, 0)).save(place / f"{i}.png")
+        rows.append({"uid": f"u{i}", "image": f"{i}.png", "question": "How many dots are there?", "target": i + 1})
+    (place / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_COUNTING_RESULTS", str(place / "results"))
+        run("extract", dataset=str(place / "manifest.jsonl"), limit=None, layers="4", poolings="last")
+    return place
+
+
+@pytest.mark.parametrize("change", ["targets", "images"])
+def test_the_command_refuses_a_set_that_has_changed_since(change, owned, monkeypatch):
+    "Same uids, other counts or blanked images: scores of the old set stood beside controls of the new one."
+    from PIL import Image
+
+    from vlm_counting.runs import run
+
+    manifest = owned / "manifest.jsonl"
+    before, told = manifest.read_text(), "the true count of sample 0 .* is 9 now and was 1"
+    if change == "targets":
+        rows = [json.loads(line) for line in before.splitlines()]
+        manifest.write_text("".join(json.dumps(row | {"target": 10 - row["target"]}) + "\n" for row in rows))
+    else:
+        told = "uids, true counts and factors are the same, but questions or images are not"
+        for path in owned.glob("*.png"):
+            Image.new("RGB", (64, 64)).save(path)
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(owned / "results"))
+    with pytest.raises(Exception, match=f"is of other samples: {told}"):
+        run("probe", dataset=str(manifest), probes="ridge", untrained=None)
+    assert not list((owned / "results" / "probe").rglob("scores.csv"))
+    manifest.write_text(before)
 
 
 def test_library_vote_on_ties():

@@ -787,6 +787,12 @@ def _plan_units(
             f"The untrained states are of {len(untrained.uids)} samples, expected the same {len(states.uids)}, in the "
             "same order. Extract both from the same samples."
         )
+    asked = [getattr(store, "about", {}).get("fingerprint") for store in (states, untrained)]
+    if all(asked) and asked[0] != asked[1]:
+        raise ValueError(
+            "The untrained states are of samples with the same uids, but with other images, questions, true counts or "
+            "factors. Extract both from the same samples."
+        )
     true, stores = [task for task in tasks if task.control == "none"], [(states, tasks, {})]
     if untrained is not None:
         stores.append((untrained, true, {"control": "untrained"}))
