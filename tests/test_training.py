@@ -1,6 +1,5 @@
 "Guards for the room `training`: the paper's protocol, resuming, heads in and out of checkpoints."
 
-import ast
 import subprocess
 import sys
 import weakref
@@ -11,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from notebook_cells import cells
 from torch.nn.functional import cross_entropy
 
-from vlm_counting.core import Prediction, Sample, UnknownName
+from vlm_counting import training
+from vlm_counting.core import Prediction, RunRecord, Sample, UnknownName
 from vlm_counting.extraction import extract
 from vlm_counting.models import MODELS, load_model, twins_dir
-from vlm_counting.statistics import per_class, score
+from vlm_counting.statistics import compare, per_class, score
 from vlm_counting.stimuli import generate
 from vlm_counting.training import (
     PARTS,
@@ -28,6 +27,7 @@ from vlm_counting.training import (
     batch_loss,
     begin_training,
     examples,
+    fit_head,
     forgetting,
     improvement,
     keep_head,
@@ -38,7 +38,8 @@ from vlm_counting.training import (
     save_head,
     split_samples,
     tell,
-    fit_head,
+    train_head,
+    wear_head,
 )
 
 SPELT = {count: (count + 3,) for count in range(10)} | {10: (4, 3)}
@@ -440,44 +441,229 @@ def test_what_a_count_gains_depends_on_the_kinds_of_objects():
     assert -1 <= wide["low"] and wide["high"] <= 1
 
 
-class Stub:
-    "Whatever is asked of it, it gives another, and keeps nothing."
-
-    def __getattr__(self, name):
-        return Stub()
-
-    def __call__(self, *args, **named):
-        return Stub()
-
-    def __iter__(self):
-        return iter(())
-
-    __len__ = lambda self: 0  # noqa: E731
-    __enter__ = __truediv__ = __call__
-    __exit__ = lambda self, *raised: None  # noqa: E731
+# --- the experiment
 
 
-def test_one_model_is_held_at_a_time():
-    "The verb loads three, one after the other: with 7 B parameters each, two at once are 30 GB."
-    made, names = [], {}
+QUICK = HeadConfig(epochs=3, rate=1e-3)
 
-    class Model(Stub):
-        pass
 
-    def load_model(*args, **named):
+@pytest.fixture(scope="module")
+def vlm():
+    return load_model("tiny-qwen2-vl", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def taught():
+    "108 samples that say which are for validation."
+    return generate("unseen_combinations", limit=108)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    "A test and another one, under another condition."
+    return {"test": generate("balanced", limit=27), "transfer": generate("two_groups", limit=18)}
+
+
+@pytest.fixture(scope="module")
+def result(vlm, taught, sets):
+    return train_head(vlm, taught, **sets, config=QUICK, controls=True, progress=False)
+
+
+def contents(folder: Path) -> dict:
+    "File -> bytes, of all that is kept of a result; without the states, which only a run in a folder keeps."
+    paths = [path for path in folder.rglob("*.*") if "states" not in path.parts and path.is_file()]
+    kept = [path for path in paths if path.name not in ("run.json", ".lock")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
+
+
+def test_an_experiment_in_memory_is_that_in_a_folder(vlm, taught, sets, result, tmp_path):
+    kept = train_head(vlm, taught, **sets, config=QUICK, controls=True, path=tmp_path / "run", progress=False)
+    kept.figures()
+    assert result.folder is None and kept.folder == tmp_path / "run"
+    assert result.save(tmp_path / "saved") == tmp_path / "saved"
+    one, two = contents(tmp_path / "run"), contents(tmp_path / "saved")
+    assert one.keys() == two.keys() and [name for name in one if one[name] != two[name]] == []
+    assert {
+        f"heads/{name}.safetensors" for name in ("own", "trained", "shuffled-counts", "bias-only", "counts-only")
+    } | {
+        f"{name}.csv" for name in ("scores", "curves", "forgetting", "improvement-test", "improvement-held-out")
+    } <= set(one)
+    records = [RunRecord.load(tmp_path / name) for name in ("run", "saved")]
+    assert records[0].fingerprint == records[1].fingerprint and records[0].status == records[1].status == "finished"
+    assert records[0].parameters == records[1].parameters and records[0].parameters["instruction"]
+
+
+def test_what_an_experiment_says(vlm, result):
+    assert set(result.conditions) == {"held-out", "test", "transfer"} == set(result.gains)
+    groups = result.scores.groupby("head")["among"].agg(set)
+    assert groups.pop("trained") == {"vocabulary", "counts", "generation"}
+    assert set(groups.index) == {"shuffled counts", "bias only", "counts only"}
+    assert {tuple(sorted(found)) for found in groups} == {("counts", "vocabulary")}
+    row = result.scores.query("set == 'test' and head == 'trained' and among == 'generation'").iloc[0]
+    assert {name: row[name] for name in ("difference", "low", "high", "p")}.items() <= result.gain.items()
+    pairs = zip(result.answers["test", "own"], result.predictions, strict=True)
+    gained = np.mean([(two.count == two.target) - (one.count == one.target) for one, two in pairs])
+    assert result.gain["difference"] == pytest.approx(gained) and result.gain["n"] == 27
+    assert list(result.forgetting["head"]) == list(result.heads) and (result.forgetting["kl"].iloc[1:] > 0).all()
+    assert set(result.curves["head"]) == set(result.heads) - {"own"} and result.curves["epoch"].max() == 3
+    assert result.sentence() == tell(result.scores, result.forgetting, result.conditions)
+    assert repr(result).startswith("HeadResult of tiny-qwen2-vl: on the test (27 samples) it ")
+    assert "<table" in result._repr_html_() and compare(result, result)["difference"].item() == 0
+    assert set(result.figures()) == {"curves", *(f"improvement-{name}" for name in result.gains)}
+
+
+def test_the_model_is_as_before_and_its_copy_has_the_head(vlm, result, sets, tmp_path):
+    own = load_head(vlm.folder)
+    assert torch.equal(load_head(vlm).weight, own.weight) and vlm.name == "tiny-qwen2-vl"
+    assert not torch.equal(result.head.weight, own.weight) and torch.equal(result.heads["own"].weight, own.weight)
+    tuned = result.put_back(vlm)
+    result.save(tmp_path)
+    loaded = load_model("tiny-qwen2-vl", device="cpu", head=tmp_path / "heads" / "trained.safetensors")
+    assert (tuned.name, tuned.weights) == (loaded.name, loaded.weights)
+    said = [answer.text for answer in tuned.answer(sets["test"])]
+    assert said == [answer.text for answer in loaded.answer(sets["test"])] == [row.text for row in result.predictions]
+    assert torch.equal(load_head(tuned).weight, result.head.weight)  # of memory, not of its checkpoint
+    with pytest.raises(ValueError, match="was trained for weights .* but 'tiny-qwen2-vl.head' has"):
+        result.put_back(tuned)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_head_is_worn_for_a_while(name):
+    vlm, samples = load_model(name, device="cpu"), generate("balanced", limit=9)
+    before, own, tied = vlm.answer(samples), vlm.model.get_output_embeddings(), vlm.model.config.to_dict()
+    head = replace(load_head(vlm), weight=load_head(vlm).weight.roll(1, 0))
+    with wear_head(vlm, head) as worn:
+        other = worn.answer(samples)
+        assert worn.name == f"{name}+head" and vlm.name == name
+    assert other != before == vlm.answer(samples)
+    with pytest.raises(ZeroDivisionError), wear_head(vlm, head):
+        1 / 0  # noqa: B018
+    assert vlm.model.get_output_embeddings() is own and vlm.model.config.to_dict() == tied
+    assert vlm.answer(samples) == before
+
+
+def test_an_experiment_that_was_killed_goes_on(vlm, taught, sets, result, tmp_path, monkeypatch):
+    "It dies while the last head is trained; what is there is read, what is not is done, and nothing differs."
+    ask = lambda: train_head(vlm, taught, **sets, config=QUICK, controls=True, path=tmp_path, progress=False)  # noqa: E731
+    fit, done = training.fit_head, []
+
+    def dying(*arguments, **named):
+        done.append(arguments[4].part)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return fit(*arguments, **named)
+
+    monkeypatch.setattr(training, "fit_head", dying)
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    assert RunRecord.load(tmp_path).status == "failed" and done == ["all", "all", "bias", "counts"]
+    read = monkeypatch.setattr(vlm, "prepare", None, raising=False)  # states are there
+    with pytest.raises(TypeError):
+        ask()  # the answers are not
+    monkeypatch.delattr(vlm, "prepare")
+    assert read is None and len(done) == 5 and RunRecord.load(tmp_path).status == "failed"
+    whole = ask()
+    monkeypatch.setattr(vlm, "prepare", None, raising=False)
+    again = ask()
+    assert len(done) == 5 and RunRecord.load(tmp_path).status == "finished"
+    for name, table in result.tables().items():
+        pd.testing.assert_frame_equal(whole.tables()[name], table)
+        pd.testing.assert_frame_equal(again.tables()[name], table)
+    monkeypatch.undo()
+    for change, found in (
+        ({"config": replace(QUICK, epochs=4)}, "parameter 'config.epochs' is 4 now and was 3"),
+        ({"controls": False}, "parameter 'controls' is False now and was True"),
+        ({"test": sets["test"][:9]}, "fingerprint is"),
+    ):
+        given = {"config": QUICK, "controls": True, "path": tmp_path, "progress": False} | sets | change
+        with pytest.raises(FileExistsError, match=found):
+            train_head(vlm, taught, **given)
+    with pytest.raises(FileExistsError, match="parameter 'instruction' is 'Count!' now"):
+        given = {"config": QUICK, "controls": True, "path": tmp_path, "progress": False} | sets
+        train_head(vlm.reworded(instruction="Count!"), taught, **given)
+
+
+def test_one_list_is_dealt_out(taught):
+    "By the split that the samples name, else by layouts, else by uids; never so that two sides share a layout."
+    sets = training._choose_sets(taught, None, None, None, None, 0)
+    assert [sets["train"], sets["valid"], sets["test"]] == [list(part) for part in split_samples(taught)]
+    sets = training._choose_sets(taught, None, None, taught[:3], None, 0)
+    assert sets["held-out"] == list(split_samples(taught)[2]) and sets["test"] == taught[:3]
+    balanced = generate("balanced", limit=108)
+    for samples, unit in (
+        (balanced, lambda sample: sample.factors["layout"]),
+        ([replace(sample, factors={}) for sample in balanced], lambda sample: sample.uid),
+        ([replace(sample, factors={"layout": 3}) for sample in balanced], lambda sample: sample.uid),
+        (generate("two_groups", limit=108), lambda sample: sample.factors["pair"]),
+    ):
+        sets = training._choose_sets(samples, None, None, None, None, 0)
+        units = [{unit(sample) for sample in sets[name]} for name in ("train", "valid", "test")]
+        assert all(units) and not (units[0] & units[1] or units[0] & units[2] or units[1] & units[2])
+        assert sum(len(sets[name]) for name in ("train", "valid", "test")) == len(samples)
+        assert len(sets["train"]) >= len(samples) / 2
+        other = training._choose_sets(samples, None, None, None, None, 1)
+        assert other["train"] != sets["train"] == training._choose_sets(samples, None, None, None, None, 0)["train"]
+
+
+class Deaf:
+    "A model that must not be asked."
+
+    def __init__(self, vlm):
+        self.name, self.anatomy, self.spelt = vlm.name, vlm.anatomy, getattr(vlm, "spelt", None)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_read(vlm, taught, sets):
+    balanced = generate("balanced", limit=27)
+    train, valid = balanced[:18], balanced[18:]
+    given = {"test": sets["transfer"], "valid": valid}
+    ten, unknown = replace(train[0], target=10), replace(train[0], target=None)
+    for samples, more, found in (
+        ([*train, replace(ten, uid="ten")], {}, "The count 10 takes 2 tokens.*Leave out the samples whose count is 10"),
+        (train, {"valid": [ten]}, "The count 10 takes 2 tokens"),
+        (
+            [replace(sample, target=3) for sample in train],
+            {},
+            "All 18 samples to train on have the count 3. Expected two",
+        ),
+        (train, {"test": balanced}, "'train' and 'test' share 18 samples, the first is 'balanced/.*leave those out"),
+        (train, {"test": valid[:2]}, "'valid' and 'test' share 2 samples"),
+        (train, {"valid": train[:1]}, "'train' and 'valid' share 1 samples"),
+        (train, {"transfer": train[:4]}, "'train' and 'transfer' share 4 samples"),
+        (train, {"held_out": train[:4]}, "'train' and 'held-out' share 4 samples"),
+        ([*train, replace(unknown, uid="u")], {}, "In 'train' found 1 samples without a target, the first is 'u'"),
+        (train, {"test": []}, "In 'test' found no samples. Expected samples whose true count is known"),
+        (train, {"test": None}, "samples to choose the epoch on .valid. and none to test on. Pass test="),
+        ([*train, train[0]], {}, "Two samples have the uid"),
+        (train[:5], {"valid": None, "test": None}, "Found 5 samples to train on, which cannot be split"),
+        (train, {"reload": print}, "reload reads a head from a file, and without path"),
+    ):
+        with pytest.raises(ValueError, match=found):
+            train_head(Deaf(vlm), samples, **given | more)
+    with pytest.raises(ValueError, match="'tiny-clip' writes no words and has no output layer.*Expected a generative"):
+        train_head(Deaf(load_model("tiny-clip", device="cpu")), train, **given)
+
+
+def test_one_model_is_held_at_a_time(taught, sets, tmp_path):
+    "A command loads three, one after the other: with 7 B parameters each, two at once are 30 GB."
+    made, loads = [], []
+
+    def load(head=None):
         assert all(one() is None for one in made), "the model before is still held"
-        vlm = Model()
-        made.append(weakref.ref(vlm))
+        vlm = load_model("tiny-qwen2-vl", device="cpu", head=head)
+        made[:] = [weakref.ref(vlm.model)]
+        loads.append(head and head.name)
         return vlm
 
-    source = cells(Path(__file__).resolve().parents[1] / "nbs" / "train.ipynb")
-    steps = ast.parse("\n".join(cell["source"] for cell in source if cell["cell_type"] == "code")).body
-    last = max(place for place, step in enumerate(steps) if "load_model(" in ast.unparse(step))
-    for step in steps[: last + 1]:  # each step on its own, with stubs for all that is ours
-        if isinstance(step, ast.ImportFrom) and step.module.startswith("vlm_counting"):
-            names |= {alias.name: Stub() for alias in step.names}
-            names |= {"load_model": load_model, "HeadConfig": HeadConfig, "split_samples": lambda samples: [Stub()] * 3}
-            names |= {"keep_head": lambda *args: (Stub(), Stub())}
-            continue
-        exec(compile(ast.Module([step], []), "train.ipynb", "exec"), names)  # noqa: S102  # our own notebook
-    assert len(made) == 3 and all(one() is None for one in made)
+    fit, freed = training.fit_head, []
+
+    def fitting(*arguments, **named):
+        freed.append(made[0]() is None)
+        return fit(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fit_head", fitting)
+        done = train_head(  # as the command calls it: `**named` would hold the model
+            load(), taught, sets["test"], config=QUICK, path=tmp_path, reload=load, progress=False
+        )
+    assert loads == [None, "own.safetensors", "trained.safetensors"] and freed == [True] and made[0]() is None
+    assert {row.model for row in done.predictions} == {"tiny-qwen2-vl+head"}
