@@ -526,7 +526,7 @@ def _read_table(
         raise ValueError(
             f"{source} has no column for the {lost} (any of {', '.join(COLUMNS[lost])}); it has "
             f"{', '.join(table.column_names)}. Rename one with `datasets`, or write a manifest; for a table of links, "
-            "such as PixMo-Count, there is `vlm-counting run build_bpc`."
+            "such as PixMo-Count, there is `vlm-counting build_bpc`."
         )
     words = [
         c for c in table.column_names if c != columns["image"] and not isinstance(table.features[c], datasets.Image)
@@ -783,7 +783,7 @@ def read_pixmo(
     if not good:
         raise ValueError(
             f"{folder}: of {len(samples)} images ({split}) none can be used ({told}). The released rows come without "
-            "images; `vlm-counting run build_bpc` fetches them."
+            "images; `vlm-counting build_bpc` fetches them."
         )
     if told:
         warnings.warn(
@@ -803,7 +803,7 @@ def _pixmo_reader(split: str) -> Callable[[int | None, int], list[Sample]]:
         folder = data_dir() / "pixmo-count"
         if not folder.exists():
             raise FileNotFoundError(
-                f"There is no {folder}. Build the set where there is a network (`vlm-counting run build_bpc "
+                f"There is no {folder}. Build the set where there is a network (`vlm-counting build_bpc "
                 "source=hf:allenai/pixmo-count`), or give the path of one: dataset=path/to/folder@test."
             )
         return stratify(read_pixmo(folder, split), limit, seed)

@@ -973,7 +973,7 @@ def put_head(
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(f"No head at {path}. Expected a head.safetensors; `vlm-counting run train` writes one.")
+        raise FileNotFoundError(f"No head at {path}. Expected a head.safetensors; `vlm-counting train` writes one.")
     tensors, own = load_file(path), model.get_output_embeddings() if hasattr(model, "generate") else None
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if own is None or found.get("weight") != tuple(own.weight.shape):
