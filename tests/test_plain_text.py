@@ -1,8 +1,11 @@
 "Guards for what people see of data: a name is text, wherever it comes from; it is no HTML, no link and no formula."
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +16,6 @@ from PIL import Image
 
 from vlm_counting.figures import escape, show_table
 from vlm_counting.models import twins_dir
-from vlm_counting.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [path for path in sorted((ROOT / "nbs").glob("*.ipynb")) if not path.name[0].isdigit() and path.stem != "index"]
@@ -115,6 +117,16 @@ def test_no_verb_shows_names_but_by_the_two_functions(notebook):
             assert not unescaped(cell["source"]), f"{notebook.name}: use show_table and escape of the room figures"
 
 
+def test_no_room_makes_html_of_names_by_itself():
+    "Records show themselves, and with them the names that they hold."
+    for path in sorted((ROOT / "vlm_counting").glob("[!_]*.py")):
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if path.stem != "figures":
+                assert not re.search(r"\.style\b(?!=)|set_caption|Markdown\(", line), f"{path.name}: {line.strip()}"
+            if re.search(r"to_html\(|_repr_markdown_", line):
+                assert "show_table(" in line, f"{path.name}: {line.strip()}"
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Seen:
     "The report of `evaluate` on a set, and of a checkpoint, whose every name would like to be a program."
@@ -127,16 +139,12 @@ def page(tmp_path_factory) -> Seen:
         sample = {"uid": f"u{i}<script>", "image": f"{i}.png", "question": f"How many stars {SCRIPT} are there?"}
         rows.append(sample | {"target": i + 1, "factors": names})
     (place / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLM_COUNTING_RESULTS", str(place / "results"))
-        patch.chdir(place)
-        folder = run(
-            "evaluate",
-            model="tiny-qwen2-vl",
-            checkpoint=str(checkpoint),
-            dataset=str(place / "manifest.jsonl"),
-            limit=None,
-        )
+    asked = ["model=tiny-qwen2-vl", f"checkpoint={checkpoint}", f"dataset={place / 'manifest.jsonl'}", "limit=None"]
+    command = [Path(sys.executable).parent / "vlm-counting", "run", "evaluate", *asked]
+    environment = os.environ | {"VLM_COUNTING_RESULTS": str(place / "results")}
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr[-3000:]
+    (folder,) = (path.parent for path in (place / "results").rglob("report.html"))
     return Seen((folder / "report.html").read_text(encoding="utf-8"))
 
 
