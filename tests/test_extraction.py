@@ -22,7 +22,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from forking import FORK_EACH_LINE
-from notebook_cells import cells
 
 from vlm_counting import extraction
 from vlm_counting.core import Sample, first_difference, hold_folder
@@ -35,6 +34,7 @@ from vlm_counting.extraction import (
     choose_poolings,
     describe_states,
     extract,
+    extract_states,
     file_of,
     lens_curves,
     open_states,
@@ -43,7 +43,7 @@ from vlm_counting.extraction import (
     read_lens,
 )
 from vlm_counting.models import MODELS, load_model
-from vlm_counting.runs import check_parameters
+from vlm_counting.runs import check_parameters, perform
 from vlm_counting.stimuli import generate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +72,7 @@ def samples() -> list[Sample]:
 @pytest.fixture(scope="module")
 def store(samples, tmp_path_factory):
     "A finished store of the first twin; tests copy it before they break it."
-    return extract(load(WRITERS[0]), samples, tmp_path_factory.mktemp("store"), batch_size=5, progress=False)
+    return extract_states(load(WRITERS[0]), samples, tmp_path_factory.mktemp("store"), batch_size=5, progress=False)
 
 
 def reader(name: str, lens: bool = False) -> Reader:
@@ -122,7 +122,7 @@ def expected_states(vlm, samples: list[Sample]) -> dict[tuple[int, str], np.ndar
 def test_states_equal_the_librarys_pooled_by_hand(name, samples, tmp_path):
     vlm = load(name)
     expected = expected_states(vlm, samples)
-    states = extract(vlm, samples, tmp_path, batch_size=len(samples), progress=False)
+    states = extract_states(vlm, samples, tmp_path, batch_size=len(samples), progress=False)
     assert states.keys() == list(expected) and states.layers == list(range(len(vlm.anatomy.blocks) + 1))
     assert states.uids == [sample.uid for sample in samples] and states.targets.tolist() == [s.target for s in samples]
     assert states.factors == [json.loads(json.dumps(sample.factors)) for sample in samples]
@@ -167,7 +167,7 @@ def tower_states(name: str, samples: list[Sample]) -> list:
 @pytest.mark.parametrize("name", RANKERS)
 def test_layers_of_encoders_are_those_of_their_vision_tower(name, samples, tmp_path):
     vlm, hidden = load(name), tower_states(name, samples)
-    states = extract(vlm, samples, tmp_path, batch_size=5, progress=False)
+    states = extract_states(vlm, samples, tmp_path, batch_size=5, progress=False)
     assert states.poolings == ["mean", "image_mean", "class"] and len(states.layers) == len(hidden) >= 3
     for layer, tokens in enumerate(hidden):
         tokens = tokens.double().numpy()
@@ -180,14 +180,14 @@ def test_layers_of_encoders_are_those_of_their_vision_tower(name, samples, tmp_p
 
 def test_encoders_need_no_question_with_a_list(tmp_path):
     bare = [replace(sample, factors={}) for sample in generate("balanced", limit=9)[:2]]
-    assert len(extract(load(RANKERS[0]), bare, tmp_path, layers=[0], progress=False)) == 2
+    assert len(extract_states(load(RANKERS[0]), bare, tmp_path, layers=[0], progress=False)) == 2
 
 
 @pytest.mark.parametrize("name", [WRITERS[0], RANKERS[0]])
 @pytest.mark.parametrize("batch_size", [1, 7, "auto"])
 def test_batch_size_changes_nothing(name, batch_size, samples, tmp_path):
     states = {
-        size: extract(load(name), samples, tmp_path / str(size), batch_size=size, progress=False)
+        size: extract_states(load(name), samples, tmp_path / str(size), batch_size=size, progress=False)
         for size in (4, batch_size)
     }
     for key in states[4].keys():
@@ -261,7 +261,7 @@ def test_the_lens_at_the_last_layer_is_the_models_own_answer(name, samples, tmp_
     import torch
 
     vlm = load(name)
-    states = extract(vlm, samples, tmp_path, layers=[0, len(vlm.anatomy.blocks)], batch_size=5, progress=False)
+    states = extract_states(vlm, samples, tmp_path, layers=[0, len(vlm.anatomy.blocks)], batch_size=5, progress=False)
     inputs = vlm.prepare(samples)
     with torch.inference_mode():
         said = vlm.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
@@ -288,7 +288,7 @@ def test_the_lens_of_a_middle_layer_by_hand(samples, tmp_path):
     import torch
 
     vlm = load(WRITERS[0])
-    extract(vlm, samples, tmp_path, batch_size=len(samples), progress=False)
+    extract_states(vlm, samples, tmp_path, batch_size=len(samples), progress=False)
     with torch.inference_mode():
         hidden = vlm.model(**vlm.prepare(samples), output_hidden_states=True, use_cache=False).hidden_states
         ends = hidden[2][:, -1]
@@ -330,7 +330,7 @@ def test_lens_table_and_curves(store):
 
 def test_counts_of_two_tokens_have_no_rank(samples, tmp_path):
     many = [replace(samples[0], target=12), samples[1]]
-    extract(load(WRITERS[0]), many, tmp_path, layers=[1], progress=False)
+    extract_states(load(WRITERS[0]), many, tmp_path, layers=[1], progress=False)
     table = read_lens(tmp_path)
     assert table["rank"].isna().tolist() == table["probability"].isna().tolist() == [True, True, False, False]
     assert lens_curves(table)["probability"].notna().all()
@@ -340,7 +340,7 @@ def test_counts_of_two_tokens_have_no_rank(samples, tmp_path):
 
 
 def test_a_choice_of_layers_and_poolings(store, samples, tmp_path):
-    some = extract(load(WRITERS[0]), samples, tmp_path, [3, 1], ["last", "mean"], 5, lens=False, progress=False)
+    some = extract_states(load(WRITERS[0]), samples, tmp_path, [3, 1], ["last", "mean"], 5, lens=False, progress=False)
     assert some.keys() == [(1, "mean"), (1, "last"), (3, "mean"), (3, "last")]
     assert len(list(tmp_path.glob("*.npy"))) == 4
     for key in some.keys():
@@ -359,14 +359,14 @@ def test_a_choice_of_layers_and_poolings(store, samples, tmp_path):
 )  # fmt: skip
 def test_what_does_not_exist_is_refused_before_anything_is_written(asked, complaint, samples, tmp_path):
     with pytest.raises((ValueError, KeyError), match=complaint):
-        extract(load("tiny-qwen2-vl"), samples, tmp_path / "new", progress=False, **asked)
+        extract_states(load("tiny-qwen2-vl"), samples, tmp_path / "new", progress=False, **asked)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_new_pooling_is_one_entry(store, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(POOLINGS, "_items", dict(POOLINGS))
     POOLINGS.add("words", Pooling(("prompt", "image"), lambda prompt, image: prompt & ~image))
-    states = extract(load(WRITERS[0]), samples, tmp_path, layers=[1], batch_size=5, progress=False)
+    states = extract_states(load(WRITERS[0]), samples, tmp_path, layers=[1], batch_size=5, progress=False)
     whole = store.array(1, "mean"), store.array(1, "image_mean"), states.array(1, "words")
     assert states.poolings[-1] == "words" and not close(whole[2], whole[0])
 
@@ -385,11 +385,11 @@ def test_untrained_is_another_model_and_always_the_same_one(name, samples, tmp_p
     assert fresh[0].name == f"{name}-untrained-3" and len(fresh[0].weights) == 64
     assert fresh[0].weights == fresh[1].weights and len({trained.weights, fresh[0].weights, other.weights}) == 3
     first, second = (
-        extract(vlm, samples[:4], tmp_path / str(n), progress=False) for n, vlm in enumerate((fresh[0], other))
+        extract_states(vlm, samples[:4], tmp_path / str(n), progress=False) for n, vlm in enumerate((fresh[0], other))
     )
     assert first.model == f"{name}-untrained-3" and not close(first.array(2, "mean"), second.array(2, "mean"))
     with pytest.raises(FileExistsError, match=f"model is '{name}' now and was '{name}-untrained-3'"):
-        extract(trained, samples[:4], tmp_path / "0", progress=False)
+        extract_states(trained, samples[:4], tmp_path / "0", progress=False)
 
 
 # --- the store
@@ -423,12 +423,12 @@ def test_a_store_of_before_blocks_and_parameters_were_written_is_read_and_resume
     (folder / "states.json").write_text(json.dumps(about))
     states = open_states(folder)
     assert "blocks" not in states.about and np.array_equal(states.array(1, "mean"), store.array(1, "mean"))
-    assert extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False).uids == store.uids
+    assert extract_states(load(WRITERS[0]), samples, folder, batch_size=5, progress=False).uids == store.uids
 
 
 def test_a_finished_store_is_not_made_again(store, samples, monkeypatch):
     monkeypatch.setattr(Reader, "read", None)
-    again = extract(load(WRITERS[0]), samples, store.folder, batch_size=3, progress=False)  # in whatever batches
+    again = extract_states(load(WRITERS[0]), samples, store.folder, batch_size=3, progress=False)  # in whatever batches
     assert again.uids == store.uids
 
 
@@ -442,16 +442,22 @@ def test_other_runs_are_refused_by_their_first_difference(store, samples, tmp_pa
     swapped = [samples[1], samples[0], *samples[2:]]
     coarse = load_model(WRITERS[0], device="cpu", dtype="bfloat16")
     for change, complaint in [
-        (lambda: extract(vlm, samples[1:], folder, progress=False), "samples is 11 now and was 12"),
-        (lambda: extract(vlm, swapped, folder, progress=False), "fingerprint is '[0-9a-f]+' now and was"),
-        (lambda: extract(vlm, samples, folder, [1], progress=False), r"layers is \[1\] now and was \[0, 1, 2, 3, 4\]"),
-        (lambda: extract(vlm, samples, folder, None, ["last"], progress=False), r"poolings is \['last'\] now and was"),
-        (lambda: extract(vlm, samples, folder, lens=False, progress=False), "lens is None now and was"),
+        (lambda: extract_states(vlm, samples[1:], folder, progress=False), "samples is 11 now and was 12"),
+        (lambda: extract_states(vlm, swapped, folder, progress=False), "fingerprint is '[0-9a-f]+' now and was"),
         (
-            lambda: extract(coarse, samples, folder, progress=False),
+            lambda: extract_states(vlm, samples, folder, [1], progress=False),
+            r"layers is \[1\] now and was \[0, 1, 2, 3, 4\]",
+        ),
+        (
+            lambda: extract_states(vlm, samples, folder, None, ["last"], progress=False),
+            r"poolings is \['last'\] now and was",
+        ),
+        (lambda: extract_states(vlm, samples, folder, lens=False, progress=False), "lens is None now and was"),
+        (
+            lambda: extract_states(coarse, samples, folder, progress=False),
             "settings: dtype is 'bfloat16' now and was 'float32'",
         ),
-        (lambda: extract(load(RANKERS[0]), samples, folder, progress=False), "model is '.*' now and was"),
+        (lambda: extract_states(load(RANKERS[0]), samples, folder, progress=False), "model is '.*' now and was"),
     ]:
         with pytest.raises(FileExistsError, match=complaint):
             change()
@@ -538,14 +544,14 @@ def test_a_finished_store_is_compared_before_it_is_used_again(damage, store, sam
     damage(folder / "layer_02.last.npy")
     monkeypatch.setattr(Reader, "read", None)
     with pytest.raises(ValueError, match="layer_0[23].last.npy has changed: its sha256 is .*extract again"):
-        extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+        extract_states(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
     with pytest.raises(ValueError, match="layer_0[23].last.npy has changed"):
         describe_states(open_states(folder))
 
 
 def test_one_layer_alone_is_compared_too(samples, tmp_path):
     "As `train` reads it: the last layer, and no lens."
-    again = lambda: extract(load(WRITERS[0]), samples, tmp_path, [4], ["last"], 5, lens=False, progress=False)  # noqa: E731
+    again = lambda: extract_states(load(WRITERS[0]), samples, tmp_path, [4], ["last"], 5, lens=False, progress=False)  # noqa: E731
     states = again()
     zero_rows(tmp_path / "layer_04.last.npy")
     with pytest.raises(ValueError, match="layer_04.last.npy has changed"):
@@ -560,7 +566,7 @@ def test_diagnose_does_not_weigh_damaged_states(samples, tmp_path, monkeypatch):
     vlm, alone, groups = load(WRITERS[0]), generate("balanced", limit=18), generate("two_groups", limit=18)
     poolings = ["last", "image_mean"]
     for name, some in (("one", alone), ("two", groups)):
-        extract(vlm, some, tmp_path / "states" / name, poolings=poolings, progress=False)
+        extract_states(vlm, some, tmp_path / "states" / name, poolings=poolings, progress=False)
     zero_rows(tmp_path / "states" / "two" / "layer_03.last.npy")
     monkeypatch.setattr(diagnosis, "predict", lambda *arguments, **options: [])
     with pytest.raises(ValueError, match="two.layer_03.last.npy has changed"):
@@ -616,7 +622,7 @@ def test_samples_that_were_edited_are_noticed_and_written_anew(damage, store, sa
         open_states(folder)
     monkeypatch.setattr(Reader, "read", None)  # the states are kept
     with nullcontext() if damage is Path.unlink else pytest.warns(UserWarning, match="was not as the samples have it"):
-        again = extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+        again = extract_states(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
     assert again.targets.tolist() == store.targets.tolist() and same_files(folder, store.folder)
 
 
@@ -628,7 +634,7 @@ def test_a_store_of_before_samples_were_hashed_is_read_as_it_is(store, samples, 
     monkeypatch.setattr(Reader, "read", None)
     edit_target(folder / "samples.jsonl")  # nothing tells, but for the samples themselves
     with pytest.warns(UserWarning, match="was not as the samples have it"):
-        again = extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+        again = extract_states(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
     assert again.targets.tolist() == store.targets.tolist()
 
 
@@ -692,7 +698,7 @@ def test_what_is_no_store(store, samples, tmp_path):
         with pytest.raises(ValueError, match="reading a pickle runs whatever code is in it"):
             open_states(place)
     with pytest.raises(FileExistsError, match="holds 'predictions.pkl' but no states.json"):
-        extract(load(WRITERS[0]), samples, tmp_path, progress=False)
+        extract_states(load(WRITERS[0]), samples, tmp_path, progress=False)
     run = tmp_path / "run"
     shutil.copytree(store.folder, run / "states")
     assert open_states(run).uids == store.uids  # a run's folder will do
@@ -700,19 +706,19 @@ def test_what_is_no_store(store, samples, tmp_path):
 
 def test_samples_that_cannot_be_read_are_named(samples, tmp_path):
     with pytest.raises(ValueError, match="no samples"):
-        extract(load(WRITERS[0]), [], tmp_path / "a", progress=False)
+        extract_states(load(WRITERS[0]), [], tmp_path / "a", progress=False)
     with pytest.raises(ValueError, match="Two samples have the uid"):
-        extract(load(WRITERS[0]), [*samples, samples[0]], tmp_path / "b", progress=False)
+        extract_states(load(WRITERS[0]), [*samples, samples[0]], tmp_path / "b", progress=False)
     lost = replace(samples[3], uid="lost/1", image=tmp_path / "lost.png", sha256="0" * 64)
     with pytest.raises(FileNotFoundError, match="Sample 'lost/1'"):
-        extract(load(WRITERS[0]), [*samples, lost], tmp_path / "c", progress=False)
+        extract_states(load(WRITERS[0]), [*samples, lost], tmp_path / "c", progress=False)
 
 
 def test_numbers_that_are_none_are_noticed(samples, tmp_path, monkeypatch):
     own = load_model(WRITERS[0], device="cpu", untrained=0)
     next(own.anatomy.blocks[1].parameters()).data[:] = float("nan")
     with pytest.raises(ValueError, match="layer_02.mean.npy would hold numbers that are not finite"):
-        extract(own, samples, tmp_path, progress=False)
+        extract_states(own, samples, tmp_path, progress=False)
 
 
 def test_one_writer(samples, tmp_path):
@@ -723,7 +729,7 @@ def test_one_writer(samples, tmp_path):
     )
     assert other.stdout.readline() == "1\n"
     with pytest.raises(BlockingIOError, match="Another process is writing"):
-        extract(load(WRITERS[0]), samples, tmp_path, progress=False)
+        extract_states(load(WRITERS[0]), samples, tmp_path, progress=False)
     other.communicate()
     with hold_folder(tmp_path):
         pass
@@ -732,9 +738,9 @@ def test_one_writer(samples, tmp_path):
 def test_a_disk_that_is_too_small_is_found_out_at_once(small_disk, samples):
     folder = small_disk / "states"
     with pytest.raises(OSError, match=r"The states need 0\.1 MB in .*: No space left on device"):
-        extract(load(WRITERS[0]), samples, folder, progress=False)
+        extract_states(load(WRITERS[0]), samples, folder, progress=False)
     assert not list(folder.glob("*.npy"))  # and nothing clutters it
-    extract(load(WRITERS[0]), samples, folder.with_name("less"), [1], ["last"], progress=False)
+    extract_states(load(WRITERS[0]), samples, folder.with_name("less"), [1], ["last"], progress=False)
 
 
 def test_a_disk_that_fills_up_meanwhile(small_disk, samples, monkeypatch):
@@ -754,10 +760,10 @@ def test_a_disk_that_fills_up_meanwhile(small_disk, samples, monkeypatch):
     monkeypatch.setattr(extraction, "_lay_out", laid_out)
     asked = ([1, 2], ["mean", "last"], 2)
     with pytest.raises(OSError, match="Could not .*: No space left on device.* start .* again"):
-        extract(load(WRITERS[0]), samples, folder, *asked, progress=False)
+        extract_states(load(WRITERS[0]), samples, folder, *asked, progress=False)
     filler.unlink()
     monkeypatch.setattr(extraction, "_lay_out", plain)
-    states = extract(load(WRITERS[0]), samples, folder, *asked, progress=False)
+    states = extract_states(load(WRITERS[0]), samples, folder, *asked, progress=False)
     assert np.abs(states.array(2, "last")).sum(1).min() > 0
 
 
@@ -771,7 +777,7 @@ def test_out_of_memory_halves_the_batch(store, samples, tmp_path, monkeypatch):
         return plain(self, inputs)
 
     monkeypatch.setattr(Reader, "read", tight)
-    states = extract(load(WRITERS[0]), samples, tmp_path, batch_size=6, progress=False)
+    states = extract_states(load(WRITERS[0]), samples, tmp_path, batch_size=6, progress=False)
     assert max(sizes) == 6 and sum(size for size in sizes if size <= 3) == len(samples)
     assert all(close(states.array(*key), store.array(*key)) for key in store.keys())
 
@@ -794,13 +800,13 @@ def test_resuming_repeats_nothing(store, samples, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Reader, "read", counting)
     with pytest.raises(Stop):
-        extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=5, progress=False)
+        extract_states(load(WRITERS[0]), samples, tmp_path / "s", batch_size=5, progress=False)
     with pytest.raises(ValueError, match="not finished: 10 of 12 samples are in it. Start the same extraction again"):
         open_states(tmp_path / "s")
     with pytest.raises(FileExistsError, match="batches: size is 4 now and was 5"):
-        extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=4, progress=False)
+        extract_states(load(WRITERS[0]), samples, tmp_path / "s", batch_size=4, progress=False)
     read[:] = [0]
-    extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=5, progress=False)
+    extract_states(load(WRITERS[0]), samples, tmp_path / "s", batch_size=5, progress=False)
     assert read == [0, 2]
     for path in store.folder.glob("[!.]*"):
         assert path.read_bytes() == (tmp_path / "s" / path.name).read_bytes(), path.name
@@ -814,10 +820,10 @@ def test_an_array_that_is_lost_on_the_way_is_noticed(lost, samples, tmp_path, mo
         Reader, "read", lambda self, inputs: plain(self, inputs) if not read.append(1) and len(read) < 3 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
-        extract(load(WRITERS[0]), samples, tmp_path, batch_size=5, progress=False)
+        extract_states(load(WRITERS[0]), samples, tmp_path, batch_size=5, progress=False)
     lost(tmp_path / "layer_01.mean.npy")
     with pytest.raises(FileNotFoundError, match="has lost 'layer_01.mean.npy', or a part of it, while it grew"):
-        extract(load(WRITERS[0]), samples, tmp_path, batch_size=5, progress=False)
+        extract_states(load(WRITERS[0]), samples, tmp_path, batch_size=5, progress=False)
 
 
 @pytest.fixture
@@ -829,12 +835,12 @@ def half(samples, tmp_path, monkeypatch) -> Path:
             Reader, "read", lambda self, inputs: plain(self, inputs) if not read.append(1) and len(read) < 3 else 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
-            extract(load(WRITERS[0]), samples, tmp_path / "half", batch_size=5, progress=False)
+            extract_states(load(WRITERS[0]), samples, tmp_path / "half", batch_size=5, progress=False)
     return tmp_path / "half"
 
 
 def go_on(folder: Path, samples: list[Sample]):
-    return extract(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
+    return extract_states(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -906,12 +912,12 @@ def test_a_head_of_another_type_is_noticed_on_the_way(damage, half, samples, tmp
 
 def test_a_part_that_has_changed_is_not_joined(samples, tmp_path):
     for shard in ("1/2", "2/2"):
-        part = extract(load(WRITERS[0]), samples, tmp_path / "states", batch_size=5, progress=False, shard=shard)
+        part = extract_states(load(WRITERS[0]), samples, tmp_path / "states", batch_size=5, progress=False, shard=shard)
     edit_target(part.folder / "samples.jsonl")
     with pytest.raises(ValueError, match="samples.jsonl has changed"):
         go_on(tmp_path / "states", samples)
     with pytest.warns(UserWarning, match="written anew"):
-        extract(load(WRITERS[0]), samples, tmp_path / "states", batch_size=5, progress=False, shard="2/2")
+        extract_states(load(WRITERS[0]), samples, tmp_path / "states", batch_size=5, progress=False, shard="2/2")
     swap(part.folder / "layer_01.mean.npy")
     with pytest.raises(ValueError, match="layer_01.mean.npy has changed"):
         go_on(tmp_path / "states", samples)
@@ -943,7 +949,7 @@ def work(folder, log, events, shard=None):
             file.write(" ".join(map(str, places)) + chr(10))
         plain(folder, columns, places, *rest)
     extraction._write_rows = writing
-    extraction.extract(vlm, samples, folder, layers=[0, 2], batch_size=3, progress=False, shard=shard)
+    extraction.extract_states(vlm, samples, folder, layers=[0, 2], batch_size=3, progress=False, shard=shard)
 
 print("ready", flush=True)
 """
@@ -1044,7 +1050,7 @@ def in_parts(name: str, samples: list[Sample], folder: Path, number: int, batch_
     "Every part of a store; how many samples each has."
     settings = {"batch_size": batch_size, "progress": False}
     shards = [f"{part}/{number}" for part in range(1, number + 1)]
-    return [len(extract(load(name), samples, folder, shard=shard, **settings)) for shard in shards]
+    return [len(extract_states(load(name), samples, folder, shard=shard, **settings)) for shard in shards]
 
 
 @pytest.mark.parametrize(
@@ -1055,16 +1061,19 @@ def test_joined_parts_are_the_whole_store_byte_for_byte(name, batch_size, number
     vlm = load(name)
     longest = max(map(vlm.length, samples))
     monkeypatch.setattr(vlm, "token_budget", 4 * longest, raising=False)  # 'auto': about four samples a batch
-    whole = extract(vlm, samples, tmp_path / "whole", batch_size=batch_size, progress=False)
+    whole = extract_states(vlm, samples, tmp_path / "whole", batch_size=batch_size, progress=False)
     sizes = in_parts(name, samples, tmp_path / "run" / "states", number, batch_size)
     assert sum(sizes) == len(samples) and min(sizes) > 0
     monkeypatch.setattr(Reader, "read", None)  # nobody is asked
     monkeypatch.setattr(extraction, "PIECE", 4 * 2000)
-    joined = extract(vlm, samples, tmp_path / "run" / "states", batch_size=batch_size, progress=False)
+    joined = extract_states(vlm, samples, tmp_path / "run" / "states", batch_size=batch_size, progress=False)
     assert joined.uids == whole.uids and same_files(whole.folder, joined.folder)
     for path in (tmp_path / "run").glob("part-*"):
         shutil.rmtree(path)  # no longer needed
-    assert extract(vlm, samples, tmp_path / "run" / "states", batch_size=batch_size, progress=False).uids == whole.uids
+    assert (
+        extract_states(vlm, samples, tmp_path / "run" / "states", batch_size=batch_size, progress=False).uids
+        == whole.uids
+    )
 
 
 def test_a_join_that_cannot_be_made_says_why_and_writes_nothing(samples, tmp_path):
@@ -1073,7 +1082,7 @@ def test_a_join_that_cannot_be_made_says_why_and_writes_nothing(samples, tmp_pat
 
     def refused(complaint: str, error: type = ValueError, asked=samples, **more):
         with pytest.raises(error, match=complaint):
-            extract(vlm, asked, folder, **(settings | more))
+            extract_states(vlm, asked, folder, **(settings | more))
         assert not list(folder.glob("[!.]*"))
 
     in_parts(name, samples, folder, 3, 3)
@@ -1100,30 +1109,30 @@ def test_a_join_that_cannot_be_made_says_why_and_writes_nothing(samples, tmp_pat
     data[-1] ^= 1
     (parts[2] / "layer_01.mean.npy").write_bytes(data)
     with pytest.raises(ValueError, match="part-3-of-3.states.layer_01.mean.npy has changed: its sha256 is"):
-        extract(vlm, samples, folder, **settings)
+        extract_states(vlm, samples, folder, **settings)
     shutil.rmtree(parts[2])
-    extract(vlm, samples, folder, shard="3/3", **settings)  # and the join goes on behind the first two parts
-    whole = extract(vlm, samples, tmp_path / "whole", **settings)
-    assert same_files(extract(vlm, samples, folder, **settings).folder, whole.folder)
+    extract_states(vlm, samples, folder, shard="3/3", **settings)  # and the join goes on behind the first two parts
+    whole = extract_states(vlm, samples, tmp_path / "whole", **settings)
+    assert same_files(extract_states(vlm, samples, folder, **settings).folder, whole.folder)
 
 
 def test_a_part_without_a_batch_is_refused(samples, tmp_path):
     for shard, complaint in (("2/2", "12 samples make 1 batches. .*Ask for fewer parts"), ("3/2", "expected 'i/n'")):
         with pytest.raises(ValueError, match=complaint):
-            extract(load(WRITERS[0]), samples, tmp_path / "s", batch_size=12, progress=False, shard=shard)
+            extract_states(load(WRITERS[0]), samples, tmp_path / "s", batch_size=12, progress=False, shard=shard)
     assert not list(tmp_path.iterdir())
 
 
 def test_parts_are_joined_without_those_that_have_no_batch(samples, tmp_path):
     vlm, folder, settings = load(WRITERS[0]), tmp_path / "run" / "states", {"batch_size": 6, "progress": False}
-    extract(vlm, samples, folder, shard="1/3", **settings)
+    extract_states(vlm, samples, folder, shard="1/3", **settings)
     with pytest.raises(ValueError, match="12 samples make 2 batches. The parts are joined without it"):
-        extract(vlm, samples, folder, shard="3/3", **settings)
+        extract_states(vlm, samples, folder, shard="3/3", **settings)
     with pytest.raises(FileNotFoundError, match="part-2-of-3.states is missing. Start that part: shard='2/3'"):
-        extract(vlm, samples, folder, **settings)
-    extract(vlm, samples, folder, shard="2/3", **settings)
-    assert same_files(extract(vlm, samples, folder, **settings).folder,
-                      extract(vlm, samples, tmp_path / "whole", **settings).folder)  # fmt: skip
+        extract_states(vlm, samples, folder, **settings)
+    extract_states(vlm, samples, folder, shard="2/3", **settings)
+    assert same_files(extract_states(vlm, samples, folder, **settings).folder,
+                      extract_states(vlm, samples, tmp_path / "whole", **settings).folder)  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -1166,17 +1175,168 @@ def test_a_store_is_where_it_was_named_and_nobody_is_told_to_delete_what_he_cann
     assert platform.node() in str(error.value) and "Delete" not in str(error.value)
 
 
+# --- the experiment
+
+
+def held_files(folder: Path) -> dict[str, bytes]:
+    "What is kept in a run's folder but for the record of its sessions."
+    names = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (".lock", "run.json"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
+
+
+@pytest.mark.parametrize("name", [WRITERS[0], RANKERS[0]])
+def test_states_in_memory_are_those_of_a_store(name, samples, tmp_path, monkeypatch):
+    vlm, settings = load(name), {"batch_size": 5, "progress": False}
+    kept = extract(vlm, samples, tmp_path / "run", **settings)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "temporary")
+    held = extract(vlm, samples, **settings)
+    assert not list((tmp_path / "temporary").iterdir()), "a file is left behind"
+    assert held.folder is None and held.home is None and kept.home == tmp_path / "run" and len(held) == len(samples)
+    assert (held.keys(), held.uids, held.factors, held.about) == (kept.keys(), kept.uids, kept.factors, kept.about)
+    assert held.targets.tolist() == kept.targets.tolist() and held.description() == kept.description()
+    for layer, pooling in held.keys():
+        assert held[layer, pooling].tobytes() == kept[layer, pooling].tobytes()
+        assert held.width(layer, pooling) == held[layer, pooling].shape[1]
+    tables = held.tables()
+    assert list(tables) == ["representations", "lens_curves"][: 1 + bool(held.about["lens"])]
+    for table, found in tables.items():
+        assert found.to_csv(index=False) == (tmp_path / "run" / f"{table}.csv").read_text()
+    kept.figures()
+    folder = held.save(tmp_path / "saved")
+    assert held_files(folder) == held_files(tmp_path / "run")
+    records = [json.loads((place / "run.json").read_text()) for place in (folder, tmp_path / "run")]
+    assert [record.pop("sessions") for record in records] and records[0] == records[1]
+    assert records[0]["status"] == "finished" and records[0]["samples"] == len(samples)
+    monkeypatch.setattr(Reader, "read", lambda *given: pytest.fail("the model was asked again"))
+    assert extract(vlm, samples, folder, **settings).uids == held.uids
+
+
+def test_what_is_held_in_memory_is_not_changed_from_outside(samples):
+    held = extract(load(WRITERS[0]), samples[:3], layers=1, poolings="last", progress=False)
+    rows = held[1, "last"]
+    rows[:] = 0
+    assert held[1, "last"].any()
+
+
+def test_an_extraction_goes_on_and_joins_its_parts(samples, tmp_path, monkeypatch):
+    vlm, settings = load(WRITERS[0]), {"batch_size": 3, "layers": [0, 2], "progress": False}
+    whole, folder, read, left = extract(vlm, samples, **settings), tmp_path / "run", Reader.read, iter("12")
+
+    def stop(self, inputs):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return read(self, inputs)
+
+    monkeypatch.setattr(Reader, "read", stop)
+    with pytest.raises(KeyboardInterrupt):
+        extract(vlm, samples, folder, **settings)
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    monkeypatch.undo()
+    assert extract(vlm, samples, folder, **settings).description() == whole.description()
+    for shard in ("1/2", "2/2"):
+        part = extract(vlm, samples, tmp_path / "parts", shard=shard, **settings)
+        assert (
+            part.home.name == f"part-{shard[0]}-of-2"
+            and part.uids == extract(vlm, samples, shard=shard, **settings).uids
+        )
+    monkeypatch.setattr(Reader, "read", None)
+    assert extract(vlm, samples, tmp_path / "parts", **settings).description() == whole.description()
+
+
+def test_the_wording_belongs_to_the_states(samples, tmp_path):
+    vlm, few, settings = load(WRITERS[0]), samples[:4], {"layers": [2], "progress": False}
+    plain = extract(vlm, few, tmp_path / "run", **settings)
+    assert plain.about["wording"] == vars(vlm.wording) and plain.record.parameters.items() >= vars(vlm.wording).items()
+    told = extract(vlm, few, instruction="Count.", system="You count.", **settings)
+    assert told.about["wording"] == {"instruction": "Count.", "prompt": vlm.wording.prompt, "system": "You count."}
+    assert told.about["fingerprint"] == plain.about["fingerprint"] and not close(told[2, "last"], plain[2, "last"])
+    with pytest.raises(FileExistsError, match="parameter 'prompt' is '{question}' now and was '{instruction} {quest"):
+        extract(vlm, few, tmp_path / "run", prompt="{question}", **settings)
+    other = vlm.reworded(instruction="Count.")
+    with pytest.raises(FileExistsError, match="other states: wording: instruction is 'Count.' now and was 'Answer us"):
+        extract_states(other, few, plain.folder, **settings)
+    with pytest.raises(ValueError, match="ranks captions and reads no instruction"):
+        extract(load(RANKERS[0]), few, instruction="Count.", progress=False)
+    # a store of before 0.6.0 says nothing of it: there was only one
+    about = {key: value for key, value in plain.about.items() if key != "wording"}
+    (plain.folder / "states.json").write_text(extraction._as_json(about))
+    assert len(extract(vlm, few, tmp_path / "run", **settings)) == 4
+    with pytest.raises(FileExistsError, match="wording: instruction is 'Count.' now and was 'Answer using as few"):
+        extract_states(other, few, plain.folder, **settings)
+
+
+@pytest.mark.parametrize(
+    "layers, expected",
+    [(2, [2]), ("0, 2", [0, 2]), (np.int64(2), [2]), (range(2), [0, 1]), ((2, 0), [0, 2]), ("all", None)],
+)
+def test_layers_may_be_asked_for_in_any_way(layers, expected, samples):
+    held = extract(load(WRITERS[0]), samples[:2], layers=layers, poolings="last", lens=False, progress=False)
+    assert held.layers == (expected or [0, 1, 2, 3, 4]) and held.poolings == ["last"]
+    json.dumps(held.record.parameters)
+
+
+def test_what_is_not_there_is_said_with_what_is(store, samples, tmp_path):
+    held = extract(load(WRITERS[0]), samples[:2], layers=[1, 3], poolings=["last", "mean"], lens=False, progress=False)
+    for key, complaint in (
+        ((3, "lsat"), "No pooling named 'lsat'. Did you mean 'last'. There are: mean, last. Extract again with"),
+        ((2, "last"), "No layer named '2'. There are: 1, 3. Extract again with layers="),
+        (
+            3,
+            r"states\[3\] is no layer with a pooling. Say states\[3, 'last'\], for one of the layers 1, 3 and poolings",
+        ),
+        ((1, 2, 3), r"states\[\(1, 2, 3\)\] is no layer with a pooling"),
+    ):
+        with pytest.raises(KeyError, match=complaint):
+            held[key]
+    assert np.array_equal(store[2, "last"], store.array(2, "last"))
+    vlm, folder = load(WRITERS[0]), tmp_path / "run"
+    for given, complaint in (
+        ({"layers": 9}, "There is no layer 9"), ({"poolings": "lsat"}, "Did you mean 'last'"),
+        ({"layers": "1-3"}, "expected 'all' or numbers"), ({"layers": [True]}, "There is no layer True"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, KeyError), match=complaint):
+            extract(vlm, samples, folder, progress=False, **given)
+    with pytest.raises(ValueError, match="no samples to extract from"):
+        extract(vlm, [], folder)
+    with pytest.raises(TypeError, match="'mine' does not show its hidden states. Expected a model of `load_model`"):
+        extract(type("Mine", (), {"name": "mine"})(), samples, folder)
+    assert not folder.exists()  # all of that was said before anything was made
+    with pytest.raises(ValueError, match=r"States of .* has no lens: it was extracted with lens=False"):
+        held.lens()
+    assert held.figures() == {} and list(held.tables()) == ["representations"]
+
+
+def test_samples_without_a_true_count_are_read(samples, tmp_path):
+    vlm, settings = load(WRITERS[0]), {"layers": [2, 4], "batch_size": 5, "progress": False}
+    known = extract(vlm, samples, **settings)
+    for targets, tables in (([None] * 12, 1), ([None, *(sample.target for sample in samples[1:])], 2)):
+        asked = [replace(sample, target=target) for sample, target in zip(samples, targets, strict=True)]
+        held, kept = extract(vlm, asked, **settings), extract(vlm, asked, tmp_path / str(tables), **settings)
+        assert held.targets.tolist() == kept.targets.tolist() == targets and held.description() == kept.description()
+        assert np.array_equal(held[4, "last"], known[4, "last"]) and len(held.tables()) == len(kept.tables()) == tables
+        table = held.lens()
+        assert table["target"].isna().sum() == targets.count(None) * 4 and table["token"].notna().all()
+        assert table["probability"].isna().sum() == targets.count(None) * 4
+    assert (held.tables()["lens_curves"]["n"] == 11).all()
+
+
+def test_states_in_memory_travel_alone(samples):
+    import pickle
+
+    held = extract(load(WRITERS[0]), samples, layers=[1, 2, 3], batch_size=5, progress=False)
+    copy = pickle.loads(pickle.dumps(held))
+    assert all(np.array_equal(copy[key], held[key]) for key in held.keys()) and copy.lens().equals(held.lens())
+    lean = held.lean(2, "last")
+    assert len(pickle.dumps(lean)) < held[2, "last"].nbytes + 9000 and held.uids[0].encode() not in pickle.dumps(lean)
+    assert np.array_equal(lean[2, "last"], held[2, "last"]) and len(lean) == len(held)
+    assert all(np.array_equal(held.lean()[key], held[key]) for key in held.keys())
+    assert repr(held).endswith("MB in memory") and "\n" not in repr(held)
+
+
 # --- the verb
-
-
-def run_cells(verb: str, until: str, **given) -> dict:
-    "The cells of a verb's notebook, up to the one with a certain word, in this process; what they leave."
-    names = {"display": print}
-    for cell in (cell for cell in cells(ROOT / "nbs" / f"{verb}.ipynb") if cell["cell_type"] == "code"):
-        exec(cell["source"], names)  # noqa: S102  # our own notebook
-        names |= given if "parameters" in cell["metadata"].get("tags", []) else {}
-        if until in cell["source"]:
-            return names
 
 
 def test_parts_of_a_run_are_joined_into_the_run_of_one_process(tmp_path, monkeypatch):
@@ -1185,12 +1345,12 @@ def test_parts_of_a_run_are_joined_into_the_run_of_one_process(tmp_path, monkeyp
     for place, shards in (("alone", [None]), ("shared", ["1/2", "2/2", None])):
         monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / place))
         for shard in shards:
-            left = run_cells("extract", "claim_folder", shard=shard, **given)
-        records[place] = left["record"]
+            left = perform("extract", {"shard": shard} | given)
+        records[place] = left.record
     run = Path("extract", "tiny-qwen2-vl", "balanced")
     alone, shared = tmp_path / "alone" / run, tmp_path / "shared" / run
     assert same_files(alone / "states", shared / "states")
-    for table in left["tables"]:
+    for table in left.tables():
         assert (alone / f"{table}.csv").read_bytes() == (shared / f"{table}.csv").read_bytes()
     assert not first_difference(records["alone"], records["shared"]) and records["shared"].samples == 18
     parts = [json.loads((shared / f"part-{part}-of-2" / "run.json").read_text())["samples"] for part in (1, 2)]

@@ -11,7 +11,7 @@ import pytest
 
 from vlm_counting.core import Sample, UnknownName
 from vlm_counting.datasets import load_dataset
-from vlm_counting.extraction import extract
+from vlm_counting.extraction import extract_states
 from vlm_counting.models import (
     MODELS,
     captions_for,
@@ -233,11 +233,11 @@ def test_the_doctor_finds_the_twin_healthy_and_notices_a_sick_one(vlm, monkeypat
 
 def nonsense_head(name: str, folder):
     "A head trained on wrong counts, so that it changes answers; its file, and what is to go through it."
-    from vlm_counting.training import HeadConfig, examples, load_head, save_head, fit_head
+    from vlm_counting.training import HeadConfig, examples, fit_head, load_head, save_head
 
     vlm, samples = load_model(name, device="cpu", dtype="bfloat16"), load_dataset("balanced", limit=18)
     last = len(vlm.anatomy.blocks)
-    store = extract(vlm, samples, folder / "states", [last], ["last"], len(samples), lens=False, progress=False)
+    store = extract_states(vlm, samples, folder / "states", [last], ["last"], len(samples), lens=False, progress=False)
     states = store.array(last, "last")
     data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)
     settings = HeadConfig(epochs=30, rate=1e-2)

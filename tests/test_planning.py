@@ -11,7 +11,7 @@ import pytest
 
 from vlm_counting import planning
 from vlm_counting.core import RunRecord, UnknownName
-from vlm_counting.extraction import extract
+from vlm_counting.extraction import extract_states
 from vlm_counting.figures import plot_growth
 from vlm_counting.models import load_model
 from vlm_counting.planning import (
@@ -97,7 +97,7 @@ def test_every_model_of_the_paper_has_a_blueprint_with_a_source():
 @pytest.mark.parametrize("layers, poolings", [("all", "all"), ("0,3", "last"), ("2", "mean,image_mean")])
 def test_the_store_has_as_many_bytes_as_predicted(layers, poolings, twin, samples, tmp_path):
     chosen = planning.parse_layers(layers), planning.parse_poolings(poolings)
-    states = extract(twin, samples[:10], tmp_path / "states", *chosen, progress=False)
+    states = extract_states(twin, samples[:10], tmp_path / "states", *chosen, progress=False)
     written = sum(path.stat().st_size for path in states.folder.glob("*.npy"))
     known, counts = planning.loaded_work(twin, samples[0]), len(twin.anatomy.counts)
     assert written == store_bytes(known, 10, layers, poolings, counts)

@@ -21,10 +21,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from clusters import wait_until
-from sklearn.svm import SVC
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, LinearSVC
 
+import vlm_counting as vc
 from vlm_counting import probing
-from vlm_counting.probing import Features, Task, controls, folds, probe, probe_layers
+from vlm_counting.probing import Features, Task, controls, folds, probe_layers, read_counts
 from vlm_counting.statistics import compare, score
 from vlm_counting.stimuli import generate
 
@@ -89,12 +95,12 @@ def store():
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    from vlm_counting.extraction import extract
+    from vlm_counting.extraction import extract_states
     from vlm_counting.models import load_model
 
     samples = generate("balanced", limit=216)
     vlm, folder = load_model("tiny-qwen2-vl"), tmp_path_factory.mktemp("twin")
-    return extract(vlm, samples, folder, [1, 3], lens=False, progress=False)
+    return extract_states(vlm, samples, folder, [1, 3], lens=False, progress=False)
 
 
 def by_library(states, targets, fold, tolerance=1e-5):
@@ -320,7 +326,7 @@ def test_library_vote_on_ties():
 def test_every_probe_reads_what_is_plain(name):
     targets, factors = design(6, shapes=("square",))
     states = np.outer(targets, np.ones(12)) + 0.01 * np.random.default_rng(0).standard_normal((len(targets), 12))
-    read = probe(states, targets, factors, name)
+    read = read_counts(states, targets, factors, name)
     assert score(read)["accuracy"].iloc[0] > 0.99
     assert {row.factors["fold"] for row in read} == {0, 1, 2} and read[0].model == f"probe {name}"
 
@@ -336,11 +342,11 @@ def test_scale_does_not_matter_to_the_standardised(name):
 def test_ridge_extrapolates_and_classifiers_may_not():
     targets, factors = design(4, shapes=("square",))
     states = np.outer(targets, np.ones(5)) + 0.01 * np.random.default_rng(0).standard_normal((len(targets), 5))
-    read = probe(states, targets, factors, "ridge", "count")
+    read = read_counts(states, targets, factors, "ridge", "count")
     assert np.abs([float(row.text) - row.target for row in read]).max() < 0.5
     for name in set(probing.PROBES) - {"ridge"}:
         with pytest.raises(ValueError, match="Use probe 'ridge' with rule 'count'"):
-            probe(states, targets, factors, name, "count")
+            read_counts(states, targets, factors, name, "count")
 
 
 def test_a_probe_of_ones_own_may_say_that_it_reads_new_counts(monkeypatch):
@@ -349,16 +355,16 @@ def test_a_probe_of_ones_own_may_say_that_it_reads_new_counts(monkeypatch):
     targets, factors = design(4, shapes=("square",))
     states = np.asarray(targets, dtype=float)[:, None]
     with pytest.raises(ValueError, match="probe 'mine' can only answer counts that it was trained on"):
-        probe(states, targets, factors, "mine", "count")
+        read_counts(states, targets, factors, "mine", "count")
     mine.reads_new_counts = True
-    assert all(row.count == row.target for row in probe(states, targets, factors, "mine", "count"))
+    assert all(row.count == row.target for row in read_counts(states, targets, factors, "mine", "count"))
 
 
 def test_predictions_join_answers():
     "A reading and an answer are compared picture by picture, per count."
     targets, factors = design(4, shapes=("square",))
     states, uids = simulate(targets, factors, 40, 0.5), [f"b/{i}" for i in range(len(targets))]
-    read = probe(states, targets, factors, uids=uids)
+    read = read_counts(states, targets, factors, uids=uids)
     answers = [
         probing.Prediction(uid, "m", "1", 1, 1, int(t), None, f)
         for uid, t, f in zip(uids, targets, factors, strict=True)
@@ -573,7 +579,7 @@ def test_lit_area_of_any_background():
 
 def test_row_is_what_the_paper_reports(store):
     row = probe_layers(store, controls=(), keys=[(2, "mean")], jobs=1, progress=False).iloc[0]
-    read = probe(store.array(2, "mean"), store.targets, store.factors)
+    read = read_counts(store.array(2, "mean"), store.targets, store.factors)
     per_fold = [np.mean([r.count == r.target for r in read if r.factors["fold"] == k]) for k in range(3)]
     assert row["accuracy"] == pytest.approx(np.mean(per_fold), abs=1e-6)
     assert row["std"] == pytest.approx(np.std(per_fold, ddof=0), abs=1e-6)
@@ -937,31 +943,318 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def said_by(folder):
-    "All that an executed notebook printed."
-    cells = json.loads((folder / "notebook.ipynb").read_text())["cells"]
-    return "".join("".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", ()))
-
-
-def test_the_verb_leaves_out_what_is_large_or_not_known(tmp_path, monkeypatch):
+def test_the_command_leaves_out_what_is_large_or_not_known(tmp_path, monkeypatch, capsys):
     "States of two layers of four, of a model that is said to have 7 billion weights."
-    from vlm_counting.core import claim_folder
-    from vlm_counting.extraction import extract
-    from vlm_counting.models import load_model
-    from vlm_counting.runs import check_parameters, new_record, run, run_folder
+    from vlm_counting.runs import perform, run
 
     monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
-    samples, vlm = generate("balanced", limit=54), load_model("tiny-qwen2-vl")
-    asked = check_parameters("extract", {"limit": 54, "layers": "0,2", "poolings": "last"})
-    home = run_folder(asked)
-    with claim_folder(new_record("extract", asked, vlm, samples), home):
-        extract(vlm, samples, home / "states", [0, 2], ["last"], progress=False)
+    home = run("extract", limit=54, layers="0,2", poolings="last")
     about = home / "states" / "states.json"
     about.write_text(re.sub(r'"parameters": \d+', '"parameters": 7000000000', about.read_text()))
-    folder = run("probe", probes="ridge", rules="layout", jobs=1)
-    record, said = json.loads((folder / "run.json").read_text()), said_by(folder)
+    result = perform("probe", {"probes": "ridge", "rules": "layout", "jobs": 1})
+    folder, said = result.folder, capsys.readouterr().out
+    record = json.loads((folder / "run.json").read_text())
     assert not {"jobs", "device"} & set(record["parameters"])  # so that a second start may change them
     assert "tiny-qwen2-vl has 7,000 M weights" in said and "untrained=0 asks for this control" in said
-    assert "The deepest layer here is 2, and the model has 4 blocks" in said
+    assert "The deepest layer here is 2, and the model has 4 blocks" in result.notes[-1]
     assert not (folder / "untrained").exists() and not (folder / "gap.csv").exists()
     assert set(pd.read_csv(folder / "probes.csv")["control"]) >= {"none", "shuffled", "control task", "lit area"}
+
+
+# --- any estimator
+
+
+def by_estimator(model, states, targets, fold):
+    "scikit-learn alone, fold by fold."
+    from sklearn.base import clone
+
+    said = np.zeros(len(targets))
+    for number in np.unique(fold):
+        said[fold == number] = (
+            clone(model).fit(states[fold != number], targets[fold != number]).predict(states[fold == number])
+        )
+    return said
+
+
+class Nearest:
+    "A probe of one's own, that scikit-learn knows nothing of."
+
+    def fit(self, x, y):
+        self.x, self.y = x, y
+
+    def predict(self, x):
+        return self.y[((x[:, None] - self.x) ** 2).sum(-1).argmin(1)]
+
+
+@pytest.mark.parametrize(
+    "model, name, accuracy",
+    [
+        (LogisticRegression(C=0.5, max_iter=500), "LogisticRegression(C=0.5, max_iter=500)", 0.5),
+        (Ridge(alpha=3), "Ridge(alpha=3)", 0.2),
+        (make_pipeline(StandardScaler(), LinearSVC()),
+         "Pipeline(steps=[('standardscaler', StandardScaler()), ('linearsvc', LinearSVC())])", 0.5),
+    ],
+)  # fmt: skip
+def test_any_estimator_is_a_probe(store, model, name, accuracy):
+    x = store.array(2, "mean")
+    done = vc.probe(store, layer=2, pooling="mean", probe=model, rule="paper", controls=None, progress=False)
+    said = by_estimator(model, x, store.targets, folds(store.targets, store.factors))
+    counts = np.clip(np.round(said), 1, 9).astype(int)
+    assert [row.count for row in done.predictions] == counts.tolist()
+    row = done.table.iloc[0]
+    assert len(done.table) == 1 and row["probe"] == name and row["n"] == len(x)
+    assert row["accuracy"] == pytest.approx((counts == store.targets).mean(), abs=1e-5) and row["accuracy"] > accuracy
+    assert row["mae"] == pytest.approx(np.abs(counts - store.targets).mean(), abs=1e-5)
+    assert not hasattr(getattr(model, "steps", [(0, model)])[-1][1], "coef_"), "the caller's estimator was fitted"
+
+
+def test_a_class_of_ones_own_is_a_probe(store):
+    x, y = store.array(2, "mean"), store.targets
+    done = vc.probe(x, y, probe=Nearest(), controls=None, progress=False)
+    assert done.table["probe"].item() == "Nearest()" and done.accuracy > 0.3
+    by_function = vc.probe(x, y, probe=probing.ridge, controls=None, progress=False)
+    by_name = vc.probe(x, y, probe="ridge", controls=None, progress=False)
+    assert by_function.table.equals(by_name.table)
+
+
+def test_regressors_may_meet_new_counts_and_classifiers_not():
+    targets, factors = design(4, shapes=("square",))
+    x = np.outer(targets, np.ones(5)) + 0.01 * np.random.default_rng(0).standard_normal((len(targets), 5))
+    done = vc.probe(x, targets, factors, make_pipeline(StandardScaler(), Ridge(1e-3)), "count", progress=False)
+    assert done.accuracy > 0.9 and {float(row.text) for row in done.predictions} != set(range(1, 10))
+    assert "of 216 counts that training has not shown" in done.sentence()
+    with pytest.raises(ValueError, match=r"probe 'LogisticRegression\(\)' can only answer .* or a regressor of scikit"):
+        vc.probe(x, targets, factors, LogisticRegression(), "count", progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong, error, complaint",
+    [
+        ("svn", KeyError, "No probe named 'svn'. Did you mean 'svm'.*probe=LogisticRegression"),
+        (Ridge, TypeError, r"Ridge is a class, expected one of its kind: probe=Ridge\(\)"),
+        (StandardScaler(), TypeError, "Found a StandardScaler for a probe, expected a name .svm, .*`fit` and `pre"),
+        (make_pipeline(StandardScaler()), TypeError, "Found a Pipeline for a probe"),
+        (KMeans(), TypeError, r"KMeans\(\) learns no counts, expected a classifier or a regressor"),
+        (7, TypeError, "Found a int for a probe"),
+        (["svm", "ridg"], KeyError, "Did you mean 'ridge'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_probe_is_refused(store, wrong, error, complaint):
+    with pytest.raises(error, match=complaint):
+        vc.probe(store, layer=1, probe=wrong, progress=False)
+
+
+def test_predictions_that_are_no_numbers_are_an_error(store):
+    class Wrong(Nearest):
+        def predict(self, x):
+            return np.full(len(x), np.nan)
+
+    with pytest.raises(
+        RuntimeError, match=r"ValueError: Wrong\(\) predicts float64 \(72,\), such as \[nan, nan, nan\]"
+    ):
+        vc.probe(store, layer=1, pooling="mean", probe=Wrong(), progress=False)
+
+
+def test_the_name_of_an_estimator_is_all_that_was_set_and_no_address():
+    from sklearn.preprocessing import FunctionTransformer
+
+    long = make_pipeline(*(FunctionTransformer(print, kw_args={"a" * 200: place}) for place in range(9)), Ridge())
+    name, again = probing._written(long), probing._written(clone(long))
+    assert name == again and " at 0x" not in name and "..." not in name and "\n" not in name and len(name) > 2000
+    assert probing._written(Nearest()) == "Nearest()" and len(probing._file(name)) <= 60
+    assert probing._file("svm_standardised") == "svm_standardised" and "/" not in probing._file("A(b='/')")
+
+
+# --- the experiment
+
+
+def test_natural_lines(store, tmp_path):
+    "As typed: one layer, every layer, arrays, several probes."
+    quick = {"progress": False, "jobs": 1}
+    done = vc.probe(store, layer=2, **quick)
+    assert set(zip(done.table["layer"], done.table["pooling"], strict=True)) == {(2, "mean"), (2, "last")}
+    assert done.rules == ["paper", "layout"] and set(done.table["control"]) == {"none", "shuffled", "control task"}
+    assert set(vc.probe(store, rule="paper", controls=None, **quick).table["layer"]) == {0, 1, 2}
+    x, y = store.array(2, "mean"), store.targets
+    alone = vc.probe(x, y, **quick)
+    assert alone.rules == ["random"] and list(alone.table["control"]) == ["none", "shuffled"] and alone.accuracy > 0.5
+    both = vc.probe(x, y, probe=["svm", "ridge"], rule="random", controls=None, **quick)
+    assert both.table.equals(vc.probe(x, y, probe="svm,ridge", rule="random", controls=(), **quick).table)
+    assert list(both.scores()["score"]) == ["svm, random", "ridge, random"]
+    assert alone.low < alone.accuracy < alone.high and alone.chance == pytest.approx(1 / 9, abs=1e-5)
+    assert repr(alone).startswith("Probing of array: 0.") and "\n" not in repr(alone) and "chance 0.111" in repr(alone)
+    assert "<table" in alone._repr_html_() and list(alone.figures()) == ["confusion"] and alone.notes == []
+    import torch
+
+    tensor = vc.probe(torch.tensor(x).bfloat16(), torch.tensor(y), controls=None, **quick)
+    assert tensor.table["n"].item() == len(y)
+    assert vc.probe(Features(x), y, **quick).table.equals(alone.table)
+    assert vc.probe(pd.DataFrame(x), pd.Series(y), **quick).table.equals(alone.table)
+
+
+def test_the_best_is_that_of_the_strictest_rule_and_joins_answers(store):
+    done = vc.probe(store, layer=[1, 2], rule=["paper", "layout"], controls=None, progress=False, jobs=1)
+    strict = done.table[done.table["rule"] == "layout"]
+    assert done.accuracy == strict["accuracy"].max() and done.best["rule"] == "layout"
+    best = strict.loc[strict["accuracy"].idxmax()]
+    read = probing.read_counts(store.array(best["layer"], best["pooling"]), store.targets, store.factors, rule="layout")
+    assert [row.count for row in done.predictions] == [row.count for row in read]
+    assert [row.uid for row in done.predictions] == store.uids
+    answers = [replace(row, count=1, count_paper=1) for row in done.predictions]
+    table = compare(answers, done)
+    assert table["second"].item() == pytest.approx(np.mean([row.count == row.target for row in read]))
+    assert score(done)["n"].item() == len(store.targets)
+
+
+@pytest.fixture(scope="module")
+def lensed():
+    "Samples, their states in memory with a lens, and a function that makes those of fresh weights."
+    from vlm_counting.models import load_model
+
+    samples = generate("balanced", limit=144)
+    given = {"layers": [2, 4], "poolings": "mean,last", "progress": False}
+    fresh = lambda place: vc.extract(load_model("tiny-qwen2-vl", untrained=0), samples, lens=False, **given)  # noqa: E731
+    return samples, vc.extract(load_model("tiny-qwen2-vl"), samples, **given), fresh
+
+
+def test_memory_disk_and_processes_give_the_same(lensed, tmp_path):
+    samples, held, _ = lensed
+    kept = vc.open_states(held.save(tmp_path / "run"))
+    tables = [
+        vc.probe(states, rule="layout", progress=False, jobs=jobs).table
+        for states, jobs in ((held, 1), (kept, 1), (held, 2))
+    ]
+    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+    tasks = probing.plan_tasks(held.targets, held.factors, ["svm"], ["paper"])
+    unit, *_ = probing._plan_units(held, None, tasks, [(2, "mean")], {"folds": 3, "seed": 0})
+    assert len(pickle.dumps(unit)) < held[2, "mean"].nbytes + 40_000  # its own array, and none of the others
+
+
+def test_a_folder_keeps_everything_and_goes_on(lensed, tmp_path, monkeypatch):
+    samples, held, fresh = lensed
+    places, folder = [], tmp_path / "run"
+    called = lambda place: places.append(place) or fresh(place)  # noqa: E731
+    given = {"probe": ["svm", "ridge"], "untrained": called, "samples": samples, "progress": False, "jobs": 1}
+    done = vc.probe(held, path=folder, **given)
+    assert places == [folder / "untrained"] and done.folder == folder and done.rules == ["paper", "layout"]
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."}
+    assert names == {"probes.jsonl", "probes.csv", "scores.csv", "gap.csv", "run.json"}
+    assert set(done.table["control"]) > {"none", "shuffled", "control task", "untrained", "lit area", "pixels"}
+    assert (folder / "gap.csv").read_text() == done.gap().to_csv(index=False)
+    assert set(done.figures()) == {
+        "layers_svm_paper",
+        "map_svm_paper",
+        "layers_ridge_layout",
+        "map_ridge_layout",
+        "lens_curves",
+        "gap",
+    }
+    files = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".jsonl", ".png", ".svg")
+    }
+    lines = (folder / "probes.jsonl").read_text().splitlines(keepends=True)
+    (folder / "probes.jsonl").write_text("".join(lines[:7]))
+    vc.probe(held, path=folder, **given).figures()
+    memory = vc.probe(held, **given)
+    assert places[-1] is None and memory.folder is None and memory.save(tmp_path / "saved") == tmp_path / "saved"
+    for name, data in files.items():
+        assert (folder / name).read_bytes() == (tmp_path / "saved" / name).read_bytes() == data, name
+    monkeypatch.setattr(probing, "_score_tasks", lambda *given: pytest.fail("something was fitted again"))
+    for change, complaint in (
+        ({"probe": [Ridge(), "svm"]}, r"parameter 'probes' is \['Ridge\(\)', 'svm'\] now and was \['svm', 'ridge'\]"),
+        ({"seed": 1}, "seed 'seed' is 1 now and was 0"),
+        ({"rule": "paper"}, r"parameter 'rules' is \['paper'\] now and was \['paper', 'layout'\]"),
+        ({"layer": 2}, r"parameter 'layer' is \[2\] now and was None"),
+        ({"untrained": None}, "parameter 'untrained' is False now and was True"),
+    ):
+        with pytest.raises(FileExistsError, match=complaint):
+            vc.probe(held, path=folder, **(given | change))
+    other = [replace(sample, factors=sample.factors | {"layout": 7}) for sample in samples]
+    with pytest.raises(ValueError, match="is of other samples: the factors of sample"):
+        vc.probe(held, path=folder, **(given | {"samples": other}))
+
+
+def test_a_file_of_another_probe_is_refused(store, tmp_path):
+    settings = {"controls": (), "path": tmp_path / "p.jsonl", "jobs": 1, "progress": False, "keys": [(1, "mean")]}
+    probe_layers(store, [Ridge()], **settings)
+    with pytest.raises(FileExistsError, match=r"probe 'Ridge\(\)'.*belongs to other states or settings"):
+        probe_layers(store, [Ridge(alpha=2)], **settings)
+    probe_layers(store, [Ridge(alpha=1.0)], **settings)  # what it is anyway
+
+
+def test_too_few_for_a_rule_is_said_and_the_others_stay():
+    samples = generate("balanced", limit=54)
+    targets, factors = [s.target for s in samples], [s.factors for s in samples]
+    x = np.random.default_rng(0).standard_normal((54, 8))
+    with pytest.warns(
+        UserWarning, match="Fold rule 'paper' found . groups of '.*' for 3 folds: rule 'paper' is left out"
+    ):
+        done = vc.probe(x, targets, factors, controls=None, progress=False)
+    assert done.rules == ["layout"] and len(done.left_out) == len(done.notes) == 1
+    with pytest.raises(ValueError, match="Fold rule 'paper' found . groups"):  # asked for by name
+        vc.probe(x, targets, factors, rule="paper", controls=None, progress=False)
+    with pytest.warns(UserWarning, match="rule 'layout' is left out"):
+        one = vc.probe(x, targets, [row | {"layout": 0} for row in factors], controls=None, progress=False)
+    assert one.rules == ["random"]
+    with pytest.raises(KeyError, match="No fold rule named 'layuot'. Did you mean 'layout'"):
+        vc.probe(x, targets, factors, rule="layuot", progress=False)
+
+
+def test_what_cannot_be_probed_is_said_before_anything_is_made(store, lensed, tmp_path):
+    x, y, folder = store.array(1, "mean"), store.targets.tolist(), tmp_path / "run"
+    blind = replace(lensed[1], targets=np.array([None] * 144))
+    for call, error, complaint in (
+        (lambda: vc.probe(x, path=folder), TypeError, r"Expected probe\(x, y\)"),
+        (
+            lambda: vc.probe(x, y[1:], path=folder),
+            ValueError,
+            "Found 216 states, 215 targets, 215 factors and 215 uids",
+        ),
+        (
+            lambda: vc.probe(x, [None, *y[1:]], path=folder),
+            ValueError,
+            "'0' has no true count, and a probe learns from",
+        ),
+        (lambda: vc.probe(x, [1.5, *y[1:]], path=folder), ValueError, "target of '0' is 1.5, expected a whole number"),
+        (lambda: vc.probe(x, ["one", *y[1:]], path=folder), ValueError, "target of '0' is 'one'"),
+        (lambda: vc.probe(x, y, layer=3, path=folder), ValueError, "layer is 3, but an array has no layers"),
+        (
+            lambda: vc.probe(blind, path=folder),
+            ValueError,
+            "'balanced/.*' has no true count, and a probe learns from those",
+        ),
+        (lambda: vc.probe(store, layer=7, path=folder), KeyError, "No layer named '7'. There are: 0, 1, 2"),
+        (lambda: vc.probe(store, pooling="lsat", path=folder), KeyError, "Did you mean 'last'"),
+        (lambda: vc.probe(store, controls="shufled", path=folder), KeyError, "Did you mean 'shuffled'"),
+        (lambda: vc.probe(store, y[1:], path=folder), ValueError, "Found 216 states and 215 targets"),
+        (lambda: vc.probe(store, samples=lensed[0], path=folder), ValueError, "Found 144 samples for 216 states"),
+    ):
+        with pytest.raises(error, match=complaint):
+            call()
+    assert not folder.exists()
+    # other targets for the same states: what colour, by number
+    hues = [sorted({row["colour"] for row in store.factors}).index(row["colour"]) for row in store.factors]
+    done = vc.probe(store, hues, layer=2, pooling="mean", rule="layout", controls=None, progress=False)
+    assert done.accuracy > 0.9 and done.chance == 0.5
+    assert vc.probe(blind, lensed[1].targets, layer=4, rule="layout", controls=None, progress=False).accuracy > 0.5
+
+
+def test_a_probing_can_be_sent_and_says_where_the_gap_is(lensed):
+    samples, held, _ = lensed
+    done = vc.probe(held, layer=4, pooling="last", rule="layout", progress=False)
+    sent = pickle.loads(pickle.dumps(done))
+    assert repr(sent) == repr(done) and sent.gap().equals(done.gap()) and sent.predictions == done.predictions
+    gap, lens = done.gap(), held.lens()
+    said = lens[(lens["layer"] == 4) & lens["norm"]]
+    right = (said["count"] == said["target"]).fillna(False).groupby(said["target"]).mean()
+    assert gap.set_index("target")["first"].to_dict() == pytest.approx(right.to_dict())
+    assert done.gap() is done.gap() and list(done.tables()) == ["probes", "scores", "gap"]
+    for states, asked, why in (
+        (held, {"layer": 2}, "Layer 4 was not probed at the last token"),
+        (replace(held, layers=[2]), {}, "The deepest layer here is 2, and the model has 4 blocks"),
+        (replace(held, about=held.about | {"lens": None}), {"layer": 4}, "have no lens at the last token"),
+    ):
+        without = vc.probe(states, rule="layout", controls=None, progress=False, jobs=1, **asked)
+        assert why in without.notes[-1] and list(without.tables()) == ["probes", "scores"]
+        with pytest.raises(ValueError, match=why):
+            without.gap()

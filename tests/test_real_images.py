@@ -38,7 +38,7 @@ from vlm_counting.datasets import (
     tells,
 )
 from vlm_counting.evaluation import load_predictions, predict
-from vlm_counting.extraction import extract
+from vlm_counting.extraction import extract_states
 from vlm_counting.models import captions_for, image_size, image_tokens, load_model
 from vlm_counting.photographs import (
     Limits,
@@ -763,7 +763,7 @@ def test_photographs_of_all_sizes_and_modes_in_one_batch(tmp_path):
     assert vlm.image_table(samples)["tokens"].tolist() == tokens
     rows = score_labels(kept)
     assert rows.loc[0, ["label", "n", "coverage"]].tolist() == ["cats", 8, 0.8]
-    store = extract(vlm, samples, tmp_path / "states", [0, 1], ["image_mean"], 8)
+    store = extract_states(vlm, samples, tmp_path / "states", [0, 1], ["image_mean"], 8)
     assert store.array(1, "image_mean").shape[0] == 8
 
 
@@ -843,7 +843,7 @@ def test_countbench_with_both_kinds_of_model(tmp_path, monkeypatch):
         vlm = load_model(name)
         predictions = predict(vlm, samples, tmp_path / f"{name}.jsonl", batch_size=4)
         assert len(predictions) == 7 and coverage(predictions) == coverage(samples)
-        assert extract(vlm, samples, tmp_path / name, [1], ["mean"], 4).array(1, "mean").shape[0] == 7
+        assert extract_states(vlm, samples, tmp_path / name, [1], ["mean"], 4).array(1, "mean").shape[0] == 7
         if name == "tiny-clip":
             assert all(2 <= prediction.count <= 10 for prediction in predictions)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from vlm_counting import training
 from vlm_counting.core import Prediction, RunRecord, Sample, UnknownName
-from vlm_counting.extraction import extract
+from vlm_counting.extraction import extract_states
 from vlm_counting.models import MODELS, load_model, twins_dir
 from vlm_counting.statistics import compare, per_class, score
 from vlm_counting.stimuli import generate
@@ -305,7 +305,7 @@ def test_a_head_goes_back_into_its_model_and_is_saved(name, tmp_path):
     samples, vlm = generate("balanced", limit=18), load_model(name, dtype="float32")
     own, last = load_head(vlm.folder), len(vlm.anatomy.blocks)
     assert torch.equal(own.weight, vlm.model.get_output_embeddings().weight)
-    states = extract(vlm, samples, tmp_path / "states", [last], ["last"], lens=False, progress=False)
+    states = extract_states(vlm, samples, tmp_path / "states", [last], ["last"], lens=False, progress=False)
     states = states.array(last, "last")
     data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)  # nonsense, so that answers change
     head, _ = fit_head(own, data, data, vlm.spelt, HeadConfig(epochs=30, rate=1e-2), progress=False)

@@ -6,6 +6,7 @@
 __all__ = ['COMMANDS']
 
 # %% ../nbs/22_commands.ipynb #071b7ddd
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,57 @@ def _evaluate(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     samples = load_dataset(p.dataset, limit=p.limit, seed=p.seed)
     how = {"parser": p.parser, "batch_size": p.batch_size, "max_new_tokens": p.max_new_tokens}
     return evaluate(_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
+
+# %% ../nbs/22_commands.ipynb #c5be0d61
+@COMMANDS.add("extract")
+def _extract(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
+    "Read what a model holds inside."
+    from vlm_counting.extraction import extract
+
+    samples = load_dataset(p.dataset, limit=p.limit, seed=p.seed)
+    how = {"layers": p.layers, "poolings": p.poolings, "batch_size": p.batch_size}
+    return extract(_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
+
+# %% ../nbs/22_commands.ipynb #7bdfaf4e
+def _open_extraction(p: SimpleNamespace) -> Any:
+    "The states that a run of `extract` left. `FileNotFoundError` says how to make them."
+    from vlm_counting.extraction import open_states
+    from vlm_counting.runs import run_folder
+
+    home = run_folder(vars(p) | {"run": p.states})
+    if not (home / "states" / "states.json").exists():
+        command = f"vlm-counting extract model={p.model} dataset={p.dataset}" + f" run={p.states}" * (
+            p.states != "extract"
+        )
+        raise FileNotFoundError(f"No states in {home}. Make them first: {command}")
+    return open_states(home)
+
+
+@COMMANDS.add("probe")
+def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
+    "Read counts out of the states that `extract` left, out of those of fresh weights, and out of the images."
+    from vlm_counting.extraction import extract_states
+    from vlm_counting.probing import connect, fresh_seed, probe
+
+    client, states = connect(p.scheduler), _open_extraction(p)
+    source = RunRecord.load(states.home)
+    known = replace(source, verb="probe", parameters=run.parameters, seeds=run.seeds, device="cpu")
+    samples = load_dataset(p.dataset, limit=source.parameters["limit"], seed=source.seeds["seed"])
+    seed, why = fresh_seed(states, p.untrained)
+    print(why, end="\n" * bool(why))
+
+    def fresh(place: Path) -> Any:
+        names = ("checkpoint", "dtype", "attention", "instruction", "prompt", "system")
+        vlm = load_model(
+            p.model, device=p.device, untrained=seed, **{name: source.parameters.get(name) for name in names}
+        )
+        known.device = vlm.device_name  # of reading; probes are fitted on the CPU
+        return extract_states(vlm, samples, place, states.layers, states.poolings, lens=False)
+
+    return probe(
+        states, probe=p.probes, rule=p.rules, seed=p.seed, untrained=None if seed is None else fresh, samples=samples,
+        path=folder, jobs=p.jobs or None, client=client, overwrite=p.overwrite, run=known,
+    )  # fmt: skip
 
 # %% ../nbs/22_commands.ipynb #80bc579a
 @COMMANDS.add("train")

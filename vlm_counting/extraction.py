@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['POOLINGS', 'LENS_FILES', 'FORMAT', 'COMMIT_SECONDS', 'PIECE', 'AGAIN', 'SETTLED', 'Pooling', 'last_of', 'one_token',
            'pool_tokens', 'clear_tokens', 'Column', 'file_of', 'plan_columns', 'choose_layers', 'choose_poolings',
-           'parse_layers', 'parse_poolings', 'lens_row', 'Collector', 'at_layer', 'Reader', 'file_bytes', 'extract',
-           'States', 'open_states', 'check_samples', 'read_lens', 'lens_curves', 'describe_states']
+           'parse_layers', 'parse_poolings', 'lens_row', 'Collector', 'at_layer', 'Reader', 'file_bytes',
+           'extract_states', 'States', 'open_states', 'check_samples', 'read_lens', 'lens_curves', 'describe_states',
+           'extract']
 
 # %% ../nbs/06_extraction.ipynb #37359545
 import hashlib
@@ -22,24 +23,35 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
+# %% ../nbs/06_extraction.ipynb #33487bd9
 from vlm_counting.core import (
     Registry,
+    RunRecord,
     Sample,
     UnknownName,
+    claim_folder,
+    describe_run,
     file_hash,
     fingerprint,
     hold_folder,
+    later,
+    make_folder,
+    progress_bar,
     read_jsonl,
+    run_context,
     unknown,
     write_atomic,
     write_jsonl,
 )
 from vlm_counting.evaluation import (
     Asker,
+    _told,
     check_uids,
     in_batches,
     name_shards,
@@ -409,27 +421,41 @@ def _note_batches(folder: Path, columns: list[Column], pending: list[dict]) -> N
     pending.clear()
 
 # %% ../nbs/06_extraction.ipynb #54103b5e
+def _wording(vlm) -> dict | None:
+    "What is told beside each question; None for a model of one's own that knows of none."
+    return dict(vars(vlm.wording)) if hasattr(vlm, "wording") else None
+
+
+def _completed(about: dict, vlm) -> dict:
+    "states.json with the wording that it was read with: before 0.6.0 there was only one, and nobody wrote it down."
+    return {"wording": dict(vars(type(vlm.wording)())) if hasattr(vlm, "wording") else None} | about
+
+
 def _identity(vlm, samples: list[Sample], reader: Reader, batch_size: int | str) -> dict:
     "What must agree for two sessions to fill the same store, in the order in which a reader would ask."
     body = reader.body
     return {
         "format": FORMAT, "model": vlm.name, "weights": vlm.weights, "processor": vlm.processor_hash,
-        "samples": len(samples), "fingerprint": fingerprint(samples), "layers": reader.layers,
+        "wording": _wording(vlm), "samples": len(samples), "fingerprint": fingerprint(samples), "layers": reader.layers,
         "poolings": reader.poolings, "lens": {"counts": list(body.counts), "cap": body.cap} if reader.lens else None,
         "settings": body.settings, "batches": {"size": batch_size, "tokens": getattr(vlm, "token_budget", None)},
     }  # fmt: skip
 
 
-def _write_about(folder: Path, identity: dict, reader: Reader, finished: bool, **more) -> None:
-    "states.json, in one step."
+def _about(identity: dict, reader: Reader, finished: bool, **more) -> dict:
+    "All of states.json."
     dims = {column.file: column.shape[-1] for column in reader.columns}
-    sizes = {
-        "blocks": len(reader.body.blocks),
-        "dims": dims,
-        "dtype": "float32",
-    }  # as many layers as blocks, and layer 0
-    about = identity | sizes | {"finished": finished, **more}
-    write_atomic(folder / "states.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    sizes = {"blocks": len(reader.body.blocks), "dims": dims, "dtype": "float32"}  # layers as blocks, and layer 0
+    return identity | sizes | {"finished": finished, **more}
+
+
+def _as_json(about: dict) -> str:
+    return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write_about(folder: Path, about: dict) -> None:
+    "states.json, in one step."
+    write_atomic(folder / "states.json", _as_json(about))
 
 # %% ../nbs/06_extraction.ipynb #94e97d8f
 def _read_about(folder: Path) -> dict:
@@ -515,7 +541,7 @@ def _begin(folder: Path, identity: dict, samples: list[Sample], reader: Reader) 
             raise FileExistsError(
                 f"{folder} holds '{others[0]}' but no states.json: it is no store. Choose another folder."
             )
-        _write_about(folder, identity, reader, finished=False)
+        _write_about(folder, _about(identity, reader, finished=False))
     progress, size = folder / "progress.jsonl", len(samples)
     lines = read_jsonl(progress, repair=True) if progress.exists() else []
     maps = [_map_array(folder / column.file, column, size) for column in reader.columns]
@@ -562,15 +588,20 @@ def _fill(stream: Iterator[tuple], folder: Path, columns: list[Column], samples:
         raise RuntimeError(f"{folder} still lacks {samples - len(done)} of {samples} samples. Start again.")
 
 # %% ../nbs/06_extraction.ipynb #74e868b0
-def _finish(vlm, folder: Path, identity: dict, reader: Reader) -> None:
-    "Hash every file, name the words of the lens and the model's size, declare the store finished."
-    files = [*(column.file for column in reader.columns), "samples.jsonl"]
-    words, hashes = {}, {file: _hash_once(folder / file) for file in files}
-    parameters = sum(weight.numel() for weight in vlm.model.parameters()) if hasattr(vlm, "model") else None
+def _finished(vlm, identity: dict, reader: Reader, hashes: dict[str, str], tokens: np.ndarray | None) -> dict:
+    "states.json of a finished store: the hash of every file, the words of the lens, the model's size."
+    parameters, words = sum(weight.numel() for weight in vlm.model.parameters()) if hasattr(vlm, "model") else None, {}
     if reader.lens:
-        tokens = np.unique(np.load(folder / LENS_FILES[0], mmap_mode="r")).tolist()
-        words = {"words": dict(zip(map(str, tokens), reader.body.words(tokens), strict=True))}
-    _write_about(folder, identity, reader, finished=True, parameters=parameters, sha256=hashes, **words)
+        said = np.unique(tokens).tolist()
+        words = {"words": dict(zip(map(str, said), reader.body.words(said), strict=True))}
+    return _about(identity, reader, finished=True, parameters=parameters, sha256=hashes, **words)
+
+
+def _finish(vlm, folder: Path, identity: dict, reader: Reader) -> None:
+    "Declare a store finished."
+    files = [*(column.file for column in reader.columns), "samples.jsonl"]
+    tokens = np.load(folder / LENS_FILES[0], mmap_mode="r") if reader.lens else None
+    _write_about(folder, _finished(vlm, identity, reader, {file: _hash_once(folder / file) for file in files}, tokens))
 
 # %% ../nbs/06_extraction.ipynb #d72ca2ea
 def _own_samples(vlm, samples: list[Sample], shard: str, batch_size: int | str) -> list[Sample]:
@@ -604,7 +635,7 @@ def _open_parts(vlm, samples: list[Sample], folder: Path, identity: dict) -> lis
             raise ValueError(f"{path} has '{strange[0]}', {what}. Were all parts made in the same way?")
         rows = [place[uid] for uid in part.uids]
         same = {"samples": len(rows), "fingerprint": fingerprint(samples[row] for row in rows)}
-        _check_same(path, identity | same, part.about)
+        _check_same(path, identity | same, _completed(part.about, vlm))
         taken |= set(part.uids)
         parts.append((part, rows))
     if lacking := [sample.uid for sample in samples if sample.uid not in taken]:
@@ -637,7 +668,20 @@ def _rows_left(vlm, samples: list[Sample], reader: Reader, done: set[int], batch
     return _read_batches(vlm, samples, reader, done, batch_size)
 
 # %% ../nbs/06_extraction.ipynb #90c91ce1
-def extract(
+def _plan_reader(vlm, samples: list[Sample], layers, poolings, batch_size: int | str, lens: bool) -> Reader:
+    "What will be read of each sample. `ValueError`, `UnknownName` for what cannot be."
+    check_uids(samples)
+    plan_batches([], batch_size)
+    if not samples:
+        raise ValueError("There are no samples to extract from. Expected at least one.")
+    if (body := getattr(vlm, "anatomy", None)) is None:
+        name = getattr(vlm, "name", type(vlm).__name__)
+        raise TypeError(f"'{name}' does not show its hidden states. Expected a model of `load_model`.")
+    lens = lens and body.head is not None and bool(body.counts)
+    return Reader(body, choose_layers(body, layers), choose_poolings(body, poolings), lens)
+
+# %% ../nbs/06_extraction.ipynb #7a8f775a
+def extract_states(
     vlm,  # a loaded model, see `VLM`: has `name`, `weights`, `processor_hash`, `anatomy`, `prepare(samples)`
     samples: list[Sample],  # no uid twice
     folder: Path,  # of the store; made if need be, resumed if it was not finished
@@ -649,20 +693,14 @@ def extract(
     shard: str | None = None,  # 'i/n': read that part only; None: all, or join the parts where there are any
 ) -> "States":
     "Read the hidden states of every sample into a store. `FileExistsError`: it is another's; `OSError`: disk full."
-    check_uids(samples)
-    plan_batches([], batch_size)
-    if not samples:
-        raise ValueError("There are no samples to extract from. Expected at least one.")
-    body, folder = vlm.anatomy, Path(folder)
-    lens = lens and body.head is not None and bool(body.counts)
-    reader = Reader(body, choose_layers(body, layers), choose_poolings(body, poolings), lens)
+    reader, folder = _plan_reader(vlm, samples, layers, poolings, batch_size, lens), Path(folder)
     if shard:
         samples, folder = _own_samples(vlm, samples, shard, batch_size), shard_path(folder, shard)
     identity = _identity(vlm, samples, reader, batch_size)
     with hold_folder(folder):
         earlier = _read_about(folder) if (folder / "states.json").exists() else {}
         if earlier:
-            _check_same(folder, identity, earlier)
+            _check_same(folder, identity, _completed(earlier, vlm))
         if not earlier.get("finished"):
             parts = [] if shard else _open_parts(vlm, samples, folder, identity)
             done = _begin(folder, identity, samples, reader)
@@ -680,23 +718,22 @@ def extract(
 # %% ../nbs/06_extraction.ipynb #2f5286b0
 @dataclass(frozen=True, eq=False)
 class States:
-    "A finished store of pooled hidden states."
+    "Pooled hidden states: a finished store, or the same in memory."
 
-    folder: Path  # holds states.json
+    folder: Path | None  # of the store, with states.json; None: in memory
     model: str  # the one that was read
     uids: list[str]  # (samples,)
-    targets: np.ndarray  # (samples,) true counts
+    targets: np.ndarray  # (samples,) true counts, whole numbers; with None among them where not all are known
     factors: list[dict]  # (samples,) of the `Sample`
     layers: list[int]
     poolings: list[str]
     about: dict  # all of states.json
+    arrays: dict[str, np.ndarray] | None = None  # name of a file -> what it would hold; None: on the disk
+    samples: Sequence[Sample] = ()  # that they were read from, where they are at hand
+    record: RunRecord | None = None  # how they were made, where `extract` made them
 
     def __len__(self) -> int:
         return self.about["samples"]
-
-    def lean(self) -> "States":
-        "The same store without what is known of single samples: enough for `array`, and quick to send elsewhere."
-        return replace(self, folder=self.folder.absolute(), uids=[], targets=self.targets[:0], factors=[])
 
     def keys(self) -> list[tuple[int, str]]:
         "(layer, pooling) of every representation, layer by layer."
@@ -714,9 +751,48 @@ class States:
             raise UnknownName(unknown("pooling", pooling, self.poolings, "Extract again with poolings=..., elsewhere."))
         return _load_array(self, file_of(layer, pooling), check)
 
-    def __repr__(self) -> str:
-        shape = f"{len(self.layers)} layers x {len(self.poolings)} poolings ({', '.join(self.poolings)})"
-        return f"States of {self.model}: {len(self)} samples, {shape}, {self.about['settings']['dtype']}"
+# %% ../nbs/06_extraction.ipynb #6b5da3dc
+@patch
+def __getitem__(self: States, key: tuple[int, str]) -> np.ndarray:  # (samples, dim) float32
+    "`states[4, 'last']`: layer and pooling. `UnknownName` says what there is."
+    if not isinstance(key, tuple) or len(key) != 2:
+        layer, pooling = self.keys()[-1]
+        raise UnknownName(
+            f"states[{key!r}] is no layer with a pooling. Say states[{layer}, '{pooling}'], for one of the layers "
+            f"{', '.join(map(str, self.layers))} and poolings {', '.join(self.poolings)}."
+        )
+    return self.array(*key)
+
+
+@patch
+def lean(
+    self: States,
+    layer: int | None = None,  # in memory: the only one that is needed; None: all
+    pooling: str | None = None,  # in memory: the only one of this layer
+) -> States:
+    "The same without what is known of single samples: enough for `array`, and quick to send elsewhere."
+    held, folder = self.arrays, self.folder and self.folder.absolute()
+    if held is not None and layer is not None:
+        held = {file_of(layer, pooling): held[file_of(layer, pooling)]}
+    return replace(
+        self, folder=folder, uids=[], targets=self.targets[:0], factors=[], arrays=held, samples=(), record=None
+    )
+
+# %% ../nbs/06_extraction.ipynb #eaeb3370
+@patch
+def description(self: States) -> bytes:
+    "states.json, or what it would be: it tells these states from any others."
+    if self.folder is None:
+        return _as_json(self.about).encode()
+    return (self.folder / "states.json").read_bytes() if (self.folder / "states.json").exists() else b""
+
+
+@patch
+def __repr__(self: States) -> str:
+    shape = f"{len(self.layers)} layers x {len(self.poolings)} poolings ({', '.join(self.poolings)})"
+    about = f"States of {self.model}: {len(self)} samples, {shape}, {self.about['settings']['dtype']}"
+    size = sum(array.nbytes for array in (self.arrays or {}).values())
+    return about if self.folder else f"{about}, {size / 1e6:,.1f} MB in memory"
 
 # %% ../nbs/06_extraction.ipynb #a5a0b17a
 AGAIN = "Delete the store and extract again."
@@ -764,7 +840,7 @@ def _shape_of(about: dict, file: str) -> tuple[tuple[int, ...], str]:
     shape = (samples, len(about["layers"]), 2)
     return (shape, "<i4") if file == LENS_FILES[0] else ((*shape, width), "<f4")
 
-
+# %% ../nbs/06_extraction.ipynb #44c24d7f
 def _check_array(states: States, file: str) -> None:
     "`FileNotFoundError`, `ValueError` if an array file is not what was written."
     if not states.folder.exists():
@@ -776,6 +852,8 @@ def _check_array(states: States, file: str) -> None:
 
 def _load_array(states: States, file: str, again: bool = False) -> np.ndarray:
     "An array file of a store, read once and compared with what was written. `FileNotFoundError`, `ValueError`."
+    if states.arrays is not None:
+        return states.arrays[file].copy()  # one's own, like one that was read
     path, (shape, dtype) = states.folder / file, _shape_of(states.about, file)
     if not path.exists():
         _check_array(states, file)
@@ -809,6 +887,15 @@ def _read_samples(folder: Path, about: dict) -> list[dict]:
     return rows
 
 
+def _as_states(folder: Path | None, about: dict, rows: list[dict], **more) -> States:
+    "States of a store, from what its two lists say."
+    targets = [row["target"] for row in rows]
+    return States(
+        folder, about["model"], [row["uid"] for row in rows], np.array(targets, object if None in targets else int),
+        [row["factors"] for row in rows], about["layers"], about["poolings"], about, **more,
+    )  # fmt: skip
+
+# %% ../nbs/06_extraction.ipynb #a0340394
 def open_states(
     folder: Path,  # of the store, or of the run that holds it as `states`
 ) -> States:
@@ -823,11 +910,7 @@ def open_states(
             f"{folder} is not finished: {len(done)} of {about['samples']} samples are in it. Start the same extraction "
             "again; it goes on where it stopped."
         )
-    rows = _read_samples(folder, about)
-    return States(
-        folder, about["model"], [row["uid"] for row in rows], np.array([row["target"] for row in rows], dtype=int),
-        [row["factors"] for row in rows], about["layers"], about["poolings"], about,
-    )  # fmt: skip
+    return _as_states(folder, about, _read_samples(folder, about))
 
 # %% ../nbs/06_extraction.ipynb #74ae3927
 def _other_in(states: States, samples: list[Sample]) -> str:
@@ -851,8 +934,8 @@ def check_samples(
     samples = list(samples)
     if fingerprint(samples) != states.about["fingerprint"]:
         raise ValueError(
-            f"{states.folder} is of other samples: {_other_in(states, samples)}. Extract again, under another name, "
-            "or bring back the samples that the states were read from."
+            f"{states.folder or 'What was read'} is of other samples: {_other_in(states, samples)}. Extract again, "
+            "under another name, or bring back the samples that the states were read from."
         )
 
 # %% ../nbs/06_extraction.ipynb #3c873e7c
@@ -879,13 +962,14 @@ def read_lens(
     states = folder if isinstance(folder, States) else open_states(folder)
     if not states.about["lens"]:
         raise ValueError(
-            f"{states.folder} has no lens: it was extracted with lens=False, or its model writes no words."
+            f"{states.folder or states} has no lens: it was extracted with lens=False, or its model writes no words."
         )
     tokens, words = _load_array(states, LENS_FILES[0]), states.about["words"]
     rank, probability = _true_count(states, _load_array(states, LENS_FILES[1]))
     index = pd.MultiIndex.from_product([states.uids, states.layers, [False, True]], names=["uid", "layer", "norm"])
     table = pd.DataFrame({"token": tokens.reshape(-1)}, index=index).reset_index()
-    table.insert(1, "target", np.repeat(states.targets, tokens[0].size))
+    known = states.targets if states.targets.dtype != object else pd.array(states.targets, dtype="Int64")
+    table.insert(1, "target", np.repeat(known, tokens[0].size))
     for name, rule in (("count", "strict"), ("count_paper", "paper")):
         parsed = {int(token): parse_count(word, rule) for token, word in words.items()}
         table[name] = table["token"].map(parsed).astype("Int64")
@@ -897,6 +981,7 @@ def lens_curves(
     lens: "pandas.DataFrame",  # from `read_lens`  # noqa: F821
 ) -> "pandas.DataFrame":  # noqa: F821
     "One row a layer and kind of lens: layer, norm, n, accuracy, accuracy_paper, first (rank 1), probability."
+    lens = lens[lens["target"].notna()]  # of the others nobody knows what would be right
     right = lens.assign(
         accuracy=(lens["count"] == lens["target"]).fillna(False).astype(float),
         accuracy_paper=(lens["count_paper"] == lens["target"]).fillna(False).astype(float),
@@ -917,8 +1002,182 @@ def describe_states(
 
     rows, step = [], slice(None, None, -(-len(states) // most))
     for layer, pooling in states.keys():
-        _check_array(states, file_of(layer, pooling))
-        some = np.load(states.folder / file_of(layer, pooling), mmap_mode="r")[step].astype(np.float64)
+        some = _peek(states, file_of(layer, pooling))[step].astype(np.float64)
         length, spread = np.sqrt((some**2).mean()), np.sqrt(some.var(axis=0).mean())
         rows.append({"layer": layer, "pooling": pooling, "dim": some.shape[1], "length": length, "spread": spread})
     return pd.DataFrame(rows)
+
+
+def _peek(states: States, file: str) -> np.ndarray:
+    "An array of which only what is used will be read."
+    if states.arrays is not None:
+        return states.arrays[file]
+    _check_array(states, file)
+    return np.load(states.folder / file, mmap_mode="r")
+
+# %% ../nbs/06_extraction.ipynb #70a4cac6
+def _sample_file(samples: list[Sample]) -> tuple[list[dict], str]:
+    "samples.jsonl as it would be read again, and its sha256."
+    with TemporaryDirectory() as place:
+        _keep_samples(Path(place), samples)
+        path = Path(place) / "samples.jsonl"
+        return read_jsonl(path), file_hash(path)
+
+
+def _array_hash(array: np.ndarray) -> str:
+    "sha256 of the file that an array would be."
+    digest = hashlib.sha256(_header(array.shape, array.dtype.str))
+    digest.update(array)
+    return digest.hexdigest()
+
+# %% ../nbs/06_extraction.ipynb #7b4863b3
+def _hold(vlm, samples: list[Sample], reader: Reader, batch_size: int | str, progress: bool) -> States:
+    "The states of all samples in memory, with everything that their states.json would say."
+    lines, digest = _sample_file(samples)
+    need = sum(4 * len(samples) * prod(column.shape) for column in reader.columns)
+    try:
+        arrays = {column.file: np.empty((len(samples), *column.shape), column.dtype) for column in reader.columns}
+    except MemoryError:
+        raise MemoryError(
+            f"The states need {need / 1e6:,.1f} MB. Give a path=..., or take fewer layers or poolings."
+        ) from None
+    stream = _read_batches(vlm, samples, reader, set(), batch_size)
+    with progress_bar(len(samples), 0, vlm.name, shown=progress) as bar, closing(stream):
+        for places, rows in stream:
+            for column in reader.columns:
+                arrays[column.file][places] = rows[:, column.part].reshape(-1, *column.shape)
+            bar.update(len(places))
+    hashes = {file: _array_hash(array) for file, array in arrays.items()} | {"samples.jsonl": digest}
+    identity = _identity(vlm, samples, reader, batch_size)
+    about = _finished(vlm, identity, reader, hashes, arrays.get(LENS_FILES[0]))
+    return _as_states(None, json.loads(json.dumps(about)), lines, arrays=arrays)
+
+# %% ../nbs/06_extraction.ipynb #55c39d05
+@patch
+def lens(self: States) -> "pandas.DataFrame":  # noqa: F821 # columns of `read_lens`
+    "What each layer would say to each sample."
+    return read_lens(self)
+
+
+def _curves(states: States) -> "pandas.DataFrame | None":  # noqa: F821 # None: no lens, or nobody knows what is right
+    if not states.about["lens"] or all(target is None for target in states.targets.tolist()):
+        return None
+    return lens_curves(read_lens(states))
+
+
+@patch
+def tables(self: States) -> "dict[str, pandas.DataFrame]":  # noqa: F821 # name of a CSV file -> its table
+    "How long the vectors of each representation are; what each layer would say."
+    found = {"representations": describe_states(self)}
+    return found if (curves := _curves(self)) is None else found | {"lens_curves": curves}
+
+
+@patch(as_prop=True)
+def home(self: States) -> Path | None:
+    "The run's folder that holds the store as `states`; None: they are in memory, or the store stands alone."
+    place = self.folder and self.folder.parent
+    return place if place and self.folder.name == "states" and (place / "run.json").exists() else None
+
+# %% ../nbs/06_extraction.ipynb #0a53fc31
+def _draw(states: States, folder: Path | None) -> dict:
+    "Name of a file -> figure; all of them are put into the folder, if there is one."
+    if (curves := _curves(states)) is None:
+        return {}
+    offered = {len(row.get("options") or ()) for row in states.factors}
+    chance = 1 / offered.pop() if len(offered) == 1 and offered != {0} else None  # of guessing among those on offer
+    figure = later("figures").plot_lens_curves(curves, chance=chance).figure
+    if folder:
+        with hold_folder(folder):
+            later("figures").save_figure(figure, folder / "lens_curves")
+    return {"lens_curves": figure}
+
+
+@patch
+def figures(self: States) -> "dict[str, matplotlib.figure.Figure]":  # noqa: F821 # name of a file -> figure
+    "What each layer would say, over depth. States of a run's folder put it there."
+    return _draw(self, self.home)
+
+# %% ../nbs/06_extraction.ipynb #38d71a19
+def _write_tables(states: States, folder: Path) -> None:
+    for name, table in states.tables().items():
+        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+
+
+def _write_store(states: States, folder: Path) -> None:
+    "A store with the bytes of one that grew on the disk."
+    known = zip(states.uids, states.targets.tolist(), states.factors, strict=True)
+    write_jsonl(make_folder(folder) / "samples.jsonl", [{"uid": u, "target": t, "factors": f} for u, t, f in known])
+    for file in states.about["dims"]:
+        array = _load_array(states, file)
+        write_atomic(folder / file, _header(array.shape, array.dtype.str) + array.tobytes())
+    write_atomic(folder / "states.json", states.description())
+
+
+def _recorded(states: States) -> RunRecord:
+    "How states were made: as `extract`, their run's folder or they themselves say."
+    if states.record or states.home:
+        return states.record or RunRecord.load(states.home)
+    about = states.about
+    named = {name: about.get(name, "") for name in ("model", "weights", "processor", "fingerprint", "samples")}
+    return RunRecord("extract", {"layers": about["layers"], "poolings": about["poolings"]}, **named)
+
+# %% ../nbs/06_extraction.ipynb #8b6cc07c
+@patch
+def save(
+    self: States,
+    folder: Path | str,  # of a run, made if need be; refused if another run's results are there
+    overwrite: bool = False,  # move another run's files to replaced/ instead of refusing
+) -> Path:
+    "Keep everything: the store, tables, figures, run.json. `extract(..., path=folder)` then finds it finished."
+    folder = Path(folder).expanduser()
+    with claim_folder(_recorded(self), folder, overwrite):
+        if self.folder is None or (folder / "states").absolute() != self.folder.absolute():
+            _write_store(self, folder / "states")
+        _write_tables(self, folder)
+        _draw(self, folder)
+    return folder
+
+# %% ../nbs/06_extraction.ipynb #5d37badf
+def _layers(asked: object) -> list[int] | None:
+    "One layer, several, or text as on the command line."
+    if isinstance(asked, str) or hasattr(asked, "__index__") and not isinstance(asked, bool):
+        return parse_layers(asked)
+    return asked if asked is None else [layer if isinstance(layer, bool | str) else int(layer) for layer in asked]
+
+# %% ../nbs/06_extraction.ipynb #4152b716
+def extract(
+    vlm,  # from `load_model`
+    samples: list[Sample],  # no uid twice; their targets may be None
+    path: Path | str | None = None,  # the run's folder, in which all is kept and goes on; None: in memory
+    *,
+    layers: int | Sequence[int] | str | None = None,  # 0 (before the first block) to the number of blocks; None: all
+    poolings: str | Sequence[str] | None = None,  # names in `POOLINGS`; None: all that the model has
+    batch_size: int | str = "auto",  # samples read at once; 'auto': by their length in tokens
+    lens: bool = True,  # also what each layer would say; nothing for a model that writes no words
+    instruction: str | None = None,  # in front of each question; "" for none. None: as the model was loaded
+    prompt: str | None = None,  # the user's turn, of {instruction} and {question}. None: as the model was loaded
+    system: str | None = None,  # a system turn. None: as the model was loaded
+    shard: str | None = None,  # 'i/n': read that part only; when all are done, once more without it joins them
+    overwrite: bool = False,  # replace another run in the folder
+    progress: bool = True,  # show a bar
+    run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
+) -> States:
+    "Read the hidden states. Without `path` they take 4 bytes a sample, representation and dimension of memory."
+    samples, vlm = list(samples), _told(vlm, {"instruction": instruction, "prompt": prompt, "system": system})
+    poolings = parse_poolings(poolings) if isinstance(poolings, str) else poolings and list(poolings)
+    chosen = _layers(layers), poolings, batch_size, lens
+    reader, path = _plan_reader(vlm, samples, *chosen), Path(path).expanduser() if path is not None else None
+    settings = dict(zip(("layers", "poolings", "batch_size", "lens"), chosen, strict=True)) | (_wording(vlm) or {})
+    folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
+    with run_context(folder, "extract", settings, vlm, samples, run, overwrite=overwrite) as record:
+        if path:
+            states = extract_states(vlm, samples, path / "states", *chosen, progress, shard)
+        else:
+            mine = _own_samples(vlm, samples, shard, batch_size) if shard else samples
+            states = _hold(vlm, mine, reader, batch_size, progress)
+        record = record or describe_run("extract", settings, vlm, samples)
+        record.samples = len(states)  # a part is made of whole batches
+        states = replace(states, samples=samples, record=record)
+        if folder:
+            _write_tables(states, folder)
+    return states

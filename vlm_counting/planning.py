@@ -34,7 +34,7 @@ from vlm_counting.extraction import (
     Reader,
     choose_layers,
     choose_poolings,
-    extract,
+    extract_states,
     file_bytes,
     parse_layers,
     parse_poolings,
@@ -462,7 +462,7 @@ def _whole_runs(vlm: VLM, samples: list[Sample], place: Path) -> tuple[dict, Pat
     place.mkdir()
     return {
         "answer": lambda: predict(vlm, samples, place / "answers.jsonl", "auto", progress=False),
-        "extract": lambda: extract(vlm, samples, place / "states", progress=False),
+        "extract": lambda: extract_states(vlm, samples, place / "states", progress=False),
     }, place
 
 # %% ../nbs/21_planning.ipynb #beee4f11

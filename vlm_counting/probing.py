@@ -4,40 +4,49 @@
 
 # %% auto #0
 __all__ = ['RULES', 'LARGEST', 'STEPS', 'ROWS', 'AT_ONCE', 'PROBES', 'FEW_DIMENSIONS', 'CLASSIFIERS_NEVER', 'CONTROLS', 'TYPES',
-           'ARRANGEMENT', 'SEEN', 'COLUMNS', 'KEY', 'STRICT', 'WORDS', 'folds', 'Features', 'Stopped', 'svm',
-           'svm_standardised', 'logistic', 'ridge', 'probe', 'control_labels', 'seen_share', 'Task', 'plan_tasks',
-           'lit_area', 'picture_features', 'controls', 'count_fitting', 'job_bytes', 'count_jobs', 'connect',
-           'count_cluster_jobs', 'Unit', 'probe_layers', 'what_remains', 'two_class_matrix', 'one_vs_all_confusion']
+           'ARRANGEMENT', 'SEEN', 'COLUMNS', 'KEY', 'WORDS', 'SMALL', 'folds', 'Features', 'Stopped', 'svm',
+           'svm_standardised', 'logistic', 'ridge', 'Estimator', 'find_probe', 'read_counts', 'control_labels',
+           'seen_share', 'Task', 'plan_tasks', 'lit_area', 'picture_features', 'controls', 'count_fitting', 'job_bytes',
+           'count_jobs', 'connect', 'count_cluster_jobs', 'Unit', 'probe_layers', 'what_remains', 'two_class_matrix',
+           'one_vs_all_confusion', 'choose_rules', 'fresh_seed', 'Probing', 'probe']
 
 # %% ../nbs/07_probing.ipynb #43176ce9
 import hashlib
 import json
 import platform
+import re
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from vlm_counting.core import (
     Prediction,
     Registry,
+    RunRecord,
     Sample,
     UnknownName,
+    claim_folder,
     hold_folder,
+    later,
     load_image,
     read_jsonl,
     unknown,
+    write_atomic,
     write_jsonl,
 )
-from .statistics import interval, tabulate
+from .extraction import States, check_samples, lens_curves, read_lens
+from .statistics import compare, confusion, interval, tabulate
 
 # %% ../nbs/07_probing.ipynb #0e8768d6
 RULES = {  # rule -> (factor whose levels are shuffled each on its own, factors that name what is never torn apart)
@@ -110,7 +119,7 @@ def _deal(fold_of: dict, number: int, rng: np.random.RandomState, rule: str, blo
         where = f" of {block!r}" if block != "" else ""
         raise ValueError(
             f"Fold rule '{rule}' found {len(fold_of)} groups{where} for {number} folds, expected at least 2 folds and "
-            "as many groups. Ask for fewer folds (number=...), use more samples, or another rule."
+            "as many groups. Ask for fewer folds, use more samples, or another rule."
         )
     places = sorted(fold_of, key=lambda place: [(value is not None, value) for value in place])
     order = np.arange(len(places)) if rule == "count" else rng.permutation(len(places))
@@ -248,7 +257,7 @@ def _read_fold(
     return (_pairs_fold if shared else _plain_fold)(features, labels, train, test, tolerance)
 
 # %% ../nbs/07_probing.ipynb #eba014d6
-PROBES = Registry("probe", "Add a function of features, labels and folds in 07_probing.ipynb.")
+PROBES = Registry("probe", "An estimator will do as well: probe=LogisticRegression(). Or add one in 07_probing.ipynb.")
 FEW_DIMENSIONS = 256  # below this a shared Gram matrix does not pay
 
 
@@ -335,25 +344,91 @@ def ridge(
 
 ridge.reads_new_counts = True  # a probe that says so may be asked about counts that it was not trained on
 
+# %% ../nbs/07_probing.ipynb #1d280ba5
+def _written(model: object) -> str:
+    "An estimator with all that was set in it, on one line, without what no two processes share."
+    from sklearn import config_context
+
+    if type(model).__repr__ is object.__repr__:
+        return f"{type(model).__name__}()"
+    with config_context(print_changed_only=True):
+        whole = {"N_CHAR_MAX": 10**9} if hasattr(model, "get_params") else {}  # scikit-learn's own leave out the middle
+        text = type(model).__repr__(model, **whole)
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
+
+
+@dataclass(frozen=True)
+class Estimator:
+    "An estimator of scikit-learn, or anything else with `fit` and `predict`, as a probe."
+
+    model: object  # never fitted itself
+    reads_new_counts: bool  # a regressor; see `ridge`
+
+    def __call__(self, features: Features, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        "What a clone, fitted anew in each fold, reads from states as they are. `ValueError` if those are no numbers."
+        from sklearn.base import clone
+
+        said = np.zeros(len(labels), dtype=float if self.reads_new_counts else labels.dtype)
+        for train, test in _each_fold(labels, fold):
+            fitted = clone(self.model, safe=False)
+            fitted.fit(features.states[train], labels[train])
+            read = np.asarray(fitted.predict(features.states[test]))
+            if read.size != len(test) or read.dtype.kind not in "biuf" or not np.isfinite(read).all():
+                found = f"{read.dtype} {read.shape}, such as {read.reshape(-1)[:3].tolist()}"
+                raise ValueError(f"{_written(self.model)} predicts {found}, expected {len(test)} finite numbers.")
+            said[test] = read.reshape(-1)
+        return said
+
+# %% ../nbs/07_probing.ipynb #3b75e9d0
+def _is(kind: str, model: object) -> bool:
+    "What scikit-learn thinks of an estimator: 'regressor', 'clusterer', ...; nothing of a class that it does not know."
+    from sklearn import base
+
+    try:
+        return getattr(base, f"is_{kind}")(model)
+    except AttributeError:
+        return False
+
+
+def find_probe(
+    probe: object,  # a name in `PROBES`; anything with `fit` and `predict`; or a function as those in `PROBES`
+) -> tuple[str, Callable]:  # its name in tables, the function
+    "What is meant by a probe. `UnknownName` with the nearest name; `TypeError` says what else will do."
+    if isinstance(probe, str):
+        return probe, PROBES[probe]
+    if isinstance(probe, tuple) and len(probe) == 2:  # found before
+        return probe
+    if isinstance(probe, type):
+        raise TypeError(f"{probe.__name__} is a class, expected one of its kind: probe={probe.__name__}().")
+    if _is("clusterer", probe) or _is("outlier_detector", probe):
+        raise TypeError(f"{_written(probe)} learns no counts, expected a classifier or a regressor, such as Ridge().")
+    if hasattr(probe, "fit") and hasattr(probe, "predict"):
+        return _written(probe), Estimator(probe, _is("regressor", probe) or getattr(probe, "reads_new_counts", False))
+    if callable(probe) and hasattr(probe, "__name__"):
+        return probe.__name__, probe
+    raise TypeError(
+        f"Found a {type(probe).__name__} for a probe, expected a name ({', '.join(PROBES)}) or something with `fit` "
+        "and `predict`, such as LogisticRegression() of scikit-learn."
+    )
+
 # %% ../nbs/07_probing.ipynb #cafbe6a7
 CLASSIFIERS_NEVER = (
     "Rule 'count' tests on counts that were never trained on, and probe '{name}' can only answer counts that it was "
-    "trained on: it would be wrong every time. Use probe 'ridge' with rule 'count'."
+    "trained on: it would be wrong every time. Use probe 'ridge' with rule 'count', or a regressor of scikit-learn."
 )
 
 
-def _check_pair(name: str, rule: str) -> None:
-    "Refuse a probe that does not exist, and a classifier under rule 'count'."
-    if rule == "count" and not getattr(PROBES[name], "reads_new_counts", False):
+def _check_pair(name: str, fit: Callable, rule: str) -> None:
+    "Refuse a classifier under rule 'count'."
+    if rule == "count" and not getattr(fit, "reads_new_counts", False):
         raise ValueError(CLASSIFIERS_NEVER.format(name=name))
-    PROBES[name]
 
 # %% ../nbs/07_probing.ipynb #a56b8619
-def probe(
+def read_counts(
     states: np.ndarray | Features,  # (samples, dim)
     targets: Sequence[int],  # (samples,) true counts
     factors: Sequence[dict],  # (samples,) as in `Sample.factors`
-    name: str = "svm",  # a name in `PROBES`
+    probe: object = "svm",  # as for `find_probe`
     rule: str = "paper",  # a name in `RULES`
     number: int = 3,  # folds
     seed: int = 0,  # of the folds
@@ -361,17 +436,18 @@ def probe(
 ) -> list[
     Prediction
 ]:  # in the order of the samples; factors + the fold; `text` is the reading, `count` the nearest whole number
-    "Read the count from every sample while it is in the test fold. Errors: see `folds` and `Features`."
-    _check_pair(name, rule)
+    "Read the count from every sample while it is in the test fold. Errors: see `find_probe`, `folds` and `Features`."
+    (name, fit), who = find_probe(probe), uids or [str(index) for index in range(len(targets))]
+    _check_pair(name, fit, rule)
     targets, features = _aligned(states, targets, factors)
     fold = folds(targets, factors, rule, number, seed)
-    said, uids = PROBES[name](features, targets, fold), uids or [str(index) for index in range(len(targets))]
+    said = fit(features, targets, fold)
     counts = _nearest(said, targets)
     return [
         Prediction(
             uid, f"probe {name}", f"{value:.4g}", int(count), int(count), int(target), None, row | {"fold": int(k)}
         )
-        for uid, value, count, target, row, k in zip(uids, said, counts, targets, factors, fold, strict=True)
+        for uid, value, count, target, row, k in zip(who, said, counts, targets, factors, fold, strict=True)
     ]
 
 
@@ -454,10 +530,10 @@ def _measure(said: np.ndarray, labels: np.ndarray, fold: np.ndarray, clusters: l
 class Task:
     "One score to compute for each representation: everything but the states."
 
-    probe: str  # a name in `PROBES`
+    probe: str  # its name
     rule: str  # a name in `RULES`
     control: str  # 'none', a name in `CONTROLS`, or what else is probed in place of the trained model's states
-    fit: object  # the function in `PROBES`; it travels to other processes
+    fit: object  # the function of `find_probe`; it travels to other processes
     labels: np.ndarray  # (samples,) int
     fold: np.ndarray  # (samples,) int
     seen: float | None  # for a control task, see `seen_share`
@@ -466,23 +542,23 @@ class Task:
 def plan_tasks(
     targets: Sequence[int],  # (samples,) true counts
     factors: Sequence[dict],  # (samples,) as in `Sample.factors`
-    probes: Sequence[str],  # names in `PROBES`
+    probes: Sequence,  # each as for `find_probe`
     rules: Sequence[str],  # names in `RULES`
     controls: Sequence[str] = (),  # names in `CONTROLS`
     number: int = 3,  # folds
     seed: int = 0,  # of folds and controls
 ) -> list[Task]:
     "Every probe under every rule, for the true counts and each control. Errors of `folds` and `control_labels`."
-    targets, tasks = np.asarray(targets, dtype=int), []
+    targets, tasks, found = np.asarray(targets, dtype=int), [], dict(map(find_probe, probes))
     for rule in rules:
         fold = folds(targets, factors, rule, number, seed)
         labels = [("none", targets, None)]
         for control in controls:
             values, types = control_labels(control, targets, factors, rule, seed)
             labels.append((control, values, seen_share(types, fold) if control == "control task" else None))
-        for name in probes:
-            _check_pair(name, rule)
-            tasks += [Task(name, rule, control, PROBES[name], values, fold, seen) for control, values, seen in labels]
+        for name, fit in found.items():
+            _check_pair(name, fit, rule)
+            tasks += [Task(name, rule, control, fit, values, fold, seen) for control, values, seen in labels]
     return tasks
 
 # %% ../nbs/07_probing.ipynb #c4ba7f5d
@@ -567,7 +643,7 @@ def picture_features(
 # %% ../nbs/07_probing.ipynb #4b636998
 def controls(
     samples: Sequence[Sample],  # the pictures that the states are of
-    probes: Sequence[str] = ("svm",),  # names in `PROBES`
+    probes: Sequence = ("svm",),  # each as for `find_probe`
     rules: Sequence[str] = ("paper",),  # names in `RULES`
     number: int = 3,  # folds
     seed: int = 0,  # of the folds
@@ -605,13 +681,12 @@ COLUMNS = (
 
 # %% ../nbs/07_probing.ipynb #485cf3c2
 def _identity(states: object) -> str:  # 12 hex digits
-    "What the states are of: model, samples and, for a store on disk, its own description."
+    "What the states are of: model, samples and, for a store, its own description."
     digest = hashlib.sha256()
     samples = zip(states.uids, map(int, states.targets), states.factors, strict=True)
     for row in ([str(states.model), len(states.uids)], *samples):
         digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
-    about = Path(states.folder) / "states.json" if getattr(states, "folder", None) else None
-    digest.update(about.read_bytes() if about and about.exists() else b"")
+    digest.update(states.description() if hasattr(states, "description") else b"")
     return digest.hexdigest()[:12]
 
 # %% ../nbs/07_probing.ipynb #448b4c51
@@ -767,8 +842,8 @@ class Unit:
         try:
             return _score_tasks(self.states.array(self.layer, self.pooling), self.tasks, clusters, self.head), "", ""
         except Exception as error:
-            which = f"Layer {self.layer}, pooling '{self.pooling}' of {self.states.model}"
-            return [], f"{which}: {type(error).__name__}: {error}", traceback.format_exc()
+            which = "" if self.layer is None else f"Layer {self.layer}, pooling '{self.pooling}' of "
+            return [], f"{which}{self.states.model}: {type(error).__name__}: {error}", traceback.format_exc()
 
 
 KEY = ("states", "model", "layer", "pooling", "folds", "seed", "probe", "rule", "control")
@@ -797,15 +872,23 @@ def _plan_units(
     if untrained is not None:
         stores.append((untrained, true, {"control": "untrained"}))
     heads = [{"states": _identity(store), "model": str(states.model)} | settings | extra for store, _, extra in stores]
-    lean = [store.lean() if hasattr(store, "lean") else store for store, _, _ in stores]  # what travels
     return [
-        Unit(light, layer, pooling, mine, {"layer": int(layer), "pooling": pooling} | head)
+        Unit(_lean(store, layer, pooling), layer, pooling, mine, _place(layer, pooling) | head)
         for layer, pooling in keys
-        for (store, mine, _), light, head in zip(stores, lean, heads, strict=True)
+        for (store, mine, _), head in zip(stores, heads, strict=True)
         if store is states or (layer, pooling) in set(store.keys())
     ]
 
 
+def _lean(store: object, layer: int, pooling: str) -> object:
+    "What travels of a store."
+    return store.lean(layer, pooling) if hasattr(store, "lean") else store
+
+
+def _place(layer: int | None, pooling: str | None) -> dict:  # None: it is of no layer that we know
+    return {"layer": None if layer is None else int(layer), "pooling": pooling}
+
+# %% ../nbs/07_probing.ipynb #54ea87f4
 def _read_rows(path: Path | None, units: list[Unit]) -> dict[tuple, dict]:
     "Rows that are finished already. `FileExistsError` if the file is about other states or other settings."
     rows = read_jsonl(path, repair=True) if path and path.exists() else []
@@ -857,9 +940,41 @@ def _raise(failures: list[tuple[str, str]], units: int, path: Path | None) -> No
     raise error
 
 # %% ../nbs/07_probing.ipynb #9e882801
+def _probe_units(
+    units: list[Unit], states: object, path: Path | None, jobs: int | None, progress: bool, client: object
+) -> list[dict]:
+    "The rows of all units, in order; what is in the file already is not done again."
+    path, clusters = Path(path) if path else None, _clusters(states.targets, states.factors)
+    width = getattr(states, "width", lambda layer, pooling: states.array(layer, pooling).shape[1])
+    widest = max(width(*key) for key in {unit.pooling: (unit.layer, unit.pooling) for unit in units}.values())
+    size = len(states.targets), widest
+    jobs = jobs or (count_cluster_jobs(client, *size) if client else count_jobs(*size))
+    with hold_folder(path.parent) if path else nullcontext():
+        done = _read_rows(path, units)
+        _run_units(units, done, path, jobs, client, clusters, progress)
+        rows = [done[key] for unit in units for key in unit.expected()]
+        if path and list(done.values()) != rows:
+            write_jsonl(path, rows)
+    return rows
+
+
+def _check_keys(states: object, keys: Sequence[tuple] | None) -> list[tuple]:
+    "(layer, pooling) pairs that there are. `ValueError` for none, or for one that is not there."
+    keys = [tuple(key) for key in (states.keys() if keys is None else keys)]
+    if not keys:
+        raise ValueError("keys is empty. Name at least one (layer, pooling), or say keys=None for all.")
+    if unknown_keys := [key for key in keys if key not in set(states.keys())]:
+        layer, pooling = unknown_keys[0]
+        have = ", ".join(f"({layer}, '{pooling}')" for layer, pooling in list(states.keys())[:4])
+        raise ValueError(
+            f"The states have no layer {layer} with pooling '{pooling}'. They have {have}, ... see keys()."
+        )
+    return keys
+
+# %% ../nbs/07_probing.ipynb #4fe48622
 def probe_layers(
     states: object,  # an open store: model, uids, targets, factors, keys(), array(layer, pooling)
-    probes: Sequence[str] = ("svm",),  # names in `PROBES`
+    probes: Sequence = ("svm",),  # each as for `find_probe`: a name in `PROBES`, an estimator
     rules: Sequence[str] = ("paper",),  # names in `RULES`
     controls: Sequence[str] = CONTROLS,  # labels with nothing to count, names in `CONTROLS`
     untrained: object = None,  # states of the same samples in the same architecture with random weights
@@ -872,35 +987,23 @@ def probe_layers(
     client: object = None,  # from `connect`: the workers of a Dask cluster probe; None: processes of this machine
 ) -> pd.DataFrame:  # `COLUMNS` and selectivity; one row a layer, pooling, probe, rule and control
     "Probe every representation of a model. Resumes. `RuntimeError` names the representation that failed."
-    keys = [tuple(key) for key in (states.keys() if keys is None else keys)]
-    if not keys:
-        raise ValueError("keys is empty. Name at least one (layer, pooling), or say keys=None for all.")
-    if unknown_keys := [key for key in keys if key not in set(states.keys())]:
-        layer, pooling = unknown_keys[0]
-        have = ", ".join(f"({layer}, '{pooling}')" for layer, pooling in list(states.keys())[:4])
-        raise ValueError(
-            f"The states have no layer {layer} with pooling '{pooling}'. They have {have}, ... see keys()."
-        )
+    keys = _check_keys(states, keys)
     tasks = plan_tasks(states.targets, states.factors, probes, rules, controls, number, seed)
     units = _plan_units(states, untrained, tasks, keys, {"folds": number, "seed": seed})
-    path, clusters = Path(path) if path else None, _clusters(states.targets, states.factors)
-    width = getattr(states, "width", lambda layer, pooling: states.array(layer, pooling).shape[1])
-    widest = max(width(*key) for key in {pooling: (layer, pooling) for layer, pooling in keys}.values())
-    size = len(states.targets), widest
-    jobs = jobs or (count_cluster_jobs(client, *size) if client else count_jobs(*size))
-    with hold_folder(path.parent) if path else nullcontext():
-        done = _read_rows(path, units)
-        _run_units(units, done, path, jobs, client, clusters, progress)
-        rows = [done[key] for unit in units for key in unit.expected()]
-        if path and list(done.values()) != rows:
-            write_jsonl(path, rows)
-    return _tidy(rows)
+    return _tidy(_probe_units(units, states, path, jobs, progress, client))
 
 # %% ../nbs/07_probing.ipynb #854818cb
-STRICT = ("layout", "paper", "random")  # rules by which the sentence is made, the first that was used
-WORDS = {"layout": "on new layouts", "paper": "under the paper's folds", "random": "in random folds"}
+WORDS = {  # rule -> what it tests on; the sentence is made by the first that was used
+    "layout": "on new layouts",
+    "paper": "under the paper's folds",
+    "random": "in random folds",
+    "entity": "of new kinds of objects",
+    "colour": "in new colours",
+    "shape": "of new shapes",
+    "count": "that training has not shown",
+}
 
-
+# %% ../nbs/07_probing.ipynb #efbc6768
 def _where(row: pd.Series) -> str:
     place = "" if pd.isna(row["layer"]) else f", layer {row['layer']}, {row['pooling'].replace('_', ' ')}"
     return f"{row['probe'].replace('_', ' ')}{place}"
@@ -910,10 +1013,10 @@ def what_remains(
     table: pd.DataFrame,  # rows of `probe_layers`, with those of `controls` below it
 ) -> str:
     "What the controls leave of the best score, in words. `ValueError` for a table without a score or a known rule."
-    rule = next((rule for rule in STRICT if rule in set(table["rule"])), None)
+    rule = next((rule for rule in WORDS if rule in set(table["rule"])), None)
     rows = table[table["rule"] == rule]
     if (true := rows[rows["control"] == "none"]).empty:
-        raise ValueError(f"The table has no score under {', '.join(STRICT)}. Make it with probe_layers(states).")
+        raise ValueError(f"The table has no score under {', '.join(WORDS)}. Make it with probe_layers(states).")
     best, many = true.iloc[true["accuracy"].argmax()], len(true) > 1
     who = f"The best of {len(true)} probes" if many else "The probe"
     said = f"{who} ({_where(best)}) reads {best['accuracy']:.1%} of {best['n']:,} counts {WORDS[rule]} "
@@ -967,3 +1070,449 @@ def one_vs_all_confusion(
     crossed = pd.crosstab(pd.Series(targets, name="target"), pd.Series(said, name="read"))
     crossed = crossed.reindex(index=counts, columns=counts, fill_value=0)
     return crossed.div(crossed.sum(axis=1), axis=0)
+
+# %% ../nbs/07_probing.ipynb #2f9a91e3
+def _several(asked: object) -> list:
+    "What was asked for as a list: one thing, several, or names with commas between them."
+    if isinstance(asked, str):
+        return [part.strip() for part in asked.split(",")]
+    return list(asked) if isinstance(asked, list | tuple | set | range) else [asked]
+
+
+def _have(factors: Sequence[dict], *names: str) -> bool:
+    return bool(len(factors)) and all(row.get(name) is not None for row in factors for name in names)
+
+
+def choose_rules(
+    targets: Sequence[int],  # (samples,) true counts
+    factors: Sequence[dict],  # (samples,) as in `Sample.factors`
+    rule: object = "auto",  # a name in `RULES`, or several; 'auto': those that the samples allow
+    number: int = 3,  # folds
+    seed: int = 0,  # of the folds
+) -> tuple[list[str], list[str]]:  # names in `RULES`; sentences about those that were left out
+    "Fold rules for some samples. What was asked for by name stays, whether it can be had or not."
+    if _several(rule) != ["auto"]:
+        return _several(rule), []
+    chosen, notes = [], []
+    for name in ("paper", "layout") if _have(factors, "entity", "layout") else ():
+        try:
+            fold = folds(targets, factors, name, number, seed)
+            list(_each_fold(np.asarray(targets, dtype=int), fold))  # two counts to train on
+            chosen.append(name)
+        except ValueError as error:
+            why = str(error).partition(", expected")[0]
+            notes.append(f"{why}: rule '{name}' is left out. It needs more samples, or fewer folds.")
+    return chosen or ["random"], notes
+
+# %% ../nbs/07_probing.ipynb #d435d9a1
+SMALL = 100_000_000  # weights of a model that is read once more without being asked
+
+
+def fresh_seed(
+    states: States,
+    asked: int | str | None = "auto",  # a seed; None: no untrained control; 'auto': 0 below `SMALL`
+) -> tuple[int | None, str]:  # seed of the fresh weights, None: none are read; why not, '' if that was asked for
+    "Whether the states of a model with fresh weights are worth their time."
+    size = states.about.get("parameters")
+    if asked != "auto":
+        return asked, ""
+    if size and size < SMALL:
+        return 0, ""
+    weights = f"{size / 1e6:,.0f} M weights" if size else "a number of weights that its states do not tell"
+    return None, (
+        f"{states.model} has {weights}. So it is not read untrained as well, which takes as long as the\n"
+        "extraction did. untrained=0 asks for this control, and device=... says where it is read."
+    )
+
+# %% ../nbs/07_probing.ipynb #856cac87
+@dataclass(frozen=True, eq=False)
+class _Held:
+    "An array of states with what belongs to it, as `probe_layers` sees a store."
+
+    states: np.ndarray  # (samples, dim) float32
+    targets: np.ndarray  # (samples,) int
+    factors: list[dict]
+    uids: list[str]
+    model: str = "array"
+
+    def keys(self) -> list[tuple]:
+        return [(None, None)]
+
+    def array(self, layer: None = None, pooling: None = None) -> np.ndarray:
+        return self.states
+
+    def description(self) -> bytes:
+        return hashlib.sha256(np.ascontiguousarray(self.states)).digest()
+
+
+def _whole(targets: Sequence, uids: Sequence[str]) -> np.ndarray:  # (samples,) int
+    "True counts. `ValueError` names the first that is not known, or is no count."
+    targets = [target.item() if hasattr(target, "item") else target for target in targets]
+    for uid, target in zip(uids, targets, strict=True):
+        if target is None or target is np.ma.masked:
+            raise ValueError(
+                f"'{uid}' has no true count, and a probe learns from those. Give them, targets=..., or extract only "
+                "samples whose target is known."
+            )
+        if not isinstance(target, int | float) or not np.isfinite(target) or int(target) != target:
+            raise ValueError(f"The target of '{uid}' is {target!r}, expected a whole number.")
+    return np.array(targets).astype(int)
+
+# %% ../nbs/07_probing.ipynb #088917da
+def _as_store(
+    states: object, targets: Sequence | None, factors: Sequence[dict] | None, uids: Sequence[str] | None
+) -> object:  # with whole numbers for targets
+    "A store as it is, or with other targets or factors; an array as one. Errors say what an array needs beside it."
+    if hasattr(states, "uids"):
+        given = {"targets": targets, "factors": factors, "uids": uids}
+        other = {name: list(value) for name, value in given.items() if value is not None}
+        sizes = {name: len(value) for name, value in other.items() if len(value) != len(states.uids)}
+        if sizes:
+            name, size = next(iter(sizes.items()))
+            raise ValueError(f"Found {len(states.uids)} states and {size} {name}, expected as many of each.")
+        if other and not is_dataclass(states):
+            raise TypeError(
+                f"Only a dataclass can be given other {next(iter(other))}, found a {type(states).__name__}."
+            )
+        known = _whole(other.get("targets", states.targets), other.get("uids", states.uids))
+        return replace(states, **other | {"targets": known}) if other else states
+    if targets is None:
+        raise TypeError("An array does not say what is right. Expected probe(x, y), y the true count of each row of x.")
+    states = states.states if isinstance(states, Features) else states
+    states = states.detach().float().cpu() if hasattr(states, "detach") else states  # of torch
+    states = np.asarray(states, dtype=np.float32)
+    uids = [str(place) for place in range(len(targets))] if uids is None else [str(uid) for uid in uids]
+    factors = [{} for _ in targets] if factors is None else [dict(row) for row in factors]
+    sizes = len(states) if states.ndim else 0, len(targets), len(factors), len(uids)
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            "Found {} states, {} targets, {} factors and {} uids, expected as many of each.".format(*sizes)
+        )
+    return _Held(states, _whole(targets, uids), factors, uids)
+
+# %% ../nbs/07_probing.ipynb #7c57e5a1
+def _choose_keys(states: object, **asked: object) -> list[tuple]:  # layer=..., pooling=...; None: all
+    "(layer, pooling) pairs. `UnknownName` for a layer or pooling that is not there, with the nearest that is."
+    keys = list(states.keys())
+    for place, (kind, given) in enumerate(asked.items()):
+        have = list(dict.fromkeys(key[place] for key in states.keys()))
+        if given is not None and have == [None]:
+            raise ValueError(f"{kind} is {given!r}, but an array has no {kind}s. Leave it out.")
+        for one in () if given is None else _several(given):
+            if one not in have:
+                raise UnknownName(unknown(kind, one, have))
+        keys = [key for key in keys if given is None or key[place] in _several(given)]
+    return keys
+
+# %% ../nbs/07_probing.ipynb #49780164
+@dataclass(frozen=True, eq=False)
+class Probing:
+    "What probes read from states, and what the same probes get where there is nothing to count."
+
+    table: pd.DataFrame  # columns of `probe_layers`; below it the controls that look at the images
+    rows: list[dict]  # of the table without those, as probes.jsonl has them
+    states: object  # what was probed: `States`, or an array with its targets
+    probes: dict[str, Callable]  # name -> probe, in the order in which they were asked for
+    rules: list[str]  # fold rules, in that order
+    folds: int
+    seed: int  # of folds and controls
+    record: RunRecord  # how it was made
+    left_out: list[str] = field(default_factory=list)  # rules that the samples do not allow, and why
+    folder: Path | None = None  # where it is kept; None: in memory only
+
+    @property
+    def best(self) -> pd.Series:
+        "The row of the best score by the strictest rule that was used, as `what_remains` has it."
+        true = self.table[self.table["control"] == "none"]
+        true = true[true["rule"] == next((rule for rule in WORDS if rule in self.rules), self.rules[0])]
+        return true.iloc[true["accuracy"].argmax()]
+
+    @cached_property
+    def predictions(self) -> list[Prediction]:
+        "What the best one reads from each sample; see `read_counts`. It is fitted once more."
+        best = self.best
+        key = (None, None) if pd.isna(best["layer"]) else (int(best["layer"]), best["pooling"])
+        return self._read(*key, best["probe"], best["rule"])
+
+    @cached_property
+    def _compared(self) -> pd.DataFrame:
+        return _last_gap(self)
+
+# %% ../nbs/07_probing.ipynb #d0ae2809
+@patch
+def _read(self: Probing, layer: int | None, pooling: str | None, probe: str, rule: str) -> list[Prediction]:
+    "The readings of one representation by one probe."
+    store = self.states
+    known = store.targets, store.factors, (probe, self.probes[probe]), rule, self.folds, self.seed, store.uids
+    return read_counts(store.array(layer, pooling), *known)
+
+
+@patch(as_prop=True)
+def accuracy(self: Probing) -> float:
+    "Share of the counts that the best one reads, mean over folds."
+    return float(self.best["accuracy"])
+
+
+@patch(as_prop=True)
+def low(self: Probing) -> float:
+    "Lower end of its 95 % interval."
+    return float(self.best["low"])
+
+
+@patch(as_prop=True)
+def high(self: Probing) -> float:
+    "Upper end of its 95 % interval."
+    return float(self.best["high"])
+
+
+@patch(as_prop=True)
+def chance(self: Probing) -> float:
+    "Share of the most frequent count, which who always says it gets right."
+    return float(self.best["chance"])
+
+# %% ../nbs/07_probing.ipynb #10a19076
+@patch
+def scores(self: Probing) -> pd.DataFrame:  # `score`, then the columns of the table
+    "The best layer and pooling of each probe and fold rule, the best first; `seen` is that of the control task."
+    ranked = self.table[self.table["control"] == "none"].sort_values("accuracy", ascending=False, kind="stable")
+    tried = self.table[self.table["control"] == "control task"].groupby("rule")["seen"].first()
+    best = ranked.drop_duplicates(["probe", "rule"]).assign(seen=lambda rows: rows["rule"].map(tried))
+    best.insert(0, "score", best["probe"] + ", " + best["rule"])
+    return best
+
+
+@patch
+def sentence(self: Probing) -> str:
+    "What the controls leave of the best score, in words; see `what_remains`."
+    return what_remains(self.table)
+
+
+@patch
+def __repr__(self: Probing) -> str:
+    best, many = self.best, int((self.table["control"] == "none").sum())
+    about = f"Probing of {self.states.model}: " + f"{many:,} scores, the best " * (many > 1) + f"{self.accuracy:.3f}"
+    about += f" [{self.low:.3f}, {self.high:.3f}] ({_where(best)}, rule {best['rule']})"
+    return f"{about}, chance {self.chance:.3f}"
+
+# %% ../nbs/07_probing.ipynb #97e0e812
+def _no_gap(done: Probing) -> str:  # "" if there is one
+    "Why there is no first token to compare with."
+    states, about = done.states, getattr(done.states, "about", {})
+    if not about.get("lens") or "last" not in states.poolings:
+        return "These states have no lens at the last token, so there is no first token to compare with."
+    deepest, found = max(states.layers), about.get("blocks", "an unknown number of")
+    if deepest != found:
+        return f"The deepest layer here is {deepest}, and the model has {found} blocks: what it would say is not known."
+    probed = set(zip(done.table["layer"], done.table["pooling"], strict=True))
+    return "" if (deepest, "last") in probed else f"Layer {deepest} was not probed at the last token: there is no gap."
+
+
+def _last_gap(done: Probing) -> pd.DataFrame:
+    states, probe, rule = done.states, next(iter(done.probes)), done.rules[-1]
+    deepest, lens = max(states.layers), read_lens(states)
+    said = lens[(lens["layer"] == deepest) & lens["norm"]].astype(object).where(lambda rows: rows.notna(), None)
+    told = zip(
+        states.uids, said["token"], said["count"], said["count_paper"], states.targets, states.factors, strict=True
+    )
+    answers = [Prediction(u, states.model, t, c, p, int(target), None, f) for u, t, c, p, target, f in told]
+    return compare(answers, done._read(deepest, "last", probe, rule), by="target")
+
+# %% ../nbs/07_probing.ipynb #4a19b7b7
+@patch
+def gap(self: Probing) -> pd.DataFrame:  # columns of `compare`: first is the first token, second the probe
+    "Last state against first token, count by count. `ValueError` says why there is none."
+    if why := _no_gap(self):
+        raise ValueError(why)
+    return self._compared
+
+
+@patch(as_prop=True)
+def notes(self: Probing) -> list[str]:
+    "What was left out, and why, in sentences."
+    gap = "" if isinstance(self.states, _Held) else _no_gap(self)  # of an array nobody expects one
+    return [*self.left_out, *filter(None, [gap])]
+
+
+@patch
+def tables(self: Probing) -> dict[str, pd.DataFrame]:  # name of a CSV file -> its table
+    "All scores and controls, the best ones, and the gap where there is one."
+    found = {"probes": self.table, "scores": self.scores()}
+    return found if _no_gap(self) else found | {"gap": self.gap()}
+
+# %% ../nbs/07_probing.ipynb #28d34930
+def _short(name: str, most: int = 40) -> str:
+    "A probe's name in a title."
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
+def _file(name: str) -> str:
+    "A probe's name in the name of a file: an estimator's may be long, and may have any letter."
+    plain = re.sub(r"[^\w.+-]+", "_", name).strip("_")
+    return plain if len(plain) <= 60 else f"{plain[:50]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _layer_figures(done: Probing, lens: pd.DataFrame) -> dict:
+    "Curves over depth and a map of all representations, for the first probe and rule, and for the last."
+    draw, model, found = later("figures"), str(done.states.model), {}
+    released, words = later("published").load_layerwise(), pd.DataFrame()
+    if len(lens):  # as the paper has it: no norm, its parser, no layer 0
+        words = lens.query("not norm and layer > 0")
+        words = words.assign(accuracy=words["accuracy_paper"], pooling="lens", control="none", low=None, high=None)
+    paper = released[released["model"].str.startswith(model.removeprefix("tiny-"))]
+    for name, rule in {(list(done.probes)[end], done.rules[end]): end for end in (0, -1)}:
+        rows = done.table[(done.table["probe"] == name) & (done.table["rule"] == rule)]
+        title, right = f"{model}: {_short(name)}, rule {rule}", None
+        if not found and len(paper):
+            left, right = draw.new_axes(9.6, 3.6, columns=2)
+            draw.plot_layers(paper, left, legend=False, title=f"{paper['model'].iloc[0]}, as published")
+        curves = draw.plot_layers(pd.concat([rows, words]), right, chance=rows["chance"].iloc[0], title=title)
+        whole_map = draw.plot_layer_map(pd.concat([draw.true_labels(rows), words]), title=title)
+        found |= {f"layers_{_file(name)}_{rule}": curves.figure, f"map_{_file(name)}_{rule}": whole_map.figure}
+    return found
+
+# %% ../nbs/07_probing.ipynb #1096736b
+def _drawn(done: Probing) -> dict:
+    "Name of a file -> figure."
+    draw, states, model = later("figures"), done.states, str(done.states.model)
+    if isinstance(states, _Held):
+        best, name = confusion(done.predictions), next(iter(done.probes))
+        return {"confusion": draw.plot_confusion(best, title=f"What {_short(name)} reads per true count").figure}
+    lens = lens_curves(read_lens(states)) if getattr(states, "about", {}).get("lens") else pd.DataFrame()
+    found = _layer_figures(done, lens)
+    if len(lens):
+        found["lens_curves"] = draw.plot_lens_curves(lens).figure
+    if "gap" in (tables := done.tables()):
+        found["gap"] = draw.plot_gap(tables["gap"], title=f"{model}: last state, and first token").figure
+    return found
+
+
+def _keep(done: Probing, folder: Path) -> dict:
+    figures = _drawn(done)
+    with hold_folder(folder):
+        for name, figure in figures.items():
+            later("figures").save_figure(figure, folder / name)
+    return figures
+
+
+def _write_tables(done: Probing, folder: Path) -> None:
+    for name, table in done.tables().items():
+        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+
+# %% ../nbs/07_probing.ipynb #c52a58d7
+@patch
+def figures(self: Probing) -> "dict[str, matplotlib.figure.Figure]":  # noqa: F821 # name of a file -> figure
+    "All figures. What is kept in a folder puts them there."
+    return _drawn(self) if self.folder is None else _keep(self, self.folder)
+
+
+@patch
+def _repr_html_(self: Probing) -> str:
+    shown = ["probe", "rule", "layer", "pooling", "n", "accuracy", "low", "high", "chance", "selectivity"]
+    return later("figures").show_table(self.scores()[shown], repr(self)).to_html()
+
+
+@patch
+def save(
+    self: Probing,
+    folder: Path | str,  # made if need be; refused if another run's results are there
+    overwrite: bool = False,  # move another run's files to replaced/ instead of refusing
+) -> Path:
+    "Keep scores, tables, figures and run.json. `probe(..., path=folder)` goes on from it."
+    folder = Path(folder).expanduser()
+    with claim_folder(self.record, folder, overwrite):
+        write_jsonl(folder / "probes.jsonl", self.rows)
+        _write_tables(self, folder)
+        _keep(self, folder)
+    return folder
+
+# %% ../nbs/07_probing.ipynb #db649de1
+def _check_images(samples: Sequence[Sample] | None, states: object) -> None:
+    "`ValueError` if these are not the samples that the states were read from."
+    if samples is not None and isinstance(states, States):
+        check_samples(states, samples)
+    elif samples is not None and [sample.uid for sample in samples] != list(states.uids):
+        raise ValueError(
+            f"Found {len(samples)} samples for {len(states.uids)} states, expected the same, in their order."
+        )
+
+
+def _record(states: object, settings: dict, seed: int) -> RunRecord:
+    "How a probing is made, as far as its states tell."
+    about = getattr(states, "about", {})
+    known = {name: str(about.get(name, "")) for name in ("weights", "processor")}
+    known |= {"fingerprint": about.get("fingerprint") or _identity(states), "samples": len(states.uids)}
+    return RunRecord("probe", settings, str(states.model), **known, seeds={"seed": seed}, device="cpu")
+
+
+def _plan(
+    store: object, probe: object, rule: object, number: int, seed: int, controls: object, asked: dict
+) -> tuple[Probing, list[Task], list[tuple]]:
+    "A `Probing` that has no scores yet, its tasks and its representations. What can be refused is refused here."
+    _whole(store.targets, store.uids)
+    probes, keys = dict(map(find_probe, _several(probe))), _choose_keys(store, **asked)
+    rules, left_out = choose_rules(store.targets, store.factors, rule, number, seed)
+    allowed = CONTROLS if _have(store.factors, "entity", "layout") else CONTROLS[:1]
+    given = list(allowed) if controls == "auto" else _several(controls or ())
+    tasks = plan_tasks(store.targets, store.factors, list(probes.items()), rules, given, number, seed)
+    settings = {"probes": list(probes), "rules": rules, "folds": number, "controls": given}
+    settings |= {name: None if value is None else _several(value) for name, value in asked.items()}
+    record = _record(store, settings, seed)
+    return Probing(pd.DataFrame(), [], store, probes, rules, number, seed, record, left_out), tasks, keys
+
+# %% ../nbs/07_probing.ipynb #6091def8
+def _fill(
+    plan: Probing,
+    tasks: list[Task],
+    keys: list[tuple],
+    untrained: object,  # states, or a function that reads them
+    samples: Sequence[Sample] | None,
+    engine: dict,  # jobs, client, progress
+) -> Probing:
+    "Fit everything; with its tables in its folder, if it has one."
+    folder, settings = plan.folder, {"number": plan.folds, "seed": plan.seed}
+    fresh = untrained(folder and folder / "untrained") if callable(untrained) else untrained
+    units = _plan_units(plan.states, fresh, tasks, keys, {"folds": plan.folds, "seed": plan.seed})
+    rows = _probe_units(units, plan.states, folder and folder / "probes.jsonl", **engine)
+    table = _tidy(rows)
+    if samples is not None:
+        images = controls(samples, list(plan.probes.items()), plan.rules, **settings, progress=engine["progress"])
+        table = pd.concat([table, images], ignore_index=True)
+    done = replace(plan, table=table, rows=rows)
+    if folder:
+        _write_tables(done, folder)
+    return done
+
+# %% ../nbs/07_probing.ipynb #69edd5e7
+def probe(
+    states: "States | np.ndarray",  # of `extract` or `open_states`; or an array (samples, dim)
+    targets: Sequence[int] | None = None,  # (samples,) what is to be read; None: the true counts of the states
+    factors: Sequence[dict] | None = None,  # (samples,) as in `Sample.factors`; None: those of the states
+    probe: object = "svm",  # a name in `PROBES`, an estimator such as LogisticRegression(), or a list of these
+    rule: str | Sequence[str] = "auto",  # names in `RULES`; 'auto': 'paper' and 'layout', or else 'random'
+    folds: int = 3,  # how many
+    seed: int = 0,  # of folds and controls
+    *,
+    layer: int | Sequence[int] | None = None,  # None: all
+    pooling: str | Sequence[str] | None = None,  # None: all
+    uids: Sequence[str] | None = None,  # (samples,) of an array; None: 0, 1, ...
+    controls: str | Sequence[str] | None = "auto",  # names in `CONTROLS`; 'auto': those that the factors allow; None
+    untrained: "States | Callable[[Path | None], States] | None" = None,  # of fresh weights; called with its folder
+    samples: Sequence[Sample] | None = None,  # whose images are probed, too; None: they are not
+    path: Path | str | None = None,  # the run's folder, in which all is kept and goes on; None: in memory
+    jobs: int | None = None,  # representations at once; None: as many as processors and memory allow
+    client: object = None,  # from `connect`: the workers of a Dask cluster probe
+    overwrite: bool = False,  # replace another run in the folder
+    progress: bool = True,  # show a bar
+    run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
+) -> Probing:
+    "Can the count be read? Errors of `find_probe`, `folds` and `claim_folder`, before anything is fitted."
+    store, asked = _as_store(states, targets, factors, uids), {"layer": layer, "pooling": pooling}
+    _check_images(samples, store)
+    plan, tasks, keys = _plan(store, probe, rule, folds, seed, controls, asked)
+    plan.record.parameters["untrained"] = untrained is not None
+    for note in plan.left_out:
+        warnings.warn(note, stacklevel=2)
+    path, record = Path(path).expanduser() if path is not None else None, run or plan.record
+    plan, engine = replace(plan, record=record, folder=path), {"jobs": jobs, "client": client, "progress": progress}
+    with claim_folder(record, path, overwrite) if path else nullcontext():
+        return _fill(plan, tasks, keys, untrained, samples, engine)

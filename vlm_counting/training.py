@@ -45,7 +45,7 @@ from vlm_counting.core import (
     write_jsonl,
 )
 from .evaluation import check_uids, predict, to_prediction
-from .extraction import extract
+from .extraction import extract_states
 from .probing import folds
 from .statistics import compare, holm, interval_of, tabulate
 
@@ -826,11 +826,10 @@ def _check_training(sets: dict[str, list[Sample]], spelt: dict[int, tuple[int, .
 def _read_last(vlm, sets: dict, folder: Path | None, batch_size: int | str, progress: bool) -> dict[str, np.ndarray]:
     "The state of the last token behind the last block and the final norm, (samples, dim), of every set."
     last = len(vlm.anatomy.blocks)
+    how = [last], ["last"], batch_size, False, progress
     with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
-        stores = {
-            name: extract(vlm, samples, Path(place) / "states" / name, [last], ["last"], batch_size, False, progress)
-            for name, samples in sets.items()
-        }
+        home = Path(place) / "states"
+        stores = {name: extract_states(vlm, samples, home / name, *how) for name, samples in sets.items()}
         return {name: store.array(last, "last") for name, store in stores.items()}
 
 
