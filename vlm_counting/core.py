@@ -733,7 +733,9 @@ class Progress:
         hours, minutes = left // 3600, left % 3600 // 60
         time_left = f"{hours} h {minutes} min" if hours else f"{minutes} min {left % 60} s" if minutes else f"{left} s"
         parts = [f"{self.label}: " * bool(self.label) + f"{self.done:,} of {self.total:,} {self.unit}s"]
-        parts += [f"{rate:,.1f} {self.unit}s/s"] * new + [f"{time_left} left"] * (new and self.done < self.total)
+        parts += [f"{rate:,.1f} {self.unit}s/s" if rate >= 1 else f"{1 / rate:,.1f} s a {self.unit}"] * new + [
+            f"{time_left} left"
+        ] * (new and self.done < self.total)
         return ", ".join(parts)
 
 # %% ../nbs/00_core.ipynb #55c59ebf
