@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from vlm_counting import diagnosis
-from vlm_counting.core import Prediction, Sample, UnknownName
+from vlm_counting.core import Prediction, RunRecord, Sample, UnknownName, fingerprint
+from vlm_counting.datasets import load_dataset
 from vlm_counting.diagnosis import (
     CAUSES,
     EVIDENCE,
@@ -26,13 +27,13 @@ from vlm_counting.diagnosis import (
     against_blank,
     answer_evidence,
     attention_evidence,
+    conclude,
     count_pairs,
     diagnose,
     effects,
     examine,
     fit_rule,
     head_evidence,
-    head_of,
     judge,
     judge_unseen,
     load_planted,
@@ -52,6 +53,7 @@ from vlm_counting.evaluation import parse_count, predict
 from vlm_counting.models import load_model
 from vlm_counting.probing import PROBES, Features, folds
 from vlm_counting.stimuli import generate
+from vlm_counting.training import head_of
 
 BY_KIND = {kind: [name for name, fault in FAULTS.items() if fault.kind == kind] for kind in CAUSES}
 NO_CHANCE = ("none", "see_merge")  # the seed changes nothing but the pictures that the planting looks at
@@ -774,7 +776,7 @@ def test_the_rule_learns_from_single_faults_that_cost_something(known, rule):
 
 def test_a_verdict_names_reasons_or_abstains(rule):
     say = WELL | SYMPTOMS["say"]
-    verdict = diagnose(say, rule)
+    verdict = conclude(say, rule)
     assert (
         verdict.fault == "say"
         and verdict.strange <= verdict.reach
@@ -791,7 +793,7 @@ def test_a_verdict_names_reasons_or_abstains(rule):
     assert lead == pytest.approx(np.log(verdict.probabilities[first] / verdict.probabilities[second]))
     assert str(verdict).startswith(f"say: {CAUSES['say']} (probability ") and verdict.reasons[0][1] in str(verdict)
     json.dumps([verdict.probabilities, verdict.reasons])
-    strict = diagnose(say, rule, certain=1.01)
+    strict = conclude(say, rule, certain=1.01)
     assert strict.fault is None and strict.probabilities == verdict.probabilities
     assert str(strict).startswith("abstains between say and ")
 
@@ -807,9 +809,9 @@ def test_it_abstains_where_the_odds_are_split(known):
     low, high = 0.0, 1.0  # shares of 'say'
     for _ in range(12):
         split = (low + high) / 2
-        low, high = (split, high) if diagnose(between(split), two).probabilities["say"] < 0.5 else (low, split)
-    assert diagnose(between(split), two, certain=0.6).fault is None
-    assert [diagnose(end, two, certain=0.6).fault for end in ends] == ["say", "see"]
+        low, high = (split, high) if conclude(between(split), two).probabilities["say"] < 0.5 else (low, split)
+    assert conclude(between(split), two, certain=0.6).fault is None
+    assert [conclude(end, two, certain=0.6).fault for end in ends] == ["say", "see"]
 
 
 def test_a_verdict_on_less_evidence_says_what_is_missing(known, monkeypatch):
@@ -818,17 +820,17 @@ def test_a_verdict_on_less_evidence_says_what_is_missing(known, monkeypatch):
                "patch_last", "attention_share", "attention_moves")  # fmt: skip
     clip = {name: value for name, value in (WELL | SYMPTOMS["bind"]).items() if name not in lacking}
     for evidence in (clip, clip | dict.fromkeys(lacking, np.nan), clip | {"beauty": 1.0}):
-        verdict = diagnose(evidence)
+        verdict = conclude(evidence)
         assert verdict.missing == lacking and verdict.fault == "bind"
         assert not {"token", "mended", "moves"} & {name for name, *_ in verdict.reasons}
     for nonsense in ({}, {"beauty": 1.0}, {"accuracy": np.nan}, {"probe_rival": 0.5}):
         with pytest.raises(ValueError, match="allows no sign. Expected what `examine` gives"):
-            diagnose(nonsense)
+            conclude(nonsense)
 
 
 def test_a_rule_that_needs_more_evidence_says_so(rule):
     with pytest.raises(ValueError, match="head_gain"):
-        diagnose({name: WELL[name] for name in ("accuracy", "two_accuracy")}, rule)
+        conclude({name: WELL[name] for name in ("accuracy", "two_accuracy")}, rule)
 
 
 def test_the_papers_rule_by_hand():
@@ -845,7 +847,7 @@ def test_verdicts_on_many_are_those_on_one(known, rule):
     judged = judge(fresh, known)
     assert len(judged) == len(fresh) and judged.index.equals(fresh.index) and not set(EVIDENCE) & set(judged)
     for place, row in fresh.iterrows():
-        verdict, mine = diagnose(row[list(EVIDENCE)].to_dict(), rule), judged.loc[place]
+        verdict, mine = conclude(row[list(EVIDENCE)].to_dict(), rule), judged.loc[place]
         assert mine["verdict"] == (verdict.fault or "abstains") and mine["likeliest"] == next(
             iter(verdict.probabilities)
         )
@@ -858,7 +860,7 @@ def test_a_healthy_model_is_judged_alike_alone_and_among_many(known):
     for taught in (known, known[known["fault"].isin(["say", "see"])]):
         rule = fit_rule(taught)
         for certain in (0.5, 1.01):
-            verdict = diagnose(WELL, rule, certain)
+            verdict = conclude(WELL, rule, certain)
             mine = judge(pd.DataFrame([WELL]), taught, certain).iloc[0]
             assert verdict.fault == ("none" if certain < 1 else None) and mine["likeliest"] == "none"
             assert mine["verdict"] == (verdict.fault or "abstains") and mine["strange"] == verdict.strange == 0
@@ -885,3 +887,150 @@ def test_nobody_is_judged_by_what_was_learned_from_it(monkeypatch):
     known = rows.assign(seed=rows["seed"] + 10)
     with pytest.raises(ValueError, match="expected at least two"):
         judge_unseen(known)  # no seed to learn from
+
+
+# --- the experiment
+
+
+def contents(folder):
+    "File -> bytes, of all that is kept of a diagnosis; without states and the notes of probes, which only a run keeps."
+    paths = [path for path in folder.rglob("*.*") if "states" not in path.parts and path.is_file()]
+    return {path.name: path.read_bytes() for path in paths if path.name not in ("run.json", "rules.jsonl", ".lock")}
+
+
+@pytest.fixture(scope="session")
+def few(exam):
+    "What is quickly examined: samples of each kind, and pairs for three counts."
+    some = [sample for sample in generate("balanced", limit=432) if sample.target in (2, 5)]
+    return {"alone": exam[0], "groups": exam[1], "pairs": count_pairs(some), "progress": False}
+
+
+@pytest.fixture(scope="session")
+def diagnosed(vlm, few):
+    return diagnose(vlm, **few)
+
+
+def test_a_diagnosis_in_memory_is_that_in_a_folder(vlm, few, diagnosed, tmp_path):
+    kept = diagnose(vlm, **few, path=tmp_path / "run")
+    kept.figures()
+    assert diagnosed.folder is None and kept.folder == tmp_path / "run"
+    assert diagnosed.save(tmp_path / "saved") == tmp_path / "saved"
+    one, two = contents(tmp_path / "run"), contents(tmp_path / "saved")
+    assert one.keys() == two.keys() and [name for name in one if one[name] != two[name]] == []
+    tables = {f"{name}.csv" for name in ("probes", "rules", "lens", "patches", "scores")}
+    drawn = {f"{name}.{kind}" for name in ("probes", "lens", "patching") for kind in ("png", "svg")}
+    assert set(one) == {"predictions.jsonl", "evidence.json", "verdict.json"} | tables | drawn
+    assert json.loads(one["verdict.json"])["paper"] == diagnosed.paper
+    records = [RunRecord.load(tmp_path / name) for name in ("run", "saved")]
+    assert records[0].parameters == records[1].parameters and records[0].fingerprint == records[1].fingerprint
+
+
+def test_what_a_diagnosis_says(vlm, exam, pairs, diagnosed, few, tmp_path):
+    evidence, tables = examine(vlm, *exam, few["pairs"], tmp_path)
+    assert diagnosed.evidence == evidence and diagnosed.verdict == conclude(evidence)
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(diagnosed.details[name], table)
+    assert set(diagnosed.details["rules"]["rule"]) == {"layout", "entity", "colour", "shape"}  # too few for 'paper'
+    assert list(diagnosed.tables()["scores"]["evidence"]) == list(EVIDENCE)
+    assert list(diagnosed.reasons["sign"]) == [name for name, *_ in diagnosed.verdict.reasons]
+    assert diagnosed.probabilities is diagnosed.verdict.probabilities
+    lines = str(diagnosed).splitlines()
+    assert lines[0] == f"tiny-qwen2-vl: {diagnosed.verdict}" and lines[2] == "All evidence was to be had."
+    assert lines[1] == f"The paper's rule says: {diagnosed.paper}." and "here were 27 and 36" in lines[3]
+    assert "\n" not in repr(diagnosed) and "<table" in diagnosed._repr_html_()
+
+
+def test_a_diagnosis_that_was_killed_goes_on(vlm, few, diagnosed, tmp_path, monkeypatch):
+    "Answers and states are read, the rest is done again; another examination in the folder is refused."
+    with monkeypatch.context() as dying:
+        dying.setattr(diagnosis, "probe_token", lambda *given, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            diagnose(vlm, **few, path=tmp_path)
+    assert RunRecord.load(tmp_path).status == "failed"
+    with monkeypatch.context() as deaf:
+        deaf.setattr(diagnosis, "predict", lambda vlm, samples, path, *given, **named: diagnosis.load_predictions(path))
+        deaf.setattr(vlm, "answer_prepared", None, raising=False)
+        again = diagnose(vlm, **few, path=tmp_path)
+    assert again.evidence == diagnosed.evidence and RunRecord.load(tmp_path).status == "finished"
+    for change, found in (
+        ({"seed": 1}, "parameter 'seed' is 1 now and was 0"),
+        ({"pairs": few["pairs"][:2]}, "parameter 'pairs' is"),
+        ({"groups": few["groups"][:18]}, "fingerprint is"),
+    ):
+        with pytest.raises(FileExistsError, match=found):
+            diagnose(vlm, **few | change, path=tmp_path)
+    with pytest.raises(FileExistsError, match="parameter 'system' is 'Count.' now and was ''"):
+        diagnose(vlm.reworded(system="Count."), **few, path=tmp_path)
+
+
+def test_it_makes_what_it_needs(vlm, clip, monkeypatch):
+    "The samples that a command would load, and pairs of four times as many, or of more where those are too few."
+    looked_at = []
+
+    def look(model, alone, groups, pairs, *rest, **named):
+        looked_at.append((alone, groups, pairs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnosis, "examine", look)
+    for model, given in ((vlm, {"limit": 108}), (clip, {"limit": 27, "seed": 1})):
+        with pytest.raises(KeyboardInterrupt):
+            diagnose(model, **given)
+        alone, groups, pairs = looked_at[-1]
+        loaded = [load_dataset(name, **given) for name in ("balanced", "two_groups")]
+        assert [alone, groups] == loaded and fingerprint(alone + groups) == fingerprint(sum(loaded, []))
+        assert pairs == (count_pairs(load_dataset("balanced", limit=432)) if model is vlm else [])
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(vlm, limit=18)
+    assert len(looked_at[-1][2]) == 81 and len(looked_at[-1][0]) == 18
+    some = [sample for sample in generate("balanced", limit=432) if sample.target in (2, 5)]
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(vlm, some, limit=18)
+    assert looked_at[-1][0] == some and looked_at[-1][2] == count_pairs(some)
+    with pytest.raises(ValueError, match="No two pictures of one kind.*Or pass pairs=count_pairs"):
+        diagnose(vlm, generate("balanced", limit=18))
+
+
+def test_what_cannot_be_diagnosed_is_refused_before_anything_is_asked(vlm, exam, pairs, monkeypatch):
+    monkeypatch.setattr(diagnosis, "examine", None)
+    alone, groups = exam
+    bare = [replace(sample, factors={"entity": "red_stars"}) for sample in alone]
+    for model, one, two, kind, found in (
+        ({"accuracy": 0.5}, None, None, TypeError, "Found a dict, expected a model.*`conclude.evidence.`"),
+        (object(), None, None, TypeError, "hidden states of a object cannot be read. Expected a model of `load_model`"),
+        (
+            vlm,
+            bare,
+            groups,
+            ValueError,
+            "one kind of object found 27 samples, not all of them with the f.*'layout'",
+        ),
+        (vlm, alone, alone, ValueError, "two kinds found 27 samples, not all of them with the factor 'others'"),
+        (vlm, alone, [], ValueError, "two kinds found no samples. Expected synthetic sets such as"),
+        (vlm, [replace(alone[0], target=None)], groups, ValueError, "1 samples, not all of them with a target"),
+        (
+            vlm,
+            [replace(alone[0], target=10)],
+            groups,
+            ValueError,
+            "The number 10 is no single token of",
+        ),
+    ):
+        with pytest.raises(kind, match=found):
+            diagnose(model, one, two, pairs=pairs)
+
+
+def test_a_model_that_miscounts_nothing_has_nothing_to_explain(vlm, few, monkeypatch):
+    monkeypatch.setattr(diagnosis, "examine", lambda *given, **named: (dict(WELL), {"probes": pd.DataFrame()}))
+    monkeypatch.setattr(diagnosis, "_probe_rules", lambda folder: pd.DataFrame())
+    monkeypatch.setattr(diagnosis, "load_predictions", lambda folder: [])
+    healthy = diagnose(vlm, **few)
+    assert healthy.verdict.fault == "none" == healthy.paper and healthy.probabilities["none"] == 1
+    assert str(healthy).startswith("tiny-qwen2-vl: none: nothing is wrong (probability 1.00)")
+
+
+def test_a_ranking_model_is_diagnosed_by_what_it_gives(clip, exam, tmp_path):
+    found = diagnose(clip, *exam, path=tmp_path, progress=False)
+    assert found.paper == diagnosis.NO_HEAD and set(found.details) == {"probes", "rules"}
+    assert {"lens", "head_gain"} <= set(found.verdict.missing) and "Not to be had: probe_token" in str(found)
+    assert set(found.figures()) == {"probes"} and (tmp_path / "probes.svg").exists()
+    assert list(found.tables()["scores"]["evidence"]) == list(found.evidence)

@@ -1,4 +1,4 @@
-"Guards for room 20 and the verb `report`: it works with none, some or all runs, and says what is missing."
+"Guards for room 20 and the command `report`: it works with none, some or all runs, and says what is missing."
 
 import io
 import warnings
@@ -13,6 +13,7 @@ import pytest
 from vlm_counting import pages
 from vlm_counting.core import Prediction, RunRecord, fingerprint, write_jsonl
 from vlm_counting.datasets import load_dataset
+from vlm_counting.figures import Picture
 from vlm_counting.findings import (
     CLAIMS,
     Material,
@@ -34,7 +35,7 @@ from vlm_counting.pages import (
     verdicts,
 )
 from vlm_counting.published import load_release
-from vlm_counting.runs import run
+from vlm_counting.runs import execute
 
 RELEASED = Path(__file__).resolve().parents[2] / "shared" / "reference" / "predictions"
 needs_shared = pytest.mark.skipif(not RELEASED.exists(), reason="the released answers are not beside this clone")
@@ -81,10 +82,16 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
+def made(results, tmp_path_factory) -> pages.Report:
+    "What the function makes of the same runs, in a folder."
+    return pages.report(tmp_path_factory.mktemp("made"), results=results, images="some", progress=False)
+
+
+@pytest.fixture(scope="module")
 def report(results) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_RESULTS", str(results))
-        return run("report", pictures="some")
+        return execute("report", pictures="some")
 
 
 def test_the_report_has_every_table_figure_and_conclusion(report):
@@ -100,6 +107,87 @@ def test_the_report_has_every_table_figure_and_conclusion(report):
                  "places_balanced_CLIP_our_runs", "regression", "claim_spacing"):  # fmt: skip
         assert (report / f"{name}.png").exists() and (report / f"{name}.svg").exists(), name
     assert "Traceback" not in page and "Warning" not in page
+
+
+def kept(folder: Path) -> dict:
+    "File -> bytes, without the notebook and its page."
+    paths = [path for path in folder.iterdir() if path.suffix in (".csv", ".png", ".svg")]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def test_the_function_leaves_what_the_command_leaves(report, made):
+    one, two = kept(report), kept(made.folder)
+    assert one.keys() == two.keys() and [name for name in one if one[name] != two[name]] == []
+
+
+def test_a_report_in_memory_is_that_in_a_folder(results, made):
+    alone = pages.report(results=results, progress=False)
+    assert alone.folder is None and alone.tables().keys() == made.tables().keys()
+    assert {f"{name}.csv" for name in made.tables()} == {name for name in kept(made.folder) if name.endswith(".csv")}
+    for name, table in alone.tables().items():
+        pd.testing.assert_frame_equal(table, made.tables()[name])
+    assert alone.paragraphs() == made.paragraphs() and alone.checks() == made.checks()
+    assert alone.drawn.keys() == alone.figures().keys() == made.drawn.keys()
+    assert alone.drawn is alone.drawn  # once
+
+
+def test_of_figures_that_are_alike_some_are_shown(made):
+    shown, stems = list(made.figures()), [path.stem for path in made.folder.glob("*.svg")]
+    assert set(shown) < set(made.drawn) == set(stems) and "regression" in shown
+    assert {name for name in made.drawn if name.startswith("claim_")} <= set(shown)
+    for source in ("the_paper", "our_runs"):
+        first = [name.split("_")[0] for name in shown if name.endswith(source)]
+        assert len(first) == len(set(first)) > 4
+    drawn = {source: [item for item in some if isinstance(item, Picture)] for source, some in made.pages().items()}
+    stems = {"the paper": "_the_paper", "our runs": "_our_runs"}
+    assert {source: len(some) for source, some in drawn.items()} == {
+        source: len([name for name in shown if name.endswith(stem)]) for source, stem in stems.items()
+    }
+
+
+def test_what_a_report_says(results, made):
+    assert set(made.paragraphs()) == set(CLAIMS) == set(made.conclusions["claim"])
+    for name, text in made.paragraphs().items():
+        assert text.startswith("### ") and ("- From " in text or "**No data.**" in text)
+        said = made.effects.loc[made.effects["claim"] == name, "sentence"]
+        assert text.count("\n- ") == max(1, (made.conclusions["claim"] == name).sum()) + len(said)
+    assert set(made.styled()) == {name.removeprefix("table_") for name in made.tables() if name.startswith("table_")}
+    assert "131 published cells were not run" in made.checks()[-1] and len(made.checks()) == 1
+    assert made.links().count("browser.html") == 3 and made.verdicts().empty
+    assert repr(made) == f"Report: {len(CLAIMS)} conclusions, held against the paper (7 models), our runs (2 models)"
+    assert "<table" in made._repr_html_()
+
+
+def test_names_in_a_report_are_text(tmp_path):
+    "A run of a model whose name would like to be a program."
+    name = "<script>alert(1)</script>"
+    samples, rows = asked(name, "balanced")
+    folder = tmp_path / "evaluate" / "bad" / "balanced"
+    folder.mkdir(parents=True)
+    record = RunRecord("evaluate", {"limit": 108}, model=name, dataset="balanced", status="finished",
+                       fingerprint=fingerprint(samples), samples=len(samples))  # fmt: skip
+    record.sessions = [{"finished": "2026-01-01T00:00:00+00:00"}]
+    record.save(folder)
+    write_jsonl(folder / "predictions.jsonl", rows)
+    made = pages.report(results=tmp_path, progress=False)
+    shown = [*made.paragraphs().values(), *(table.to_html() for table in made.styled().values()), made._repr_html_()]
+    shown += [item.to_html() for some in made.pages().values() for item in some if not isinstance(item, Picture)]
+    assert not any(name in text for text in shown) and any("&#60;script" in text for text in shown[: len(CLAIMS)])
+    assert name in made.inventory["model"].tolist()
+
+
+def test_a_report_that_cannot_be_made(results, tmp_path):
+    with pytest.raises(ValueError, match="No choice of images named 'sum'. Did you mean 'some'"):
+        pages.report(images="sum")
+    with pytest.raises(FileNotFoundError, match="No run is named 'paper-x'. There are evaluate in"):
+        pages.report(results=results, runs="paper-x")
+    with pytest.raises(FileNotFoundError, match="There is no folder no_such_place"):
+        pages.report(release="no_such_place", results=results)
+    taken = next(results.rglob("run.json")).parent
+    before = sorted(path.name for path in taken.iterdir())
+    with pytest.raises(FileExistsError, match="holds a run of 'evaluate'. Choose another folder"):
+        pages.report(taken, results=results)
+    assert sorted(path.name for path in taken.iterdir()) == before
 
 
 def test_ours_stand_beside_the_papers(report):

@@ -4,35 +4,65 @@
 
 # %% auto #0
 __all__ = ['CAUSES', 'FAULTS', 'POSITIONS', 'EVIDENCE', 'RETRAINING', 'TWICE', 'SIGNS', 'LOSS', 'CERTAIN', 'NEAREST', 'WITHIN',
-           'Fault', 'plant', 'head_of', 'Pair', 'count_pairs', 'against_blank', 'patch', 'effects', 'answer_evidence',
-           'swap_evidence', 'probe_evidence', 'probe_token', 'head_evidence', 'halfway', 'patch_evidence',
-           'attention_evidence', 'examine', 'Planting', 'plan_plantings', 'plant_all', 'remember_inputs',
-           'planted_file', 'load_planted', 'Sign', 'read_signs', 'Rule', 'fit_rule', 'weigh', 'nothing_lost',
-           'strangeness', 'Verdict', 'diagnose', 'paper_rule', 'judge', 'judge_unseen', 'worth', 'touches_head',
-           'hit_rate', 'judge_recipes']
+           'LEARNED', 'NO_HEAD', 'RULES_SHOWN', 'Fault', 'plant', 'Pair', 'count_pairs', 'against_blank', 'patch',
+           'effects', 'answer_evidence', 'swap_evidence', 'probe_evidence', 'probe_token', 'head_evidence', 'halfway',
+           'patch_evidence', 'attention_evidence', 'examine', 'Planting', 'plan_plantings', 'plant_all',
+           'remember_inputs', 'planted_file', 'load_planted', 'Sign', 'read_signs', 'Rule', 'worth', 'fit_rule',
+           'weigh', 'nothing_lost', 'strangeness', 'Verdict', 'conclude', 'paper_rule', 'judge', 'judge_unseen',
+           'touches_head', 'hit_rate', 'judge_recipes', 'Diagnosis', 'diagnose']
 
 # %% ../nbs/09_diagnosis.ipynb #a4d564ee
 import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
-from .core import Prediction, Registry, Sample, UnknownName, fingerprint, load_image, make_folder, unknown
-from .evaluation import parse_count, predict
-from .extraction import POOLINGS, at_layer, choose_layers, extract, last_of, lens_curves, read_lens
-from .probing import PROBES, Features, folds
+from vlm_counting.core import (
+    Prediction,
+    Registry,
+    RunRecord,
+    Sample,
+    UnknownName,
+    claim_folder,
+    describe_run,
+    fingerprint,
+    hold_folder,
+    later,
+    load_image,
+    make_folder,
+    run_context,
+    unknown,
+    write_atomic,
+    write_jsonl,
+)
+
+# %% ../nbs/09_diagnosis.ipynb #0a113396
+from .evaluation import load_predictions, parse_count, predict
+from vlm_counting.extraction import (
+    POOLINGS,
+    at_layer,
+    choose_layers,
+    extract_states,
+    last_of,
+    lens_curves,
+    open_states,
+    read_lens,
+)
+from .probing import PROBES, Features, folds, probe_layers
 from .statistics import chances, interval
-from .training import Head, HeadConfig, answer_with_head, examples, fit_head
+from .stimuli import generate
+from .training import Head, HeadConfig, answer_with_head, examples, fit_head, head_of
 
 # %% ../nbs/09_diagnosis.ipynb #6f2630fa
 CAUSES = {
@@ -78,15 +108,6 @@ def plant(
     return planted
 
 # %% ../nbs/09_diagnosis.ipynb #6e19e40e
-def head_of(
-    vlm,  # a loaded generative model
-) -> Head:
-    "The output layer as it is in memory, in float32 on the CPU."
-    layer = vlm.model.get_output_embeddings()
-    bias = None if layer.bias is None else layer.bias.detach().float().cpu().clone()
-    return Head(layer.weight.detach().float().cpu().clone(), bias, vlm.anatomy.cap or 0.0)
-
-
 def _put(vlm, head: Head) -> None:
     "Give a model this head."
     vlm.set_head({"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias}))
@@ -859,9 +880,10 @@ def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
     "`ValueError` before anything is asked, rather than after it."
     needs = {"one kind of object": (alone, ("layout", "entity")), "two kinds": (groups, ("layout", "others", "pair"))}
     for what, (samples, factors) in needs.items():
-        lacking = [name for name in factors if not all(name in sample.factors for sample in samples)]
+        lacking = [f"the factor '{name}'" for name in factors if not all(name in sample.factors for sample in samples)]
+        lacking += ["a target"] * any(sample.target is None for sample in samples)
         if lacking or not samples:
-            found = f"{len(samples)} samples without the factor '{lacking[0]}'" if lacking else "no samples"
+            found = f"{len(samples)} samples, not all of them with {lacking[0]}" if lacking else "no samples"
             raise ValueError(f"For {what} found {found}. Expected synthetic sets such as 'balanced' and 'two_groups'.")
     counts = vlm.anatomy.counts or range(21)
     if long := sorted({sample.target for sample in [*alone, *groups]} - set(counts)):
@@ -884,14 +906,17 @@ def examine(
     batch_size: int | str = "auto",  # samples at once
     layers: Sequence[int] | None = None,  # in which states are exchanged; None: all
     positions: Sequence[str] = ("image", "question", "last"),  # where; the verdict needs 'image' and 'last'
+    progress: bool = False,  # show bars
 ) -> tuple[dict, dict]:  # evidence, in the order of `EVIDENCE`; tables 'probes', 'lens', 'patches'
     "The whole battery. Errors of `predict`, `extract`, `patch`."
     folder, body = Path(folder), vlm.anatomy
     _check_sets(vlm, alone, groups)
-    said = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", batch_size, progress=False)
+    said = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", batch_size, progress=progress)
     poolings = [name for name in ("last", "class", "image_mean") if set(POOLINGS[name].needs) <= set(body.tokens)]
     one, two = (
-        extract(vlm, samples, folder / "states" / name, poolings=poolings, batch_size=batch_size, progress=False)
+        extract_states(
+            vlm, samples, folder / "states" / name, poolings=poolings, batch_size=batch_size, progress=progress
+        )
         for name, samples in (("one", list(alone)), ("two", list(groups)))
     )
     found, probes = probe_evidence(one, two)
@@ -1077,6 +1102,14 @@ def _reach(known: pd.DataFrame, architectures: np.ndarray) -> float:
     finite = [value for value in apart if np.isfinite(value)]
     return float(np.quantile(finite, WITHIN)) if finite else np.inf
 
+# %% ../nbs/09_diagnosis.ipynb #439e3748
+def worth(
+    judged: pd.DataFrame,  # of `judge` or `load_planted`
+) -> pd.DataFrame:
+    "The twins with one fault that cost ten points or more, and the healthy ones."
+    costly = (judged["loss"] >= LOSS) & judged["fault"].isin(list(CAUSES))
+    return judged[costly | (judged["fault"] == "none")]
+
 # %% ../nbs/09_diagnosis.ipynb #85b1288b
 def fit_rule(
     rows: pd.DataFrame,  # of `load_planted`, or a part of it
@@ -1170,7 +1203,7 @@ class Verdict:
         return f"{found} (probability {most:.2f})." + f" Because: {why}." * bool(why)
 
 # %% ../nbs/09_diagnosis.ipynb #b6f46a89
-def diagnose(
+def conclude(
     evidence: dict,  # of `examine`
     rule: Rule | None = None,  # None: fitted on the shipped twins, with the evidence that there is
     certain: float = CERTAIN,  # probability that a verdict needs
@@ -1235,14 +1268,6 @@ def judge_unseen(
     return pd.concat(parts)
 
 # %% ../nbs/09_diagnosis.ipynb #bdb6ca08
-def worth(
-    judged: pd.DataFrame,  # of `judge` or `load_planted`
-) -> pd.DataFrame:
-    "The twins with one fault that cost ten points or more, and the healthy ones."
-    costly = (judged["loss"] >= LOSS) & judged["fault"].isin(list(CAUSES))
-    return judged[costly | (judged["fault"] == "none")]
-
-
 def touches_head(
     names: pd.Series,  # faults, planted or named
 ) -> pd.Series:  # 'output layer', 'elsewhere' or 'abstains'
@@ -1273,3 +1298,193 @@ def judge_recipes(
             known = rows[(rows["architecture"] != name) & (rows["recipe"] != recipe)]
             parts.append(judge(mine, known, certain))
     return pd.concat(parts)
+
+# %% ../nbs/09_diagnosis.ipynb #988e6a02
+class _Kept:
+    "How a diagnosis shows itself, and is kept."
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        "Name of a CSV file -> its table. 'scores': this model's evidence beside the mean of models with each fault."
+        return self.details | {"scores": _beside_planted(self.evidence)}
+
+    def figures(self) -> "dict[str, matplotlib.figure.Figure]":  # noqa: F821
+        "Name of a file -> figure. A diagnosis that is kept in a folder puts them there."
+        return _draw(self, self.folder)
+
+    def save(self, folder: Path | str, overwrite: bool = False) -> Path:
+        "Keep answers, evidence, verdict, tables, figures, run.json; `overwrite` moves another run's to replaced/."
+        folder = Path(folder).expanduser()
+        with claim_folder(self.record, folder, overwrite):
+            write_jsonl(folder / "predictions.jsonl", self.predictions)
+            _write(self, folder)
+            _draw(self, folder)
+        return folder
+
+    def __repr__(self) -> str:
+        return f"Diagnosis of {self.record.model}: {self.verdict}"
+
+    def __str__(self) -> str:
+        lacking = ", ".join(self.verdict.missing)
+        told = [f"{self.record.model}: {self.verdict}", f"The paper's rule says: {self.paper}."]
+        told.append(f"Not to be had: {lacking}." if lacking else "All evidence was to be had.")
+        if self.sizes != (LEARNED, LEARNED):
+            found = f"here were {self.sizes[0]} and {self.sizes[1]}: what probes and a new output layer gain"
+            told.append(f"The rule was learned with {LEARNED} samples of each kind, {found} depends on that.")
+        return "\n".join(told)
+
+    def _repr_html_(self) -> str:
+        table = pd.DataFrame({"probability": self.probabilities})
+        return later("figures").show_table(table.assign(meaning=table.index.map(CAUSES)), self, index=True).to_html()
+
+# %% ../nbs/09_diagnosis.ipynb #4b3b3c43
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis(_Kept):
+    "Why a model miscounts, as far as it can be told, and from what."
+
+    verdict: Verdict
+    evidence: dict[str, float]  # in the order of `EVIDENCE`, as far as it was to be had
+    paper: str  # what the paper's rule says: 'none', 'say', 'see' or `NO_HEAD`
+    details: dict[str, pd.DataFrame]  # 'probes' and 'rules'; of a model that writes, also 'lens' and 'patches'
+    predictions: list[Prediction]  # answers: one kind of object, then two
+    sizes: tuple[int, int]  # samples with one kind of object, with two
+    record: RunRecord  # how the run was made
+    folder: Path | None = None  # where it is kept; None: in memory only
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        "Of each known fault, largest first."
+        return self.verdict.probabilities
+
+    @property
+    def reasons(self) -> pd.DataFrame:
+        "What speaks for the likeliest fault rather than the second, in nats; below 0: against it."
+        return pd.DataFrame(self.verdict.reasons, columns=["sign", "in words", "value", "speaks for it"])
+
+# %% ../nbs/09_diagnosis.ipynb #226d2769
+LEARNED = 216  # samples of each kind that the shipped twins were examined with
+NO_HEAD = "nothing: it has no output layer to retrain"  # what the paper's rule says of a model that ranks
+
+
+def _beside_planted(evidence: dict[str, float]) -> pd.DataFrame:
+    "evidence, what it is, model, and a column for each fault: the mean of planted ones that cost ten points or more."
+    known = worth(load_planted()).groupby("fault")[list(evidence)].mean().T[list(CAUSES)]
+    beside = known.assign(model=pd.Series(evidence), what=pd.Series(EVIDENCE))
+    return beside.loc[list(evidence), ["what", "model", *known]].rename_axis("evidence").reset_index()
+
+
+def _draw(done: Diagnosis, folder: Path | None) -> dict:
+    "Probes, the lens and what exchanging states does; put into the folder, if there is one."
+    draw, name = later("figures"), done.record.model
+    found = done.details["probes"].assign(low=None, high=None)
+    found["pooling"] = found["condition"] + ", " + found["labels"] + ", " + found["pooling"]
+    drawn = {"probes": draw.plot_layers(found, chance=1 / 9, title=f"{name}: probes").figure}
+    if "patches" in done.details:
+        table = effects(done.details["patches"])
+        drawn["lens"] = draw.plot_lens_curves(done.details["lens"]).figure
+        drawn["patching"] = draw.plot_patching(table, title=f"{name}: exchanged states").figure
+    for stem, figure in drawn.items() if folder else ():
+        with hold_folder(folder):
+            draw.save_figure(figure, folder / stem)
+    return drawn
+
+
+def _write(done: Diagnosis, folder: Path) -> None:
+    "Evidence, verdict and tables."
+    write_atomic(folder / "evidence.json", json.dumps(done.evidence, indent=1) + "\n")
+    verdict = asdict(done.verdict) | {"paper": done.paper}
+    write_atomic(folder / "verdict.json", json.dumps(verdict, indent=1) + "\n")
+    for name, table in done.tables().items():
+        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+
+# %% ../nbs/09_diagnosis.ipynb #54d9e166
+def _choose_samples(alone, groups, limit: int | None, seed: int) -> tuple[list[Sample], list[Sample]]:
+    "What a model is asked: given, or made."
+    given = {"balanced": alone, "two_groups": groups}
+    made = [generate(name, seed=seed, limit=limit) if some is None else some for name, some in given.items()]
+    return list(made[0]), list(made[1])
+
+
+def _choose_pairs(alone: list[Sample] | None, limit: int | None, seed: int) -> list[Pair]:
+    "A pair for every two counts: of the samples that were given, or of four times as many as are asked, or more."
+    if alone is not None:
+        try:
+            return count_pairs(alone, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"{error} Or pass pairs=count_pairs(...) of other samples.") from None
+    most = None if limit is None else 4 * limit
+    while True:
+        samples = generate("balanced", seed=seed, limit=most)
+        try:
+            return count_pairs(samples, seed=seed)
+        except ValueError:
+            if most is None or len(samples) < most:
+                raise
+            most *= 2
+
+
+def _check_asked(vlm) -> None:
+    "`TypeError` for what is no model whose states can be read."
+    if isinstance(vlm, Mapping):
+        raise TypeError(
+            "Found a dict, expected a model of `load_model`. From evidence that is there already: `conclude(evidence)`."
+        )
+    if not hasattr(vlm, "anatomy"):
+        raise TypeError(
+            f"The hidden states of a {type(vlm).__name__} cannot be read. Expected a model of `load_model`; one that "
+            "only answers can be evaluated."
+        )
+
+# %% ../nbs/09_diagnosis.ipynb #d6a5029a
+RULES_SHOWN = ("paper", "layout", "entity", "colour", "shape")  # fold rules that probes are shown with
+
+
+def _probe_rules(folder: Path) -> pd.DataFrame:
+    "The probe of every layer by each fold rule that the samples allow, shuffled numbers beside it."
+    one, allowed = open_states(folder / "states" / "one"), []
+    for rule in RULES_SHOWN:
+        with suppress(ValueError, UnknownName):
+            folds(one.targets.tolist(), one.factors, rule)
+            allowed.append(rule)
+    how = {"controls": ("shuffled",), "path": folder / "rules.jsonl", "progress": False}
+    return probe_layers(one, probes=["svm"], rules=allowed, **how)
+
+
+def _pair_hash(pairs: list[Pair]) -> str:
+    "Which pairs: the first digits of a hash."
+    return fingerprint(sample for pair in pairs for sample in (pair.donor, pair.recipient))[:16]
+
+# %% ../nbs/09_diagnosis.ipynb #40d8929e
+def diagnose(
+    vlm,  # of `load_model`, of any kind
+    alone: Sequence[Sample] | None = None,  # one kind of object in an image; None: `limit` of 'balanced'
+    groups: Sequence[Sample] | None = None,  # two kinds, both asked; None: `limit` of 'two_groups'
+    *,
+    pairs: Sequence[Pair] | None = None,  # whose states are exchanged; None: of `alone`, or of more of 'balanced'
+    limit: int | None = LEARNED,  # samples of each kind that are made; the rule was learned with as many. None: all
+    seed: int = 0,  # draws the layouts, chooses samples and pairs
+    path: Path | str | None = None,  # the run's folder, in which answers and states are kept; None: in memory
+    batch_size: int | str = "auto",  # samples read at once; 'auto': by their length in tokens
+    overwrite: bool = False,  # replace another run in the folder
+    progress: bool = True,  # show bars
+    run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
+) -> Diagnosis:
+    "Why does a model miscount? Everything it needs is made by itself. Errors of `examine`, before anything is asked."
+    _check_asked(vlm)
+    one, two = _choose_samples(alone, groups, limit, seed)
+    _check_sets(vlm, one, two)
+    if pairs is None:
+        pairs = _choose_pairs(alone, limit, seed) if vlm.anatomy.head is not None else []
+    path, pairs = Path(path).expanduser() if path is not None else None, list(pairs)
+    settings = {"batch_size": batch_size, "seed": seed, "pairs": _pair_hash(pairs)} | vars(vlm.wording)
+    what = ["diagnose", settings, vlm, [*one, *two], run]
+    with run_context(path, *what, overwrite=overwrite) as record:
+        with TemporaryDirectory() if path is None else nullcontext(path) as place:
+            evidence, details = examine(vlm, one, two, pairs, Path(place), batch_size, progress=progress)
+            details["rules"], said = _probe_rules(Path(place)), load_predictions(Path(place))
+        paper = paper_rule(pd.DataFrame([evidence])).iloc[0] if "head_gain" in evidence else NO_HEAD
+        found = {"verdict": conclude(evidence), "evidence": evidence, "paper": paper, "details": details}
+        sizes, record = (len(one), len(two)), record or describe_run(*what)
+        done = Diagnosis(**found, predictions=said, sizes=sizes, record=record, folder=path)
+        if path:
+            _write(done, path)
+    return done

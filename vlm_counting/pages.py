@@ -5,26 +5,43 @@
 # %% auto #0
 __all__ = ['PAGES', 'SPREAD', 'ORDERS', 'ASKED', 'STATISTICS', 'inventory', 'draw_objects', 'draw_counts', 'draw_distractors',
            'draw_head', 'draw_layers', 'draw_answers', 'draw_certainty', 'draw_places', 'answer_tables', 'compared',
-           'draw_compared', 'draw_claims', 'run_samples', 'browse_runs', 'verdicts']
+           'draw_compared', 'draw_claims', 'run_samples', 'browse_runs', 'verdicts', 'Report', 'report']
 
 # %% ../nbs/20_pages.ipynb #81e5b44e
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .browser import write_browser
-from .core import Prediction, Registry, RunRecord, fingerprint
+from vlm_counting.core import (
+    Prediction,
+    Registry,
+    RunRecord,
+    fingerprint,
+    hold_folder,
+    progress_bar,
+    results_dir,
+    unknown,
+    write_atomic,
+)
 from .datasets import load_dataset
 from .evaluation import load_predictions
 from .extraction import lens_curves
+
+# %% ../nbs/20_pages.ipynb #31527a79
 from vlm_counting.figures import (
     MARKERS,
     Picture,
+    escape,
     new_axes,
     plot_break,
     plot_confusion,
@@ -41,10 +58,22 @@ from vlm_counting.figures import (
     plot_regression,
     plot_reliability,
     plot_response,
+    save_figure,
+    show_table,
     true_labels,
 )
-from .findings import VERDICTS, Material, find_runs, probe_rows
-from .published import regression_table
+from vlm_counting.findings import (
+    VERDICTS,
+    Material,
+    conclusions,
+    find_runs,
+    findings,
+    own_material,
+    paper_material,
+    probe_rows,
+    released_material,
+)
+from .published import check_reports, regression_table
 
 # %% ../nbs/20_pages.ipynb #d56a0cb2
 from vlm_counting.statistics import (
@@ -65,7 +94,9 @@ from vlm_counting.tables import (
     COLOURS,
     HEADLINE,
     SHAPES,
+    TABLES,
     TITLES,
+    check_printed,
     distractor_cells,
     entity_rows,
     f1_rows,
@@ -413,3 +444,222 @@ def verdicts(
         row = {"model": model, "dataset": dataset, "verdict": found["fault"] or "withheld"}
         rows.append(row | {"likeliest": likeliest, "probability": chance, "paper": found["paper"]})
     return pd.DataFrame(rows, columns=["model", "dataset", "verdict", "likeliest", "probability", "paper"])
+
+# %% ../nbs/20_pages.ipynb #e92e48b0
+def _paper_tables(materials: Sequence[Material]) -> dict[str, pd.DataFrame]:  # name in `TABLES` -> rows by source
+    "The paper's tables, from each source that has them."
+    found = {}
+    for name, make in TABLES.items():
+        parts = {material.name: make(material.cells) for material in materials}
+        if len(parts["the paper"]):
+            del parts["released answers"]
+        if parts := {source: table for source, table in parts.items() if len(table)}:
+            found[name] = pd.concat(parts)
+    return found
+
+
+def _styled(name: str, table: pd.DataFrame) -> "pandas.io.formats.style.Styler":  # noqa: F821
+    "One of the paper's tables, for people."
+    named = table.rename(TITLES, level=1).rename_axis([None, None])
+    digits = 0 if name == "sizes" else 3 if "errors" in name else 2
+    shown = show_table(named, TABLES[name].__doc__, digits, index=True)
+    nowrap = [{"selector": "caption", "props": "white-space: nowrap; text-align: left"}]
+    return shown.set_table_styles(nowrap)
+
+# %% ../nbs/20_pages.ipynb #9c87acb6
+def _paragraph(rows: pd.DataFrame, effects: pd.DataFrame) -> str:
+    "One conclusion in Markdown. `rows`: its verdicts, one a source; `effects`: what they rest on."
+    said = [(escape(row.source), escape(row.verdict), escape(row.paragraph)) for row in rows.itertuples() if row.source]
+    told = [f"- From {source}, **{verdict}**. {paragraph}" for source, verdict, paragraph in said]
+    text = [f"### {escape(rows['says'].iloc[0])}", "", rows["note"].iloc[0], "", *(told or ["- **No data.**"])]
+    if len(effects):
+        each = "\n".join(f"- {escape(sentence)}" for sentence in effects["sentence"])
+        text += ["", f"<details><summary>Each effect as a sentence</summary>\n\n{each}\n\n</details>"]
+    return "\n".join(text)
+
+
+def _draw_all(done: "Report") -> dict[str, Picture]:
+    "Name of a file -> figure: conclusions, ours beside the paper's, and the pages of each source."
+    drawn = {f"claim_{name}": picture for name, picture in draw_claims(done.effects).items()}
+    drawn |= draw_compared(done.compared)
+    plans = [(material, draw) for material in done.materials for draw in PAGES.values()]
+    with progress_bar(len(plans), label="report", unit="page", shown=done.progress) as bar:
+        for material, draw in plans:
+            drawn |= {_stem(name, material): picture for name, picture in draw(material).items()}
+            bar.update()
+    return drawn
+
+
+def _stem(name: str, material: Material) -> str:
+    "The name of a file that is made of one source."
+    return f"{name}_{material.name.replace(' ', '_')}".replace("/", "--")
+
+# %% ../nbs/20_pages.ipynb #70b83da3
+@dataclass(frozen=True, eq=False, repr=False)
+class Report:
+    "The paper put together again, ours beside it."
+
+    materials: tuple[Material, Material, Material]  # the paper's, released answers, our runs
+    effects: pd.DataFrame  # of `findings`: every effect with its interval and test
+    conclusions: pd.DataFrame  # of `conclusions`: what becomes of each claim, by source
+    inventory: pd.DataFrame  # of `inventory`: what there is
+    printed: pd.DataFrame  # of `check_printed`: the printed numbers against our tables of the published scores
+    compared: pd.DataFrame  # of `compared`: our own runs against the published cells
+    results: Path  # the results folder that our runs are in
+    runs: str = "*"  # which of them: a pattern of their names
+    images: str = "all"  # or 'some': of figures that are alike only the first is shown
+    progress: bool = True  # show how far the drawing is
+    folder: Path | None = None  # where tables and figures are; None: in memory only
+
+    @cached_property
+    def drawn(self) -> dict[str, Picture]:
+        "Name of a file -> figure, all of them; drawn once."
+        return _draw_all(self)
+
+    @cached_property
+    def paper_tables(self) -> dict[str, pd.DataFrame]:
+        "The paper's tables, rows by source and model."
+        return _paper_tables(self.materials)
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, pd.DataFrame]]:
+        "What the paper lacks: source -> name -> table, of `answer_tables`."
+        return {material.name: answer_tables(material) for material in self.materials}
+
+    def verdicts(self) -> pd.DataFrame:
+        "What runs of `diagnose` concluded, by the function `verdicts`."
+        return verdicts(self.results, self.runs)
+
+# %% ../nbs/20_pages.ipynb #04799cd6
+@patch
+def tables(self: Report) -> dict[str, pd.DataFrame]:
+    "Name of a CSV file -> its table."
+    found = {"effects": self.effects, "conclusions": self.conclusions, "inventory": self.inventory}
+    found |= {f"table_{name}": table for name, table in self.paper_tables.items()}
+    found["printed"] = self.printed
+    for source, tables in self.statistics.items():
+        found |= {f"{name}_{source.replace(' ', '_')}": table for name, table in tables.items()}
+    return found
+
+
+def _alike(done: Report) -> set[str]:
+    "Names of figures that are not shown: from each source, those like one before it, if only some are wanted."
+    left = set()
+    for source in done.statistics if done.images == "some" else ():
+        stems = done._stems(source)
+        first = {stem.split("_")[0]: stem for stem in reversed(stems)}
+        left |= set(stems) - set(first.values())
+    return left
+
+
+@patch
+def figures(self: Report) -> dict[str, Picture]:
+    "Name of a file -> figure, those to be looked at. A report with a folder puts all of them there."
+    for stem, picture in self.drawn.items() if self.folder else ():
+        with hold_folder(self.folder):
+            save_figure(picture, self.folder / stem)
+    left = _alike(self)
+    return {stem: picture for stem, picture in self.drawn.items() if stem not in left}
+
+
+@patch
+def _stems(self: Report, source: str) -> list[str]:
+    "Names of the figures that are made of one source."
+    return [stem for stem in self.drawn if stem.endswith(f"_{source.replace(' ', '_')}")]
+
+# %% ../nbs/20_pages.ipynb #3f12ec02
+@patch
+def paragraphs(self: Report) -> dict[str, str]:  # claim -> Markdown; nothing in it that comes from data is markup
+    "Each conclusion of the paper, and what becomes of it."
+    effects = self.effects
+    return {
+        name: _paragraph(rows, effects[effects["claim"] == name])
+        for name, rows in self.conclusions.groupby("claim", sort=False)
+    }
+
+
+@patch
+def checks(self: Report) -> list[str]:
+    "Do the published numbers follow from the released answers, and our runs agree with the published ones?"
+    answers, said = [row for rows in self.materials[1].answers.values() for row in rows], []
+    if answers:
+        exam = check_reports(answers)
+        right = (exam["difference"].abs() < 1e-9).sum()
+        said.append(f"{right:,} of {len(exam):,} published numbers follow from the released answers to 1e-9.")
+    told = "Of {judged} published cells that we ran too, {outside} differ ({outside_by_chance} would by chance). "
+    told += "{not_run} published cells were not run."
+    none = "No run of our own yet: vlm-counting evaluate"
+    return [*said, told.format(**self.compared.attrs) if len(self.compared) else none]
+
+
+@patch
+def styled(self: Report) -> "dict[str, pandas.io.formats.style.Styler]":  # noqa: F821 # name in `TABLES` -> table
+    "The paper's tables, for people."
+    return {name: _styled(name, table) for name, table in self.paper_tables.items()}
+
+
+@patch
+def pages(self: Report) -> dict[str, list]:  # source -> figures, and tables
+    "What each source is drawn as, and the statistics that the paper lacks."
+    left, found = _alike(self), {}
+    for material in self.materials:
+        if material.models:
+            drawn = [self.drawn[stem] for stem in self._stems(material.name) if stem not in left]
+            tables = self.statistics[material.name].items()
+            found[material.name] = drawn + [show_table(_renamed(table), name) for name, table in tables]
+    return found
+
+# %% ../nbs/20_pages.ipynb #da46c50e
+@patch
+def browsers(self: Report) -> dict[str, Path]:  # 'model, dataset' -> its page, in the folder of the run
+    "A page for each run of `evaluate`, with images and answers."
+    return browse_runs(self.materials[2])
+
+
+@patch
+def links(self: Report) -> str:
+    "Links to those pages, in Markdown, from the folder of the report."
+    here = self.folder or Path()
+    pages = {name: quote(os.path.relpath(page, here)) for name, page in self.browsers().items()}
+    return "\n".join(f"- [{escape(name)}]({page})" for name, page in pages.items())
+
+
+@patch
+def __repr__(self: Report) -> str:
+    found = ", ".join(f"{one.name} ({len(one.models)} models)" for one in self.materials if one.models)
+    return f"Report: {self.conclusions['claim'].nunique()} conclusions, held against {found}"
+
+
+@patch
+def _repr_html_(self: Report) -> str:
+    return show_table(self.inventory, "What this report rests on; answers: raw, one an image").to_html()
+
+# %% ../nbs/20_pages.ipynb #35123a71
+def report(
+    path: Path | str | None = None,  # folder for all tables and figures, made if need be; None: in memory
+    *,
+    release: Path | str | None = None,  # folder of released answers, such as `output` of the authors' repository
+    runs: str = "*",  # which runs of ours: a pattern of their names, such as 'paper-*'
+    images: str = "all",  # or 'some': of figures that are alike only the first is shown; all are saved in any case
+    results: Path | str | None = None,  # the results folder that our runs are in; None: `results_dir()`
+    progress: bool = True,  # show how far the drawing is
+) -> Report:
+    "The paper put together again, ours beside it. Errors as in `released_material`, `find_runs`; `FileExistsError`."
+    if images not in ("all", "some"):
+        raise ValueError(unknown("choice of images", images, ("all", "some")))
+    folder = Path(path).expanduser() if path is not None else None
+    if folder and (folder / "run.json").exists():
+        raise FileExistsError(f"{folder} holds a run of '{RunRecord.load(folder).verb}'. Choose another folder.")
+    results = Path(results or results_dir()).expanduser()
+    materials = (paper_material(), released_material(release), own_material(results, runs))
+    effects = findings(materials)
+    checks = {"printed": check_printed(materials[0].cells), "compared": compared(materials[2])}
+    found = {"effects": effects, "conclusions": conclusions(effects), "inventory": inventory(materials)} | checks
+    where = {"results": results, "runs": runs, "images": images, "progress": progress, "folder": folder}
+    done = Report(materials=materials, **found, **where)
+    if folder:
+        with hold_folder(folder):
+            for name, table in done.tables().items():
+                write_atomic(folder / f"{name}.csv", table.to_csv(index=isinstance(table.index, pd.MultiIndex)))
+            done.figures()
+    return done
