@@ -3,12 +3,13 @@
 Everything else is in the module `runs`, which takes a second to load; an interrupt during that second is heard here.
 """
 
+import _thread
 import os
 import shlex
 import signal
 import sys
 
-__all__ = ["main", "stopped", "version_line"]
+__all__ = ["HEARD", "main", "stopped", "version_line"]
 
 
 def version_line() -> str:
@@ -26,22 +27,29 @@ def version_line() -> str:
     return ", ".join(found)
 
 
-def _hear(number, frame):
-    "Raise KeyboardInterrupt. What it interrupts has nothing more to say; where it is swallowed, it is raised again."
-    import _thread
-    import logging
-    import warnings
+HEARD = []  # Ctrl-C, as often as it was pressed
 
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
+
+def _hear(number, frame):
+    "Raise KeyboardInterrupt, and again after some seconds where it was swallowed: an import or a callback may do so."
+    HEARD.append(number)
+    logging, warnings = sys.modules.get("logging"), sys.modules.get("warnings")
+    if hasattr(logging, "disable"):  # nothing is imported here: it might be what was interrupted
+        logging.disable(50)
+    if hasattr(warnings, "simplefilter"):
+        warnings.simplefilter("ignore")
     sys.unraisablehook = lambda said: _thread.interrupt_main() if said.exc_type is KeyboardInterrupt else None
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _hear)
+        signal.setitimer(signal.ITIMER_REAL, 5)
     raise KeyboardInterrupt
 
 
 def stopped(words: list[str]) -> int:
     "Say in one sentence how to go on. From here on, another Ctrl-C changes nothing."
-    if signal.getsignal(signal.SIGINT) is _hear or getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_hear":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_hear":  # our own; a caller's stays
+        for name in {"SIGINT", "SIGALRM"} & set(dir(signal)):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     again = shlex.join(["vlm-counting", *words])
     print(f"\nStopped: what is finished stays, and the same command goes on from there: {again}", file=sys.stderr)
     return 130
@@ -83,5 +91,7 @@ def main() -> int:
     return status
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # python -m vlm_counting: this file under another name
+    from vlm_counting.__main__ import main
+
     sys.exit(main())

@@ -34,6 +34,7 @@ from vlm_counting.core import (
     describe_run,
     hold_folder,
     later,
+    progress_bar,
     read_jsonl,
     run_context,
     write_atomic,
@@ -375,8 +376,6 @@ def _ask(
     parsers: Sequence[str],
 ) -> None:
     "Ask what is not in `done`; add the answers to it, and batch by batch to the file."
-    from tqdm.auto import tqdm
-
     batches, lengths = plan_samples(vlm, samples, batch_size)
     batches = _without_broken(path, batches, done)
 
@@ -386,8 +385,8 @@ def _ask(
         return vlm.answer_prepared(piece, inputs, max_new_tokens=max_new_tokens)
 
     asker = Asker(lengths, getattr(vlm, "prepare", lambda piece: None), work)
-    bar = tqdm(total=len(samples), initial=len(done), desc=vlm.name, unit="image", mininterval=1, disable=not progress)
-    with bar, closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
+    shown = progress_bar(len(samples), len(done), vlm.name, shown=progress)
+    with shown as bar, closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
         for batch, answers in answered:
             pairs = zip(batch, answers, strict=True)
             rows = [to_prediction(sample, answer, vlm.name, parsers) for sample, answer in pairs]

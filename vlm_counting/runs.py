@@ -46,7 +46,7 @@ from types import SimpleNamespace
 from typing import Any
 
 # %% ../nbs/12_runs.ipynb #1110d01e
-from .__main__ import stopped, version_line
+from .__main__ import HEARD, stopped, version_line
 from vlm_counting.core import (
     Registry,
     RunRecord,
@@ -159,7 +159,7 @@ def check_value(
         problem = _problem(one, name, value)
     except (UnknownName, ValueError, RuntimeError, OSError) as error:  # what a room says of a name
         kind = next((kind for kind in (UnknownName, FileNotFoundError) if isinstance(error, kind)), ValueError)
-        raise kind(str(error) if name in str(error) else f"{name}: {error}") from None
+        raise kind(str(error) if re.match(rf"(No )?{name}\b", str(error)) else f"{name}: {error}") from None
     if problem:
         raise ValueError(problem)
     return float(value) if one.kind is float else value
@@ -514,6 +514,8 @@ def run(
 ) -> Path:  # the run's folder, with all that the command line would leave there but the executed notebook
     "Run a command in this process: no kernel is started. Raises what the command raises."
     result = perform(command, parameters)
+    if hasattr(result, "check"):
+        result.check()  # raises if a part of it failed
     if hasattr(result, "figures"):
         result.figures()  # are kept in the folder
     return run_folder(check_parameters(command, parameters), command)
@@ -543,6 +545,8 @@ def _html(notebook: str) -> str:
 def _was_stopped(notebook: str) -> bool:
     "Did somebody press Ctrl-C? papermill then says that all went well; but cells were never started, or interrupted."
     cells = json.loads(notebook)["cells"]
+    if HEARD or isinstance(sys.exc_info()[1], KeyboardInterrupt):  # on its way up
+        return True
     errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
     about = [cell["metadata"].get("papermill", {}) for cell in cells]
     return bool(errors) or any(each.get("start_time", "") is None for each in about)
@@ -640,36 +644,38 @@ def _execute(command: str, parameters: dict, channel: Path | None = None, told=N
     "Run a notebook with checked parameters; what it prints goes to `told`, a file, too, line by line."
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # as papermill's own command does
     import papermill
-
-    source, target = str(RUNS[command]), f"{SCHEME}{command}.ipynb"
-    with _private_kernel(channel) as kernel:
-        papermill.execute_notebook(source, target, parameters, progress_bar=False, stdout_file=told, **kernel)
-
-
-@contextmanager
-def _private_kernel(channel: Path | None):
-    "A kernel of this interpreter. It listens in a folder of our own where that is possible, not at an open TCP port."
     from traitlets.config import Config
 
-    own = {"kernel_manager_class": _kernel_manager({"VLM_COUNTING_PROGRESS": str(channel)} if channel else {})}
-    if os.name != "posix" or len(tempfile.gettempdir()) > 60:  # a socket's path may have about 100 characters
-        yield own
-        return
-    with tempfile.TemporaryDirectory(prefix="kernel-") as place:
-        yield own | {"config": Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/ipc"}})}
+    source, target = str(RUNS[command]), f"{SCHEME}{command}.ipynb"
+    with tempfile.TemporaryDirectory(prefix="kernel-") as place, open(Path(place) / "log", "wb+") as log:
+        kernel = {"kernel_manager_class": _kernel_manager(channel, log)}
+        if os.name == "posix" and len(place) < 70:  # sockets in this folder, not an open TCP port; a path has its limit
+            kernel["config"] = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/ipc"}})
+        try:
+            done = papermill.execute_notebook(
+                source, target, parameters, progress_bar=False, stdout_file=told, **kernel
+            )
+        except RuntimeError as error:  # the kernel died
+            log.seek(0)
+            words = log.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError(" ".join([str(error), *words[-1:]])) from error
+    if any(cell["metadata"]["papermill"].get("start_time", "") is None for cell in done.cells):
+        raise KeyboardInterrupt  # heard by papermill, which then says that all went well
 
 
-def _kernel_manager(environment: dict) -> type:
-    "Who starts and ends the kernel: `sys.executable`, with a few more variables in its environment."
+def _kernel_manager(channel: Path | None, log) -> type:
+    "Who starts and ends the kernel: this very interpreter; it tells `channel` its progress, `log` its trouble."
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+
+    environment = {"VLM_COUNTING_PROGRESS": str(channel)} if channel else {}
 
     class Ours(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict())
 
         async def start_kernel(self, **options):
-            await super().start_kernel(env=os.environ | environment, **options)
+            await super().start_kernel(env=os.environ | environment, stdout=log, stderr=log, **options)
 
     return Ours
 
@@ -702,8 +708,11 @@ def _follow(channel: Path, command: str, over: threading.Event) -> None:
     with suppress(Exception), ExitStack() as shown:
         bar, current = shown.enter_context(_at_work(command)), None
         while True:
-            ended = over.wait(0.25)
+            ended = over.wait(0.4)
             state = json.loads(channel.read_text()) if channel.exists() else {"id": None}
+            if HEARD or (current and not state["id"]):  # after Ctrl-C it says no more
+                bar.tell = lambda state, last: None
+                return
             if state["id"] != current:  # another piece of work
                 shown.close()
                 about = {name: state[name] for name in ("total", "initial", "label", "unit")}
@@ -728,6 +737,9 @@ def _shown_progress(command: str):
         follower.start()
         try:
             yield channel, _Told()
+        except KeyboardInterrupt:
+            channel.unlink(missing_ok=True)
+            raise
         finally:
             over.set()
             follower.join(timeout=5)
@@ -1615,7 +1627,7 @@ _TOLD = "Does a vision-language model fail to see the count, or to say it?"
 
 def _obey(words: list[str]) -> int:
     "Do what was typed; the exit status of `main`. Raises what a wrong word raises."
-    command, *words = words[1:] if words[:1] == ["run"] else words
+    command, *words = (words[1:] if words[:1] == ["run"] else words) or ["--help"]
     if command in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -1637,6 +1649,17 @@ def _obey(words: list[str]) -> int:
         return 0
     return _run_and_tell(command, parameters)
 
+# %% ../nbs/12_runs.ipynb #beb4ffc9
+def _to_go_on(words: list[str]) -> list[str]:
+    "What to type after Ctrl-C: no `overwrite` where the folder is this run's own by now, as that would begin anew."
+    kept = [word for word in words if not re.match(r"(--)?overwrite\b", word)]
+    with suppress(Exception):  # whatever was typed
+        command, *rest = words[1:] if words[0] == "run" else words
+        if len(kept) < len(words) and command in RUNS:
+            parameters = check_parameters(command, _named_values(command, rest))
+            return words if folder_state(command, parameters)[0] == "new" else kept
+    return words
+
 # %% ../nbs/12_runs.ipynb #c4da3b1b
 def main(
     arguments: list[str] | None = None,  # None: of the command line
@@ -1644,11 +1667,11 @@ def main(
     "The command `vlm-counting`."
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        status = _obey(words or ["--help"])
+        status = _obey(words)
         sys.stdout.flush()
-        return status if words else 2
+        return status if words not in ([], ["run"]) else 2
     except KeyboardInterrupt:
-        return stopped(words)
+        return stopped(_to_go_on(words))
     except BrokenPipeError:  # `vlm-counting list | head -1`: whoever reads has seen enough
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
