@@ -62,7 +62,7 @@ STEPS = [
     for model in ("tiny-qwen2-vl", "tiny-clip")
     for (command, dataset), given in GIVEN.items()
     if (command, model) != ("train", "tiny-clip")  # it has no output layer to train
-] + [Step("report", given={"pictures": "some"})]  # of all of the above
+] + [Step("report", given={"images": "some"})]  # of all of the above
 
 
 def needed(step: Step) -> list[Step]:
@@ -92,13 +92,13 @@ def one_thread() -> Iterator[None]:
 
 def make(step: Step, done: dict[str, dict]) -> dict:
     "The summary of a step, run if it is not among those done, after what it needs. VLM_COUNTING_RESULTS says where."
-    from vlm_counting.runs import run
+    from vlm_counting.runs import execute
 
     if step.name not in done:
         for before in needed(step):
             make(before, done)
         with one_thread():
-            done[step.name] = summarise(run(step.command, **step.parameters))
+            done[step.name] = summarise(execute(step.command, **step.parameters))
     return done[step.name]
 
 

@@ -91,7 +91,7 @@ def made(results, tmp_path_factory) -> pages.Report:
 def report(results) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_RESULTS", str(results))
-        return execute("report", pictures="some")
+        return execute("report", images="some")
 
 
 def test_the_report_has_every_table_figure_and_conclusion(report):
@@ -177,8 +177,8 @@ def test_names_in_a_report_are_text(tmp_path):
 
 
 def test_a_report_that_cannot_be_made(results, tmp_path):
-    with pytest.raises(ValueError, match="No choice of images named 'sum'. Did you mean 'some'"):
-        pages.report(images="sum")
+    with pytest.raises(ValueError, match="No choice of images named 'som'. Did you mean 'some'"):
+        pages.report(images="som")
     with pytest.raises(FileNotFoundError, match="No run is named 'paper-x'. There are evaluate in"):
         pages.report(results=results, runs="paper-x")
     with pytest.raises(FileNotFoundError, match="There is no folder no_such_place"):

@@ -124,6 +124,25 @@ def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
         seed=p.seed, reload=lambda head: _model(p, head=head), overwrite=p.overwrite, run=run,
     )  # fmt: skip
 
+# %% ../nbs/22_commands.ipynb #0fbe1eb0
+@COMMANDS.add("diagnose")
+def _diagnose(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
+    "Weigh what a model does with one kind of object, with two, and with states exchanged between images."
+    from vlm_counting.diagnosis import count_pairs, diagnose
+
+    alone, groups = (load_dataset(name, limit=p.limit, seed=p.seed) for name in (p.dataset, p.transfer))
+    pairs = count_pairs(load_dataset(p.dataset, limit=p.limit and 4 * p.limit, seed=p.seed), seed=p.seed)
+    how = {"limit": p.limit, "seed": p.seed, "batch_size": p.batch_size, "overwrite": p.overwrite}
+    return diagnose(_model(p), alone, groups, pairs=pairs, path=folder, run=run, **how)
+
+
+@COMMANDS.add("report")
+def _report(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
+    "Put the paper together again from whatever runs there are."
+    from vlm_counting.pages import report
+
+    return report(folder, release=p.release, runs=p.runs, images=p.images)
+
 # %% ../nbs/22_commands.ipynb #e006d164
 @dataclass(frozen=True)
 class Study:
@@ -265,6 +284,10 @@ class Grid:
     plan: str  # in words, as it was before
     folder: Path  # of this run
 
+    def __repr__(self) -> str:
+        done = len(self.outcomes) - len(self.lost)
+        return f"Grid: {done} of {len(self.cells)} runs are done, {len(self.lost)} failed or were skipped"
+
     @property
     def lost(self) -> list:
         "The outcomes that are not done."
@@ -314,6 +337,9 @@ class BuiltSet:
     audited: pandas.DataFrame  # of `audit`, one row a sample
     said: list  # warnings on reading it
     place: Path  # of the set
+
+    def __repr__(self) -> str:
+        return f"BuiltSet: {len(self.samples):,} samples with their image, {len(self.missing):,} rows without"
 
     def labels(self) -> pandas.DataFrame:  # labels x counts, the most frequent label first
         "How many rows of training ask for each label in each count."

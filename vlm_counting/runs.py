@@ -8,13 +8,12 @@ __all__ = ['RUNS', 'TYPES', 'Model', 'Models', 'TinyModel', 'TinyModels', 'Datas
            'FreshSeed', 'Untrained', 'Numbers', 'Rate', 'Weight', 'BatchSize', 'Precision', 'Attention', 'Switch',
            'Layers', 'Poolings', 'Probes', 'FoldRules', 'HeadPart', 'States', 'RunName', 'Shard', 'Overwrite', 'Device',
            'Jobs', 'Workers', 'Address', 'Scale', 'Budget', 'Shown', 'Runs', 'Place', 'Rule', 'Categories', 'Hosts',
-           'PLACES', 'SCHEME', 'PAPERMILL_IO', 'SHOWN', 'Command', 'PAPER_SIZES', 'DEATHS', 'TOOLS', 'Listed',
-           'Parameter', 'check_value', 'Declared', 'declared_parameters', 'check_parameters', 'run_folder',
-           'check_folder', 'new_record', 'perform', 'own_parameters', 'run', 'RunNotebooks', 'with_output', 'execute',
-           'summary', 'read_word', 'command_help', 'find_results', 'grid_values', 'expand_grid', 'share', 'read_grids',
-           'paper_grids', 'Cell', 'folder_state', 'count_samples', 'plan_sweep', 'describe_plan', 'Outcome',
-           'first_score', 'run_cell', 'visible_gpus', 'count_workers', 'sweep', 'describe_outcomes', 'main',
-           'examination']
+           'SCHEME', 'PAPERMILL_IO', 'SHOWN', 'Command', 'PAPER_SIZES', 'DEATHS', 'TOOLS', 'Listed', 'Parameter',
+           'check_value', 'Declared', 'declared_parameters', 'check_parameters', 'run_folder', 'check_folder',
+           'perform', 'run', 'RunNotebooks', 'with_output', 'execute', 'summary', 'read_word', 'command_help',
+           'find_results', 'grid_values', 'expand_grid', 'share', 'read_grids', 'paper_grids', 'Cell', 'folder_state',
+           'count_samples', 'plan_sweep', 'describe_plan', 'Outcome', 'first_score', 'run_cell', 'visible_gpus',
+           'count_workers', 'sweep', 'describe_outcomes', 'main', 'examination']
 
 # %% ../nbs/12_runs.ipynb #a2a67b8c
 import ast
@@ -51,7 +50,6 @@ from vlm_counting.core import (
     Registry,
     RunRecord,
     UnknownName,
-    fingerprint,
     first_difference,
     git_commit,
     hold_folder,
@@ -71,7 +69,6 @@ from vlm_counting.models import (
     ATTENTION,
     DTYPES,
     MODELS,
-    VLM,
     Wording,
     choose_models,
     doctor,
@@ -457,23 +454,6 @@ def _bring_up_to_date(verb: str, parameters: dict) -> None:
                 with hold_folder(place):
                     earlier.save(place)
 
-
-PLACES = ("run", "shard", "overwrite", "device", "jobs", "scheduler", "seed")
-
-
-def new_record(
-    verb: str,  # a name in `RUNS`
-    parameters: dict,  # from `check_parameters`
-    vlm: VLM,
-    samples: list,  # of `Sample`, all parts of the run
-) -> RunRecord:
-    "The record of a run that is about to start; claim a folder with it."
-    return replace(
-        _record(verb, parameters), model=vlm.name, weights=vlm.weights, processor=vlm.processor_hash,
-        device=vlm.device_name, dataset=parameters["dataset"], fingerprint=fingerprint(samples),
-        samples=len(shard_samples(samples, parameters.get("shard") or "1/1")),
-    )  # fmt: skip
-
 # %% ../nbs/12_runs.ipynb #0c50c0db
 def _given(names: dict) -> dict:
     "Parameters as they are; of a notebook's names, the plain values that were there when it first asked."
@@ -496,16 +476,6 @@ def perform(
     work = later("commands").COMMANDS[command]
     whole = run_folder(parameters | {"shard": None}, command)  # the function finds the place of a part itself
     return work(SimpleNamespace(**parameters), whole, known)
-
-
-def own_parameters(
-    verb: str,  # a name in `RUNS`
-    names: dict,  # a notebook's `globals()`, asked in its first cell after the parameters
-) -> dict:  # every parameter of the command
-    "The parameters that a running notebook was given, checked, before anything else is loaded. Refuses a taken folder."
-    parameters = check_parameters(verb, _given(names))
-    check_folder(verb, parameters)
-    return parameters
 
 
 def run(
@@ -779,8 +749,9 @@ def _said(folder: Path) -> list[str]:
     path = folder / "notebook.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
     worked = [cell for cell in cells if cell["cell_type"] == "code" and "perform(" in "".join(cell["source"])]
-    texts = [output.get("data", {}).get("text/plain", "") for cell in worked for output in cell["outputs"]]
-    return ["".join(text) for text in texts if text][-1:]
+    outputs = [output for cell in worked for output in cell["outputs"] if output.get("name") != "stderr"]
+    texts = ["".join(output.get("text", output.get("data", {}).get("text/plain", ""))).strip() for output in outputs]
+    return [text for text in texts if text and not text.startswith("<")][-1:]
 
 # %% ../nbs/12_runs.ipynb #a09024cd
 def read_word(
@@ -1646,6 +1617,7 @@ def _obey(words: list[str]) -> int:
     check_folder(command, parameters)
     if parameters.get("dry_run"):
         perform(command, parameters)
+        print("Nothing was started.")
         return 0
     return _run_and_tell(command, parameters)
 
