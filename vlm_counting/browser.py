@@ -29,6 +29,7 @@ from vlm_counting.core import (
     image_hash,
     load_image,
     open_image,
+    progress_bar,
     stratify,
     unknown,
     write_atomic,
@@ -92,16 +93,15 @@ def thumbnails(
     progress: bool = True,  # show a bar
 ) -> tuple[list[int], list[bytes]]:  # (samples,) number of each sample's picture, and the pictures
     "The distinct pictures of samples, made small in parallel. Errors as in `thumbnail`."
-    from tqdm.auto import tqdm
-
     names = [sample.sha256 or image_hash(sample.image) for sample in samples]
     paths = {name: sample.image for name, sample in zip(names, samples, strict=True)}
     place = {name: number for number, name in enumerate(paths)}
     from joblib import cpu_count
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    shown = progress_bar(len(paths), label="thumbnails", shown=progress and len(paths) > 0)
+    with ThreadPoolExecutor(cpu_count()) as pool, shown as bar:
         made = pool.map(lambda path: thumbnail(path, size), paths.values())
-        pictures = list(tqdm(made, "pictures", len(paths), unit="image", disable=not (progress and paths)))
+        pictures = list(bar.each(made))
     return [place[name] for name in names], pictures
 
 # %% ../nbs/19_browser.ipynb #1f047663

@@ -722,6 +722,12 @@ class Progress:
         with suppress(Exception):
             self.tell(self, last)
 
+    def each(self, items: Iterable) -> Iterator:
+        "The items, each counted when it was dealt with."
+        for item in items:
+            yield item
+            self.update()
+
     @property
     def seconds(self) -> float:
         "Since it began."

@@ -569,10 +569,8 @@ def _read_batches(vlm, samples: list[Sample], reader: Reader, done: set[int], ba
 
 def _fill(stream: Iterator[tuple], folder: Path, columns: list[Column], samples: int, done: set, bar: dict) -> None:
     "Write (places, rows) as they come, and add them to `done`; every few seconds they reach the disk and are noted."
-    from tqdm.auto import tqdm
-
     pending, clock = [], time.monotonic()
-    with tqdm(total=samples, unit="image", mininterval=1, **bar) as bar, closing(stream):
+    with progress_bar(samples, **bar) as bar, closing(stream):
         try:
             for places, rows in stream:
                 _write_rows(folder, columns, places, samples, rows)
@@ -705,7 +703,7 @@ def extract_states(
             parts = [] if shard else _open_parts(vlm, samples, folder, identity)
             done = _begin(folder, identity, samples, reader)
             if len(done) < len(samples):
-                bar = {"desc": vlm.name, "initial": len(done), "disable": not progress}
+                bar = {"label": vlm.name, "initial": len(done), "shown": progress}
                 stream = _rows_left(vlm, samples, reader, done.copy(), batch_size, parts)
                 _fill(stream, folder, reader.columns, len(samples), done, bar)
             _finish(vlm, folder, identity, reader)

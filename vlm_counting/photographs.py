@@ -38,6 +38,7 @@ from vlm_counting.core import (
     file_hash,
     hold_folder,
     make_folder,
+    progress_bar,
     read_jsonl,
     unknown,
     write_atomic,
@@ -388,20 +389,19 @@ def _fetch_all(
     progress: bool,
 ) -> Iterator[dict]:  # lines of the journal, as they are done
     "Fetch with several workers. `ConnectionError` if there seems to be no network."
-    from tqdm.auto import tqdm
-
     strikes, pool = 0, ThreadPoolExecutor(workers, thread_name_prefix="fetch")
     try:
         futures = [pool.submit(fetch_one, fetcher, digest, urls) for digest, urls in jobs.items()]
-        for future in tqdm(as_completed(futures), "pictures", len(futures), disable=not progress):
-            line = future.result()
-            strikes = strikes + 1 if strikes >= 0 and line["why"].startswith("no connection") else -1
-            if strikes >= STRIKES:
-                raise ConnectionError(
-                    f"None of {strikes} links could be reached ({line['why']}). Is there a network? Start again when "
-                    "there is: what has been fetched is kept."
-                )
-            yield line
+        with progress_bar(len(futures), label="fetched", shown=progress) as bar:
+            for future in bar.each(as_completed(futures)):
+                line = future.result()
+                strikes = strikes + 1 if strikes >= 0 and line["why"].startswith("no connection") else -1
+                if strikes >= STRIKES:
+                    raise ConnectionError(
+                        f"None of {strikes} links could be reached ({line['why']}). Is there a network? Start again "
+                        "when there is: what has been fetched is kept."
+                    )
+                yield line
     finally:
         fetcher.stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -40,6 +40,7 @@ from vlm_counting.core import (
     hold_folder,
     later,
     load_image,
+    progress_bar,
     read_jsonl,
     unknown,
     write_atomic,
@@ -626,10 +627,9 @@ def picture_features(
 ) -> dict[str, np.ndarray]:  # name -> (samples, dim)
     "What a ruler measures on the pictures. Areas get variance 100, so that C = 1 does not hold the probe back."
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
 
-    bar = tqdm(samples, desc="pictures", unit="image", mininterval=1, disable=not progress)
-    looks = Parallel(n_jobs=2, prefer="threads")(delayed(_look)(sample.image, side) for sample in bar)
+    with progress_bar(len(samples), label="measured", shown=progress) as bar:
+        looks = Parallel(n_jobs=2, prefer="threads")(delayed(_look)(each.image, side) for each in bar.each(samples))
     areas = np.array([[area] for area, _ in looks], dtype=float)
     areas = 10 * (areas - areas.mean()) / (areas.std() or 1)
     found = {"lit area": areas, "pixels": np.stack([pixels for _, pixels in looks])}
@@ -908,7 +908,6 @@ def _run_units(
 ) -> None:
     "Do what is not in `done`, in order; add the rows of each unit to it and to the file."
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
 
     left = [unit for unit in units if any(key not in done for key in unit.expected())]
     broken = [done.pop(key) for unit in left for key in unit.expected() if key in done]
@@ -918,8 +917,8 @@ def _run_units(
         {"backend": _dask_backend(client), "pre_dispatch": jobs} if client else {"n_jobs": min(jobs, len(left)) or 1}
     )
     finished = Parallel(return_as="generator", **engine)(delayed(unit.run)(clusters) for unit in left)
-    bar, failures = tqdm(total=len(units), initial=len(units) - len(left), desc="probing", disable=not progress), []
-    with bar:
+    failures, initial = [], len(units) - len(left)
+    with progress_bar(len(units), initial, "probed", "representation", shown=progress) as bar:
         for rows, failure, trace in finished:
             if failure:
                 failures.append((failure, trace))
