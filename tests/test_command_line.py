@@ -597,6 +597,8 @@ def test_a_line_says_how_far_it_is(monkeypatch):
     assert str(bar) == "tiny-clip: 1,200 of 17,496 images, 35.1 images/s, 7 min 44 s left"
     bar.began = time.monotonic() - 1000
     assert str(bar).endswith("1.0 images/s, 4 h 31 min left")
+    bar.began = time.monotonic() - 2500
+    assert ", 2.5 s each, " in str(bar)
     bar.update(16_296)
     assert "left" not in str(bar)
     assert str(Progress(3, unit="epoch")) == "0 of 3 epochs"
@@ -634,17 +636,19 @@ def test_whoever_follows_shows_each_piece_of_work_and_survives_nonsense(tmp_path
     channel, over = tmp_path / "state.json", threading.Event()
     follower = threading.Thread(target=runs._follow, args=(channel, "evaluate", over))
     follower.start()
-    for label, total in (("first", 5), ("second", 7)):
+    for label, total, pause in (("first", 5, 0), ("second", 7, 0.9), ("third", 3, 0.9)):
         monkeypatch.setenv("VLM_COUNTING_PROGRESS", str(channel))
         bar = progress_bar(total, label=label)
         with bar as state:
             monkeypatch.delenv("VLM_COUNTING_PROGRESS")
-            state.update(total)
-        time.sleep(0.8)
+            state.update(1)
+            time.sleep(0.9)
+            state.update(total - 1)
+        time.sleep(pause)  # none: the next one begins before anybody has seen how this one ended
     over.set()
     follower.join(timeout=10)
     told = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
-    assert told == ["first: 5 of 5 images", "second: 7 of 7 images"]
+    assert told == ["first: 5 of 5 images", "second: 7 of 7 images", "third: 3 of 3 images"]
     channel.write_text("{")
     over.clear()
     runs._follow(channel, "evaluate", over)  # returns

@@ -734,15 +734,15 @@ class Progress:
         return time.monotonic() - self.began
 
     def __str__(self) -> str:
-        rate, new = (self.done - self.initial) / max(self.seconds, 1e-6), self.done > self.initial
-        left = round((self.total - self.done) / rate) if new else 0
-        hours, minutes = left // 3600, left % 3600 // 60
-        time_left = f"{hours} h {minutes} min" if hours else f"{minutes} min {left % 60} s" if minutes else f"{left} s"
-        parts = [f"{self.label}: " * bool(self.label) + f"{self.done:,} of {self.total:,} {self.unit}s"]
-        parts += [f"{rate:,.1f} {self.unit}s/s" if rate >= 1 else f"{1 / rate:,.1f} s a {self.unit}"] * new + [
-            f"{time_left} left"
-        ] * (new and self.done < self.total)
-        return ", ".join(parts)
+        said = f"{self.label}: " * bool(self.label) + f"{self.done:,} of {self.total:,} {self.unit}s"
+        rate = (self.done - self.initial) / max(self.seconds, 1e-6)
+        if rate <= 0:
+            return said
+        said += f", {rate:,.1f} {self.unit}s/s" if rate >= 0.95 else f", {1 / rate:,.1f} s each"
+        minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
+        left = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else left
+        return f"{said}, {left} left" if self.done < self.total else said
 
 # %% ../nbs/00_core.ipynb #55c59ebf
 def _as_bar(state: Progress):
@@ -772,14 +772,20 @@ def _at_times(seconds: float, say):
     return tell
 
 
+_ended = {}  # how the piece of work before ended: whoever reads now and then may have missed it
+
+
 def _as_file(path: Path):
     name = f"{os.getpid()} {time.monotonic_ns()}"  # tells one piece of work from the next
 
     def say(state: Progress, last: bool) -> None:
         said = {key: getattr(state, key) for key in ("total", "initial", "done", "label", "unit", "seconds")}
+        said |= {"id": name, "over": last}
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(said | {"id": name, "over": last}), encoding="utf-8")
+        fresh.write_text(json.dumps(said | {"before": _ended}), encoding="utf-8")
         fresh.replace(path)  # whoever reads it never sees half of it
+        if last:
+            _ended.update(said)
 
     return _at_times(0.2, say)
 

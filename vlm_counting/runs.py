@@ -684,6 +684,8 @@ def _follow(channel: Path, command: str, over: threading.Event) -> None:
                 bar.tell = lambda state, last: None
                 return
             if state["id"] != current:  # another piece of work
+                if current and state["before"].get("id") == current and not hasattr(bar, "refresh"):
+                    bar.move(state["before"]["done"], state["before"]["seconds"])
                 shown.close()
                 about = {name: state[name] for name in ("total", "initial", "label", "unit")}
                 bar, current = shown.enter_context(progress_bar(**about)), state["id"]
