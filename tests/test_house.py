@@ -20,7 +20,7 @@ ROOMS = [path for path in NOTEBOOKS if path.name[0].isdigit()]
 VERBS = [path for path in NOTEBOOKS if not path.name[0].isdigit() and path.stem != "index"]
 HEAVY = ("torch", "transformers", "open_clip")
 CONTRACT = {
-    "core": "Sample Prediction Registry RunRecord write_jsonl read_jsonl data_dir results_dir",
+    "core": "Sample Prediction Registry RunRecord progress_bar write_jsonl read_jsonl data_dir results_dir",
     "stimuli": "FAMILIES Entity Scene render generate contact_sheet",
     "datasets": "DATASETS load_dataset check_source audit",
     "models": "MODELS ModelSpec VLM load_model doctor",
@@ -32,7 +32,8 @@ CONTRACT = {
     "diagnosis": "FAULTS plant patch diagnose",
     "published": "load_release load_published regression_table check_reports measure",
     "figures": "FIGURES",
-    "runs": "RUNS run plan_sweep sweep main",
+    "runs": "RUNS TYPES Parameter perform run execute plan_sweep sweep main",
+    "commands": "COMMANDS",
     "photographs": "build_bpc fetch_images choose_rows",
     "tables": "TABLES check_printed",
     "findings": "CLAIMS Material findings conclusions",
