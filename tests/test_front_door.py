@@ -241,3 +241,61 @@ def test_scenes_and_families(tmp_path):
             wrong()
     with pytest.raises(KeyError, match="Did you mean"):
         vc.scene("redd_stars", 3)
+
+
+# --- inside
+
+
+@pytest.fixture(scope="module")
+def states(vlm, samples):
+    return vc.extract(vlm, samples, layers=[0, 4], progress=False)
+
+
+def test_states_in_memory(states, samples):
+    assert states[4, "last"].shape == (36, 128) and states[4, "last"].dtype == np.float32
+    assert states.targets.tolist() == [sample.target for sample in samples]
+    with pytest.raises(KeyError, match="Did you mean 'last'"):
+        states[4, "lsat"]
+    with pytest.raises(KeyError, match="99"):
+        states[99, "last"]
+
+
+def test_a_probe_by_name_and_by_estimator(states):
+    from sklearn.linear_model import LogisticRegression
+
+    mine = vc.probe(
+        states, layer=4, pooling="last", probe=LogisticRegression(max_iter=2000), rule="random", progress=False
+    )
+    named = vc.probe(states, layer=4, pooling="last", rule="random", progress=False)
+    assert 0 <= mine.accuracy <= 1 and len(mine.predictions) == len(named.predictions) == 36
+    assert vc.probe(states[4, "last"], states.targets, progress=False).accuracy >= 0
+    with pytest.raises(KeyError, match="Did you mean 'svm'"):
+        vc.probe(states, layer=4, probe="svn", progress=False)
+
+
+def test_a_head_is_trained_and_put_back(vlm, tmp_path):
+    more = vc.load_dataset("balanced", limit=90)
+    head = vc.train_head(vlm, train=more[::2], test=more[1::2], progress=False)
+    assert {"n", "difference", "low", "high", "p"} <= set(head.gain) and len(head.curves)
+    assert head.put_back(vlm).ask(vc.scene("red_stars", 3).render(), QUESTION).text
+
+
+def test_states_are_exchanged_between_images(vlm):
+    pairs = vc.count_pairs(vc.load_dataset("balanced", limit=432))[:4]
+    rows = vc.patch(vlm, pairs, layers=[4])
+    assert set(rows["position"]) == {"last", "image"} and len(rows) == 8
+
+
+@pytest.mark.slow
+def test_a_diagnosis_makes_everything_itself():
+    found = vc.diagnose(vc.load_model("tiny-clip", device="cpu"), progress=False)
+    assert found.verdict.probabilities and found.evidence and "The paper's rule says" in str(found)
+    with pytest.raises(TypeError, match="conclude"):
+        vc.diagnose({"accuracy": 0.5})
+
+
+@pytest.mark.slow
+def test_a_report_from_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    made = vc.report(runs="*")
+    assert len(made.conclusions) and made.folder is None and not list(tmp_path.rglob("*.csv"))

@@ -11,7 +11,7 @@ The names below are loaded when they are first used: importing the package loads
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _FRONT_DOOR = {  # name -> module that defines it, in the order in which an experiment uses them
     "scene": "stimuli",
