@@ -487,6 +487,9 @@ def _draw_all(done: "Report") -> dict[str, Picture]:
         for material, draw in plans:
             drawn |= {_stem(name, material): picture for name, picture in draw(material).items()}
             bar.update()
+    for stem, picture in drawn.items() if done.folder else ():
+        with hold_folder(done.folder):
+            save_figure(picture, done.folder / stem)
     return drawn
 
 
@@ -513,7 +516,7 @@ class Report:
 
     @cached_property
     def drawn(self) -> dict[str, Picture]:
-        "Name of a file -> figure, all of them; drawn once."
+        "Name of a file -> figure, all of them; drawn once, and put into the folder if there is one."
         return _draw_all(self)
 
     @cached_property
@@ -555,9 +558,6 @@ def _alike(done: Report) -> set[str]:
 @patch
 def figures(self: Report) -> dict[str, Picture]:
     "Name of a file -> figure, those to be looked at. A report with a folder puts all of them there."
-    for stem, picture in self.drawn.items() if self.folder else ():
-        with hold_folder(self.folder):
-            save_figure(picture, self.folder / stem)
     left = _alike(self)
     return {stem: picture for stem, picture in self.drawn.items() if stem not in left}
 
@@ -661,5 +661,5 @@ def report(
         with hold_folder(folder):
             for name, table in done.tables().items():
                 write_atomic(folder / f"{name}.csv", table.to_csv(index=isinstance(table.index, pd.MultiIndex)))
-            done.figures()
+            done.drawn  # noqa: B018 # drawn now, and put there
     return done

@@ -39,6 +39,7 @@ from vlm_counting.core import (
     hold_folder,
     later,
     make_folder,
+    progress_bar,
     run_context,
     unknown,
     write_atomic,
@@ -526,8 +527,6 @@ def fit_head(
     progress: bool = True,  # show a bar
 ) -> tuple[Head, list[dict]]:  # head of the best epoch, on the CPU; learning curve, a row an epoch, 0 before training
     "Train a head. A killed training that is started again ends in the same weights."
-    from tqdm.auto import tqdm
-
     config = config or HeadConfig()
     ids = [tokens[0] for tokens in spelt.values() if len(tokens) == 1]
     training, path = begin_training(head.to(device), ids, config), Path(path) if path else None
@@ -538,11 +537,10 @@ def fit_head(
     if not training.curve:  # the head as it is, for the figure; the paper chooses among the trained ones
         start = {"epoch": 0, "rate": config.rate, "n_train": len(train), "n_valid": len(valid)}
         training.curve.append(start | validate(training, valid))
-    with tqdm(total=config.epochs, initial=len(training.curve) - 1, unit="epoch", disable=not progress) as bar:
+    with progress_bar(config.epochs, len(training.curve) - 1, f"head, {config.part}", "epoch", progress) as bar:
         while not is_over(training):
             train_further(training, train, valid)
             bar.update()
-            bar.set_postfix(valid=f"{training.curve[-1]['valid_accuracy']:.3f}")
             if path and (time.monotonic() - saved >= every or is_over(training)):
                 save_training(training, path, identity)
                 saved = time.monotonic()
