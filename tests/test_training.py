@@ -605,6 +605,16 @@ def test_one_list_is_dealt_out(taught):
         assert other["train"] != sets["train"] == training._choose_sets(samples, None, None, None, None, 0)["train"]
 
 
+def test_a_uid_may_come_again_with_another_image(vlm):
+    "Two seeds of a family have the same uids; and an image under another uid is the same image."
+    train, other = (generate("balanced", limit=27, seed=seed) for seed in (0, 1))
+    test = [replace(two, uid=one.uid) for one, two in zip(train, other, strict=True)]
+    training._check_training({"train": train[9:], "valid": train[:9], "test": test}, vlm.spelt)
+    hidden = [replace(sample, uid=f"mine/{place}", sha256="") for place, sample in enumerate(train)]
+    with pytest.raises(ValueError, match="'train' and 'test' share 18 samples, the first is 'mine/9'"):
+        training._check_training({"train": train[9:], "valid": train[:9], "test": hidden}, vlm.spelt)
+
+
 class Deaf:
     "A model that must not be asked."
 

@@ -458,7 +458,7 @@ def _paper_tables(materials: Sequence[Material]) -> dict[str, pd.DataFrame]:  # 
     return found
 
 
-def _styled(name: str, table: pd.DataFrame) -> "pandas.io.formats.style.Styler":  # noqa: F821
+def _styled(name: str, table: pd.DataFrame):  # as from `show_table`
     "One of the paper's tables, for people."
     named = table.rename(TITLES, level=1).rename_axis([None, None])
     digits = 0 if name == "sizes" else 3 if "errors" in name else 2
@@ -593,7 +593,7 @@ def checks(self: Report) -> list[str]:
 
 
 @patch
-def styled(self: Report) -> "dict[str, pandas.io.formats.style.Styler]":  # noqa: F821 # name in `TABLES` -> table
+def styled(self: Report) -> dict:  # name in `TABLES` -> as from `show_table`
     "The paper's tables, for people."
     return {name: _styled(name, table) for name, table in self.paper_tables.items()}
 

@@ -35,6 +35,7 @@ from vlm_counting.core import (
     describe_run,
     file_hash,
     hold_folder,
+    image_hash,
     later,
     make_folder,
     progress_bar,
@@ -809,13 +810,14 @@ def _check_training(sets: dict[str, list[Sample]], spelt: dict[int, tuple[int, .
             f"All {len(sets['train'])} samples to train on have the count {counts[0]}. Expected two counts at least: "
             "a head that has heard one number says it always."
         )
-    uids = {name: {sample.uid for sample in samples} for name, samples in sets.items()}
-    for name in uids:
-        for taught in ("train", "valid"):
-            if name not in (taught, "train") and (shared := uids[taught] & uids[name]):
+    for taught in ("train", "valid"):
+        known = {(sample.sha256 or image_hash(sample.image), sample.question) for sample in sets[taught]}
+        for name in [name for name in sets if name not in (taught, "train")]:
+            same = [s.uid for s in sets[name] if (s.sha256 or image_hash(s.image), s.question) in known]
+            if same:
                 raise ValueError(
-                    f"'{taught}' and '{name}' share {len(shared)} samples, the first is '{min(shared)}'. A head is "
-                    "tested on samples that it was neither trained nor chosen on: leave those out of one of them."
+                    f"'{taught}' and '{name}' share {len(same)} samples, the first is '{same[0]}'. A head is tested "
+                    "on images that it was neither trained nor chosen on: leave those out of one of them."
                 )
 
 # %% ../nbs/08_training.ipynb #ecc82100
