@@ -771,7 +771,7 @@ def _at_times(seconds: float, say):
 
     return tell
 
-
+# %% ../nbs/00_core.ipynb #073d1f5e
 _ended = {}  # how the piece of work before ended: whoever reads now and then may have missed it
 
 
