@@ -179,7 +179,7 @@ def test_names_in_a_report_are_text(tmp_path):
 def test_a_report_that_cannot_be_made(results, tmp_path):
     with pytest.raises(ValueError, match="No choice of images named 'som'. Did you mean 'some'"):
         pages.report(images="som")
-    with pytest.raises(FileNotFoundError, match="No run is named 'paper-x'. There are evaluate in"):
+    with pytest.raises(FileNotFoundError, match="No run is named 'paper-x'. There are evaluate"):
         pages.report(results=results, runs="paper-x")
     with pytest.raises(FileNotFoundError, match="There is no folder no_such_place"):
         pages.report(release="no_such_place", results=results)
