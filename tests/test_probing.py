@@ -1062,6 +1062,8 @@ def test_the_name_of_an_estimator_is_all_that_was_set_and_no_address():
     name, again = probing._written(long), probing._written(clone(long))
     assert name == again and " at 0x" not in name and "..." not in name and "\n" not in name and len(name) > 2000
     assert probing._written(Nearest()) == "Nearest()" and len(probing._file(name)) <= 60
+    scaled = probing._written(make_pipeline(StandardScaler(), LinearSVC()))
+    assert probing._short(scaled) == "StandardScaler + LinearSVC" and probing._short("Ridge()") == "Ridge()"
     assert probing._file("svm_standardised") == "svm_standardised" and "/" not in probing._file("A(b='/')")
 
 

@@ -1339,8 +1339,11 @@ def tables(self: Probing) -> dict[str, pd.DataFrame]:  # name of a CSV file -> i
     return found if _no_gap(self) else found | {"gap": self.gap()}
 
 # %% ../nbs/07_probing.ipynb #28d34930
-def _short(name: str, most: int = 40) -> str:
-    "A probe's name in a title."
+def _short(name: str, most: int = 30) -> str:
+    "A probe's name in a title; of a long one, what it is made of."
+    if len(name) > most:
+        kinds = re.findall(r"\b([A-Z]\w*)\(", name)
+        name = " + ".join(kind for kind in kinds if kind != "Pipeline") or name
     return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
