@@ -630,7 +630,8 @@ def _execute(command: str, parameters: dict, channel: Path | None = None, told=N
         except RuntimeError as error:  # the kernel died
             log.seek(0)
             words = log.read().decode(errors="replace").strip().splitlines()
-            raise RuntimeError(" ".join([str(error), *words[-1:]])) from error
+            why = "Was there too little memory? The same command goes on from where it was."
+            raise RuntimeError(". ".join([str(error), *words[-1:], why])) from error
     if any(cell["metadata"]["papermill"].get("start_time", "") is None for cell in done.cells):
         raise KeyboardInterrupt  # heard by papermill, which then says that all went well
 
