@@ -79,7 +79,7 @@ def results(tmp_path, monkeypatch):
         ("extract", "untrained", "auto", "untrained is 'auto', expected a whole number of at least 0, or None"),
         ("probe", "states", 3, "states is 3, expected the name of a run"),
         ("train", "learning_rate", float("1e999"), "learning_rate is inf, expected a number of more than 0"),
-        ("train", "learning_rate", 10**400, "expected a number of more than 0"),
+        pytest.param("train", "learning_rate", 10**400, "expected a number of more than 0", id="a huge number"),
         ("train", "teacher", float("nan"), "teacher is nan, expected a number of at least 0"),
         ("train", "training_limit", 1, "training_limit is 1, expected a whole number of at least 3"),
         ("train", "transfer", "two_group", "transfer: No dataset named 'two_group'. Did you mean 'two_groups'?"),
