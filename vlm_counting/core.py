@@ -428,11 +428,13 @@ def file_hash(path: Path) -> str:  # 64 hex digits
 def image_hash(
     source: Any,  # of `as_source`
 ) -> str:  # 64 hex digits
-    "sha256 of an image file's bytes; of an image in memory, of its mode, size and pixels."
+    "sha256 of an image file's bytes; of an image in memory, of its size and pixels as a model sees them."
     if isinstance(source, Path):
         return file_hash(source)
-    whole = source if isinstance(source, bytes) else f"{source.mode} {source.size} ".encode() + source.tobytes()
-    return hashlib.sha256(whole).hexdigest()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    seen = to_rgb(source)
+    return hashlib.sha256(f"{seen.size} ".encode() + seen.tobytes()).hexdigest()
 
 
 def image_file(
@@ -452,7 +454,8 @@ def fingerprint(samples: Iterable[Sample]) -> str:  # 64 hex digits
     "sha256 over every sample's uid, question, target, factors and image bytes; independent of where the files lie."
     digest = hashlib.sha256()
     for sample in samples:
-        image = sample.sha256 or image_hash(sample.image)
+        known = isinstance(sample.image, Path) and sample.sha256  # an image in memory may have been replaced
+        image = known or image_hash(sample.image)
         row = [sample.uid, sample.question, sample.target, sample.factors, image]
         digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
@@ -607,6 +610,11 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
     others = [path for path in folder.iterdir() if path.name not in kept and not path.name.startswith(".")]
     parts = [path for path in others if path.name.startswith("part-")]  # shards of the same run
     record.sessions = []
+    if overwrite and others and not any((owned / "run.json").exists() for owned in (folder, *parts)):
+        raise FileExistsError(
+            f"{folder} holds '{others[0].name}' but no run.json: it is not a run of ours, and nothing of it is "
+            "replaced. Choose another folder."
+        )
     if overwrite:
         shutil.rmtree(folder / "replaced", ignore_errors=True)
         for path in others:
@@ -620,8 +628,7 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
     strange = [path.name for path in others if path not in parts]
     if strange and not (folder / "run.json").exists():
         raise FileExistsError(
-            f"{folder} holds '{strange[0]}' but no run.json, so it is not a run of ours. "
-            "Choose another folder, or pass overwrite=True to replace it."
+            f"{folder} holds '{strange[0]}' but no run.json, so it is not a run of ours. Choose another folder."
         )
 
 # %% ../nbs/00_core.ipynb #75b0f329

@@ -505,8 +505,8 @@ class Evaluation:
 
     @property
     def scored(self) -> bool:
-        "Whether the true counts are known."
-        return all(row.target is not None for row in self.predictions)
+        "Whether there are answers whose true counts are known."
+        return bool(self.predictions) and all(row.target is not None for row in self.predictions)
 
     @property
     def factors(self) -> set[str]:
@@ -651,6 +651,7 @@ def evaluate(
     PARSERS[parser]
     settings = {"parser": parser, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     settings |= vars(vlm.wording) if hasattr(vlm, "wording") else {}
+    settings |= vlm.anatomy.settings if hasattr(vlm, "anatomy") else {}  # dtype and attention can change an answer
     path = Path(path).expanduser() if path is not None else None
     folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
     file, others = path and path / "predictions.jsonl", [name for name in (parser,) if name not in ALWAYS]

@@ -1035,6 +1035,7 @@ def load_model(
     system: str | None = None,  # a system turn; None: none
 ) -> VLM:
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
+    name, device = str(name), str(device)
     _check_choices(dtype, attention, untrained, head)
     told = _given(instruction=instruction, prompt=prompt, system=system)
     Wording(**told)

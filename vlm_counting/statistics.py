@@ -83,7 +83,7 @@ def _check_answers(predictions: list[Prediction], rule: str) -> None:
 
 def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
     "A list of predictions, or those of an `Evaluation`. `TypeError` names the first thing that is none."
-    predictions = getattr(predictions, "predictions", predictions)
+    predictions = getattr(predictions, "answers", getattr(predictions, "predictions", predictions))
     several = isinstance(predictions, Iterable) and not isinstance(predictions, str)
     rows = list(predictions) if several else []
     if wrong := [row for row in rows if not isinstance(row, Prediction)][:1] if several else [predictions]:
