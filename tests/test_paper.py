@@ -18,21 +18,21 @@ CODE = [cell["source"] for cell in cells(NOTEBOOK) if cell["cell_type"] == "code
 
 @pytest.fixture
 def paper(tmp_path, monkeypatch):
-    "Runs the notebook's cells up to the plan, or to its end, with given parameters; the names that it leaves behind."
+    "Runs the notebook's cells with given parameters; gives its result."
     monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
 
-    def run(to: int = 3, **given) -> dict:
-        names = {}
-        for number, source in enumerate(CODE[:to]):
+    def run(**given):
+        names = {"__name__": "__main__"}
+        for number, source in enumerate(CODE):
             exec(compile(source, f"cell {number}", "exec"), names)
-            names |= given if number == 0 else {}
-        return names
+            names |= given if number == 1 else {}  # below the cell of parameters
+        return names["result"]
 
     return run
 
 
 def test_the_twins_do_everything(paper):
-    planned = paper()["cells"]
+    planned = paper(dry_run=True).cells
     assert Counter(cell.verb for cell in planned) == {
         "evaluate": 7 * 15 + 5, "extract": 7, "probe": 7, "train": 5, "diagnose": 7, "report": 1,
     }  # fmt: skip
@@ -45,7 +45,7 @@ def test_the_twins_do_everything(paper):
 
 
 def test_the_real_models_do_the_same_at_the_size_of_the_paper(paper):
-    planned = paper(models="paper", scale="full", photographs=True, scheduler="tcp://host:8786")["cells"]
+    planned = paper(models="paper", scale="full", photographs=True, scheduler="tcp://host:8786", dry_run=True).cells
     size = {(cell.verb, cell.parameters.get("dataset")): cell.samples for cell in planned}
     assert (
         size["evaluate", "balanced"] == size["extract", "balanced"] == 17_496 and size["evaluate", "scattered"] == 9408
@@ -58,7 +58,7 @@ def test_the_real_models_do_the_same_at_the_size_of_the_paper(paper):
 
 
 def test_encoders_alone_have_no_words_to_train(paper):
-    assert {cell.verb for cell in paper(models="tiny-clip")["cells"]} == {
+    assert {cell.verb for cell in paper(models="tiny-clip", dry_run=True).cells} == {
         "evaluate",
         "extract",
         "probe",
@@ -80,7 +80,7 @@ def test_wrong_words_are_refused():
 
 def test_a_dry_run_starts_nothing(paper, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("vlm_counting.runs.sweep", lambda *_: pytest.fail("it was started"))
-    paper(to=len(CODE), models="tiny-clip", dry_run=True)
+    paper(models="tiny-clip", dry_run=True)
     said = capsys.readouterr().out
     assert "paper-evaluate/tiny-clip/clustered" in said and "Nothing was started" in said
     assert not (tmp_path / "paper").exists()
@@ -109,6 +109,6 @@ def test_the_table_is_kept_and_a_failure_is_told(paper, monkeypatch, tmp_path):
 
     monkeypatch.setattr("vlm_counting.runs.sweep", most)
     with pytest.raises(RuntimeError, match=r"1 runs failed.*retry=True.*\n.*ValueError: no such thing"):
-        paper(to=len(CODE), models="tiny-clip")
+        paper(models="tiny-clip")
     kept = (tmp_path / "paper" / "outcomes.csv").read_text().splitlines()
     assert len(kept) == 1 + 15 + 4 and kept[1].startswith("evaluate,paper-evaluate/tiny-clip/balanced,failed")
