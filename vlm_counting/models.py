@@ -1035,9 +1035,8 @@ def load_model(
     system: str | None = None,  # a system turn; None: none
 ) -> VLM:
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
-    name, device = str(name), str(device)
+    name, device, told = str(name), str(device), _given(instruction=instruction, prompt=prompt, system=system)
     _check_choices(dtype, attention, untrained, head)
-    told = _given(instruction=instruction, prompt=prompt, system=system)
     Wording(**told)
     spec = find_entry(name)
     folder = find_checkpoint(name, spec, checkpoint)
