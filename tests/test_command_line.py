@@ -522,6 +522,7 @@ def test_control_c_while_a_kernel_runs(fake, pressed):
     assert done.returncode == 0 and (fake / "results" / "fake" / "report.html").exists()
 
 
+@pytest.mark.slow  # rests on tenths of a second, which a busy machine does not keep
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.25, 0.4, 0.6, 0.9])
 @pytest.mark.parametrize("words", [["list"], ["evaluate", "limit=432"]])
 def test_control_c_in_the_first_second(words, seconds, results):
