@@ -501,7 +501,7 @@ def test_what_an_experiment_says(vlm, result):
     assert {tuple(sorted(found)) for found in groups} == {("counts", "vocabulary")}
     row = result.scores.query("set == 'test' and head == 'trained' and among == 'generation'").iloc[0]
     assert {name: row[name] for name in ("difference", "low", "high", "p")}.items() <= result.gain.items()
-    pairs = zip(result.answers["test", "own"], result.predictions, strict=True)
+    pairs = zip(result.answers_of["test", "own"], result.predictions, strict=True)
     gained = np.mean([(two.count == two.target) - (one.count == one.target) for one, two in pairs])
     assert result.gain["difference"] == pytest.approx(gained) and result.gain["n"] == 27
     assert list(result.forgetting["head"]) == list(result.heads) and (result.forgetting["kl"].iloc[1:] > 0).all()

@@ -924,7 +924,7 @@ class HeadResult:
     scores: pd.DataFrame  # columns `SCORES`: each head against the own one, in the same decoding, set by set
     forgetting: pd.DataFrame  # a row a head, of `forgetting`: other questions about the images of the test
     gains: dict[str, pd.DataFrame]  # set -> what each count gained, of `improvement`
-    answers: dict[tuple[str, str], list[Prediction]]  # (set, 'own' or 'trained') -> what the model wrote with that head
+    answers_of: dict[tuple[str, str], list[Prediction]]  # (set, 'own' or 'trained') -> what the model wrote with that head
     conditions: dict[str, str]  # set -> what it is, in words
     record: RunRecord  # how the run was made
     folder: Path | None = None  # where it is kept; None: in memory only
@@ -950,7 +950,7 @@ class HeadResult:
     @property
     def predictions(self) -> list[Prediction]:
         "What the model wrote to the test with the trained head."
-        return self.answers["test", "trained"]
+        return self.answers_of["test", "trained"]
 
 # %% ../nbs/08_training.ipynb #dff7d876
 @patch
@@ -1018,7 +1018,7 @@ def save(
     with claim_folder(self.record, folder, overwrite):
         for name, head in self.heads.items():
             save_head(head, _head_path(folder, name), self.made[name])
-        for (name, head), rows in self.answers.items():
+        for (name, head), rows in self.answers_of.items():
             write_jsonl(folder / "answers" / name / head / "predictions.jsonl", rows)
         _write_tables(self, folder)
         _draw(self, folder)
@@ -1065,7 +1065,7 @@ def _measure(own: Head, heads: dict, states: dict, sets: dict, said: dict, spelt
     names = [name for name in CONDITIONS if name in sets]
     scores, gains = _score_heads(heads, states, sets, said, names, spelt, decode)
     others = [{"head": name} | forgetting(own, head, states["other-questions"], spelt) for name, head in heads.items()]
-    return {"heads": heads, "scores": scores, "gains": gains, "answers": said, "forgetting": pd.DataFrame(others)}
+    return {"heads": heads, "scores": scores, "gains": gains, "answers_of": said, "forgetting": pd.DataFrame(others)}
 
 # %% ../nbs/08_training.ipynb #2f99f836
 def train_head(
