@@ -1,7 +1,9 @@
 "Guards for what people type: types of parameters, one dialect, runs without a kernel, progress, Ctrl-C, closed pipes."
 
+import ast
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -16,13 +18,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 from clusters import wait_until
 
 from vlm_counting import core, runs
 from vlm_counting.__main__ import stopped, version_line
-from vlm_counting.core import Progress, RunRecord, UnknownName, progress_bar
+from vlm_counting.core import Progress, RunRecord, UnknownName, claim_folder, progress_bar
 from vlm_counting.runs import (
     RUNS,
     TOOLS,
@@ -314,6 +317,7 @@ def test_results_are_listed_and_broken_folders_stop_nobody(results, capsys):
     (results / "evaluate" / "tiny-clip" / "balanced" / "scores.csv").write_text("n,accuracy\n9,0.4444\n")
     a_run(results / "evaluate" / "tiny-clip" / "balanced" / "part-1-of-2")
     a_run(results / "evaluate" / "tiny-clip" / "clustered" / "replaced")
+    a_run(results / "evaluate" / "tiny-clip" / "clustered" / "replaced-12")
     a_run(results / "mine" / "tiny-coca" / "balanced", model="tiny-coca", status="failed", error="ValueError: no")
     for name, text in (("a", ""), ("b", "{"), ("c", "[]"), ("d", '{"verb": 5'), ("e", "null"), ("f", "[" * 10**5)):
         (results / "broken" / name).mkdir(parents=True)
@@ -376,6 +380,32 @@ def test_a_run_of_an_earlier_version_goes_on(results):
     assert run("evaluate", model="tiny-clip", limit=9) == folder
     assert (folder / "scores.csv").read_bytes() == before and len(RunRecord.load(folder).sessions) == 2
     assert RunRecord.load(folder).parameters["parser"] == "strict"
+
+
+def test_who_was_killed_is_stopped_and_who_works_is_running(results):
+    a_run(results / "evaluate" / "tiny-clip" / "balanced", status="running")
+    folder = results / "evaluate" / "tiny-coca" / "balanced"
+    with claim_folder(RunRecord("evaluate", {}, model="tiny-coca"), folder):
+        code = "from vlm_counting.runs import find_results; print([row['status'] for row in find_results()[0]])"
+        seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert sorted(ast.literal_eval(seen)) == ["running", "stopped"]
+
+
+@pytest.mark.parametrize(
+    "words", [["limit=9", "limit=18"], ["limit=9", "--limit", "9"], ["--overwrite", "overwrite=x"]]
+)
+def test_a_parameter_is_given_once(words, capsys):
+    assert main(["evaluate", "model=tiny-clip", *words]) != 0
+    assert f"{words[0].removeprefix('--').partition('=')[0]} is given twice" in capsys.readouterr().err
+
+
+def test_a_notebook_s_parameters_of_any_type_are_seen(results, monkeypatch):
+    asked, notebook = [], {"__name__": "__main__", "math": math}
+    monkeypatch.setattr("vlm_counting.commands.COMMANDS", {"evaluate": lambda p, *_: asked.append(p.limit)})
+    perform("evaluate", notebook | {"limit": np.int64(9)})
+    assert asked == [9] and type(asked[0]) is int
+    with pytest.raises(ValueError, match="limit is a tuple"):
+        perform("evaluate", notebook | {"limit": (9,)})
 
 
 def test_a_notebook_s_names_are_its_parameters(results, monkeypatch):

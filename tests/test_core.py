@@ -5,15 +5,18 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlm_counting.core import (
     RunRecord,
     Sample,
     claim_folder,
+    describe_run,
     file_hash,
     fingerprint,
     load_image,
@@ -175,7 +178,7 @@ def test_a_fingerprint_depends_on_content_and_not_on_place(tmp_path):
         samples.append(Sample("a/0", tmp_path / name, "How many?", 3, {"b": 1, "a": 2}))
     assert fingerprint(samples[:1]) == fingerprint(samples[1:])
     assert fingerprint(samples[:1]) == fingerprint([replace(samples[0], sha256=file_hash(tmp_path / "here"))])
-    for change in ({"target": 4}, {"question": "?"}, {"uid": "a/1"}, {"factors": {}}, {"sha256": "0" * 64}):
+    for change in ({"target": 4}, {"question": "?"}, {"uid": "a/1"}, {"factors": {}}, {"image": b"others"}):
         assert fingerprint([replace(samples[0], **change)]) != fingerprint(samples[:1])
 
 
@@ -236,3 +239,84 @@ def test_a_part_belongs_to_its_run(tmp_path):
     assert len(RunRecord.load(tmp_path).sessions) == 1
     with claim_folder(replace(RECORD, weights="other"), tmp_path, overwrite=True):
         assert (tmp_path / "replaced" / "part-1-of-2" / "run.json").exists()
+
+
+def test_nothing_is_lost_however_often_a_folder_is_replaced(tmp_path):
+    for number in range(4):
+        with claim_folder(replace(RECORD, weights=str(number)), tmp_path, overwrite=True):
+            write_atomic(tmp_path / "notes.txt", f"written by hand in {number}")
+    kept = [(tmp_path / name / "notes.txt").read_text()[-1] for name in ("replaced-1", "replaced-2", "replaced", ".")]
+    assert kept == ["0", "1", "2", "3"]
+
+
+def failed(folder: Path, **files: str) -> None:
+    "A run that ends with an error, after it has kept these files."
+    with pytest.raises(ZeroDivisionError), claim_folder(replace(RECORD), folder):
+        for name, text in files.items():
+            write_atomic(folder / f"{name}.jsonl", text)
+        raise ZeroDivisionError
+
+
+def test_a_run_that_failed_before_it_kept_a_thing_is_in_nobody_s_way(tmp_path):
+    failed(tmp_path)
+    with claim_folder(replace(RECORD, weights="other"), tmp_path):
+        pass
+    assert RunRecord.load(tmp_path).weights == "other"
+    failed(tmp_path / "more", predictions="precious")
+    with pytest.raises(FileExistsError, match="weights is 'other' now"):
+        with claim_folder(replace(RECORD, weights="other"), tmp_path / "more"):
+            pass
+
+
+@pytest.mark.parametrize("begun, status, refused", [
+    ("0.5.9", "running", True), ("0.5.9", "failed", True), ("0.5.9", "finished", False), ("0.6.0", "failed", False),
+    ("0.10.0", "running", False),
+])  # fmt: skip
+def test_a_run_half_done_by_a_version_that_asked_in_another_way(tmp_path, begun, status, refused):
+    write_atomic(tmp_path / "predictions.jsonl", "precious")
+    replace(RECORD, status=status, sessions=[{"versions": {"vlm_counting": begun}}]).save(tmp_path)
+    with (
+        pytest.raises(FileExistsError, match=f"begun by version {begun}.*overwrite=True") if refused else nullcontext()
+    ):
+        with claim_folder(replace(RECORD), tmp_path):
+            pass
+    assert (tmp_path / "predictions.jsonl").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "parameters, words", [({"limit": 4}, "begun by a command"), ({"model": "m"}, "begun by Python")]
+)
+def test_python_and_the_command_line_know_whose_folder_it_is(tmp_path, parameters, words):
+    other = {"model": "m", "limit": 4} if words.endswith("command") else {"limit": 4}
+    with claim_folder(replace(RECORD, parameters=other), tmp_path):
+        write_atomic(tmp_path / "predictions.jsonl", "precious")
+    with pytest.raises(FileExistsError, match=words), claim_folder(replace(RECORD, parameters=parameters), tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("place", ["file.txt", "file.txt/run", "file.txt/run/deeper"])
+def test_a_file_is_no_folder(tmp_path, place):
+    (tmp_path / "file.txt").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="file.txt is a file, expected a folder"):
+        with claim_folder(replace(RECORD), tmp_path / place):
+            pass
+
+
+def test_a_fingerprint_sees_the_images_as_they_are(tmp_path):
+    paths = [tmp_path / f"{name}.png" for name in "ab"]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        Image.new("RGB", (4, 4), colour).save(path)
+    sample = Sample("set/1", paths[0], "How many?", 1, sha256=file_hash(paths[0]))
+    other = replace(sample, image=paths[1])  # keeps the sha256 of the first
+    assert fingerprint([sample]) != fingerprint([other]) == fingerprint([replace(other, sha256="")])
+    paths[1].write_bytes(paths[0].read_bytes())
+    assert fingerprint([sample]) == fingerprint([other])
+    paths[0].unlink()
+    assert fingerprint([sample]) == fingerprint([other])  # of an image that is gone, what was known
+
+
+def test_a_run_from_python_knows_its_set_where_the_uids_tell_it():
+    samples = [Sample(f"balanced/{number}", b"x", "How many?", 1) for number in range(2)]
+    assert describe_run("evaluate", {}, samples=samples).dataset == "balanced"
+    assert describe_run("evaluate", {}, samples=[*samples, replace(samples[0], uid="other/1")]).dataset == ""
+    assert describe_run("evaluate", {}, samples=samples, known=replace(RECORD, dataset="mine")).dataset == "mine"

@@ -216,7 +216,9 @@ def test_saved_outputs_are_small_and_fit_for_readers(notebook):
         assert not errors, f"{notebook.name} has a saved error: {errors[0]['ename']}: {errors[0]['evalue']}"
         found = MACHINE.search(output_text(cell))
         assert not found, f"{notebook.name} shows the path of a machine: {found[0]}"
-        widgets = [output for output in cell.get("outputs", []) if any("widget" in kind for kind in output.get("data", {}))]
+        widgets = [
+            output for output in cell.get("outputs", []) if any("widget" in kind for kind in output.get("data", {}))
+        ]
         assert not widgets, f"{notebook.name} has a saved progress bar: remove it, a page cannot move it"
 
 

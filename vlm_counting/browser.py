@@ -93,7 +93,7 @@ def thumbnails(
     progress: bool = True,  # show a bar
 ) -> tuple[list[int], list[bytes]]:  # (samples,) number of each sample's picture, and the pictures
     "The distinct pictures of samples, made small in parallel. Errors as in `thumbnail`."
-    names = [sample.sha256 or image_hash(sample.image) for sample in samples]
+    names = [image_hash(sample.image) for sample in samples]
     paths = {name: sample.image for name, sample in zip(names, samples, strict=True)}
     place = {name: number for number, name in enumerate(paths)}
     from joblib import cpu_count

@@ -75,6 +75,11 @@ def _open_extraction(p: SimpleNamespace) -> Any:
             p.states != "extract"
         )
         raise FileNotFoundError(f"No states in {home}. Make them first: {command}")
+    if "limit" not in RunRecord.load(home).parameters:
+        raise ValueError(
+            f"The states in {home} were read from Python, whose record does not name their samples as a command does. "
+            f"Probe them there: probe(open_states({str(home)!r}), ...)."
+        )
     return open_states(home)
 
 

@@ -1168,14 +1168,14 @@ def extract(
     settings = dict(zip(("layers", "poolings", "batch_size", "lens"), chosen, strict=True)) | (_wording(vlm) or {})
     folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
     with run_context(folder, "extract", settings, vlm, samples, run, overwrite=overwrite) as record:
+        record = record or describe_run("extract", settings, vlm, samples)
+        mine = _own_samples(vlm, samples, shard, batch_size) if shard else samples
         if path:
             states = extract_states(vlm, samples, path / "states", *chosen, progress, shard)
         else:
-            mine = _own_samples(vlm, samples, shard, batch_size) if shard else samples
             states = _hold(vlm, mine, reader, batch_size, progress)
-        record = record or describe_run("extract", settings, vlm, samples)
         record.samples = len(states)  # a part is made of whole batches
-        states = replace(states, samples=samples, record=record)
+        states = replace(states, samples=mine, record=record)
         if folder:
             _write_tables(states, folder)
     return states

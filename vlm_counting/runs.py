@@ -53,6 +53,7 @@ from vlm_counting.core import (
     first_difference,
     git_commit,
     hold_folder,
+    is_held,
     later,
     make_folder,
     progress_bar,
@@ -430,6 +431,8 @@ def _load_record(folder: Path, record: RunRecord) -> RunRecord:
     earlier, declared = RunRecord.load(folder), _declared(record.verb)
     if not isinstance(earlier.parameters, dict):
         raise ValueError(f"{folder / 'run.json'} is not a run record: its parameters are {earlier.parameters!r}.")
+    if "model" in record.parameters and "model" not in earlier.parameters:
+        return earlier  # not of a command
     known = {name: declared[name].default for name in record.parameters} | earlier.parameters
     return replace(earlier, parameters=known)
 
@@ -457,12 +460,13 @@ def _bring_up_to_date(verb: str, parameters: dict) -> None:
                     earlier.save(place)
 
 # %% ../nbs/12_runs.ipynb #0c50c0db
-def _given(names: dict) -> dict:
+def _given(command: str, names: dict) -> dict:
     "Parameters as they are; of a notebook's names, the plain values that were there when it first asked."
     told = {name: value for name, value in names.items() if not name.startswith("_") and name not in ("In", "Out")}
-    plain = [name for name, value in told.items() if isinstance(value, str | int | float | list | dict | Path | None)]
     if "__name__" not in names:
         return names
+    kinds, declared = str | int | float | list | dict | Path | None, _declared(command)
+    plain = [name for name, value in told.items() if isinstance(value, kinds) or name in declared]
     return {name: names[name] for name in names.setdefault("_given_first", plain) if name in names}
 
 
@@ -471,7 +475,7 @@ def perform(
     names: dict,  # parameters; or a notebook's `globals()`, where they stand among others
 ) -> Any:  # a record that shows itself: `tables()`, `figures()`
     "Do what a command does, in this process. Errors of `check_parameters` and `check_folder`, and then its own."
-    parameters = check_parameters(command, _given(names))
+    parameters = check_parameters(command, _given(command, names))
     check_folder(command, parameters)
     _bring_up_to_date(command, parameters)
     known = replace(_record(command, parameters), dataset=parameters.get("dataset", ""))
@@ -801,6 +805,8 @@ def _named_values(command: str, words: list[str]) -> dict:
     if command in TOOLS and words and declared and "=" not in words[0] and not words[0].startswith("--"):
         words = [f"{next(iter(declared))}={words[0]}", *words[1:]]
     for name, text in _named_words(words, _flags(command)):
+        if name in given:
+            raise ValueError(f"{name} is given twice, {given[name]!r} and {text!r}. Expected it once.")
         given[name] = read_word(declared[name].type, text) if name in declared else text
     return given
 
@@ -840,7 +846,7 @@ def find_results() -> tuple[list[dict], list[str]]:  # rows, oldest first; what 
     rows, broken, root = [], [], results_dir()
     found = [path for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}/run.json") if path.is_file()]
     for folder in sorted(path.parent for path in found):
-        if folder.name == "replaced" or folder.name.startswith("part-"):
+        if re.fullmatch(r"replaced(-\d+)?|part-.*", folder.name):
             continue
         try:
             record = RunRecord.load(folder)
@@ -848,7 +854,8 @@ def find_results() -> tuple[list[dict], list[str]]:  # rows, oldest first; what 
             about = {"run": folder.relative_to(root).parts[0], "command": record.verb}
             about |= {"model": record.model, "dataset": record.dataset, "samples": f"{record.samples:,}"}
             about |= {"score": first_score(folder), "when": last.get("finished", last.get("started", ""))[:16]}
-            rows.append({name: str(value) for name, value in (about | {"status": record.status}).items()})
+            about["status"] = "stopped" if record.status == "running" and not is_held(folder) else record.status
+            rows.append({name: str(value) for name, value in about.items()})
         except Exception as error:  # whatever a broken file may lead to
             what = (str(error).splitlines() or [type(error).__name__])[0]
             broken.append(f"{folder} is left out: {what}")

@@ -924,7 +924,7 @@ class HeadResult:
     scores: pd.DataFrame  # columns `SCORES`: each head against the own one, in the same decoding, set by set
     forgetting: pd.DataFrame  # a row a head, of `forgetting`: other questions about the images of the test
     gains: dict[str, pd.DataFrame]  # set -> what each count gained, of `improvement`
-    answers_of: dict[tuple[str, str], list[Prediction]]  # (set, 'own' or 'trained') -> what the model wrote with that head
+    answers_of: dict[tuple[str, str], list[Prediction]]  # (set, 'own' or 'trained') -> what it wrote with that head
     conditions: dict[str, str]  # set -> what it is, in words
     record: RunRecord  # how the run was made
     folder: Path | None = None  # where it is kept; None: in memory only
