@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 import vlm_counting as vc
 from vlm_counting.runs import plan_sweep, sweep
@@ -78,3 +79,34 @@ def test_figures_are_the_same_too(left):
     for file, data in left["by_run"].items():
         if file.endswith((".png", ".svg")):
             assert left["by_terminal"][file] == left["by_sweep"][file] == data, file
+
+
+READS = {"model": "tiny-qwen2-vl", "dataset": "balanced", "limit": 72}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    "File -> its bytes, but those that tell times and how a run was started."
+    left_out = ("run.json", "notebook.ipynb", "report.html", ".lock", "browser.html")
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in left_out]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_what_is_read_and_probed_is_the_same_from_python_and_by_command(tmp_path, monkeypatch):
+    "States, lens, tables, rows of probes: of a model that writes, one thread for each sum."
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    probed = {"probes": "ridge", "rules": "random", "untrained": None, "jobs": 1}
+    vlm, samples = vc.load_model(READS["model"]), vc.load_dataset(READS["dataset"], limit=READS["limit"])
+    with threadpool_limits(1):
+        vc.run("evaluate", **READS)
+        vc.run("extract", **READS)
+        vc.run("probe", model=READS["model"], **probed)
+        vc.evaluate(vlm, samples, tmp_path / "python/evaluate", progress=False).figures()
+        states = vc.extract(vlm, samples, tmp_path / "python/extract", progress=False)
+        states.figures()
+        how = {"probe": "ridge", "rule": "random", "samples": samples, "jobs": 1, "progress": False}
+        vc.probe(states, path=tmp_path / "python/probe", **how).figures()
+    for command in ("evaluate", "extract", "probe"):
+        by_command = files_of(tmp_path / command / READS["model"] / READS["dataset"])
+        by_python = files_of(tmp_path / "python" / command)
+        assert by_command.keys() == by_python.keys() and len(by_python) > 5, command
+        assert [name for name, data in by_python.items() if by_command[name] != data] == [], command
