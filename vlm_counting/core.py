@@ -6,12 +6,13 @@
 __all__ = ['PACKAGES', 'IDENTITY', 'SAME_SINCE', 'as_source', 'Sample', 'Answer', 'Prediction', 'to_record', 'from_record',
            'make_folder', 'write_atomic', 'write_jsonl', 'read_jsonl', 'unknown', 'UnknownName', 'Registry', 'later',
            'project_root', 'data_dir', 'results_dir', 'stratify', 'to_rgb', 'open_image', 'name_image', 'load_image',
-           'file_hash', 'image_hash', 'image_file', 'fingerprint', 'coverage', 'versions', 'git_commit', 'peak_memory',
-           'RunRecord', 'identity', 'first_difference', 'refuse_other_run', 'hold_folder', 'is_held', 'claim_folder',
-           'describe_run', 'run_context', 'Progress', 'progress_bar']
+           'file_hash', 'image_hash', 'image_file', 'code_hash', 'fingerprint', 'coverage', 'versions', 'git_commit',
+           'peak_memory', 'RunRecord', 'identity', 'first_difference', 'refuse_other_run', 'hold_folder', 'is_held',
+           'claim_folder', 'describe_run', 'run_context', 'Progress', 'progress_bar']
 
 # %% ../nbs/00_core.ipynb #09e3df2c
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -33,6 +34,8 @@ from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
+from textwrap import dedent
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from . import __version__
@@ -462,6 +465,54 @@ def image_file(
     data = BytesIO()
     source.save(data, "PNG")
     return data.getvalue(), ".png"
+
+# %% ../nbs/00_core.ipynb #124a0c37
+def _members(kind: type) -> list:
+    "The functions of a class and of those that it is made of, by name."
+    return sorted((name, item) for one in kind.__mro__[:-1] for name, item in vars(one).items() if callable(item))
+
+
+def _written_out(item: Any, above: tuple = ()) -> Any:  # JSON-able
+    "What a thing is made of, without addresses: functions by source or else code, collections item by item."
+    if id(item) in above:
+        return "itself"
+    inner = lambda part: _written_out(part, (*above, id(item)))  # noqa: E731
+    if isinstance(item, partial):
+        return ["partial", inner(item.func), inner(item.args), inner(item.keywords)]
+    if isinstance(item, MethodType):
+        return [inner(item.__func__), inner(item.__self__)]
+    if isinstance(item, CodeType):
+        return [item.co_code.hex(), item.co_names, inner(item.co_consts)]
+    if isinstance(item, FunctionType):
+        held = [cell.cell_contents for cell in item.__closure__ or () if cell != CellType()]
+        return [_source(item.__code__), *map(inner, (item.__defaults__, item.__kwdefaults__, held))]
+    if isinstance(item, dict):
+        return [[inner(key), inner(value)] for key, value in item.items()]
+    if isinstance(item, list | tuple | set | frozenset):
+        parts = [inner(part) for part in item]
+        return sorted(parts, key=str) if isinstance(item, set | frozenset) else parts
+    kind = item if isinstance(item, type) else type(item)
+    about, plain = [kind.__module__, kind.__qualname__], kind.__module__ == "builtins"
+    if not plain and (kind is item or callable(item) or kind.__repr__ is object.__repr__):
+        return [kind.__name__, inner(_members(kind)), [] if kind is item else inner(getattr(item, "__dict__", {}))]
+    if hasattr(kind, "tobytes"):  # an array, of which `repr` leaves out the middle
+        return [about, str(getattr(item, "shape", "")), hashlib.sha256(item.tobytes()).hexdigest()]
+    return [about, re.sub(r" at 0x[0-9a-f]+", "", repr(item))]
+
+# %% ../nbs/00_core.ipynb #4c985abb
+def _source(code: CodeType) -> Any:
+    "The text of a function, wherever it stands; code of a lambda (two may share a line), and without a file."
+    try:
+        return _written_out(code) if code.co_name == "<lambda>" else dedent(inspect.getsource(code))
+    except (OSError, TypeError):
+        return _written_out(code)
+
+
+def code_hash(
+    function: Any,  # a function, a class, or anything else that is called or fitted
+) -> str:  # 12 hex digits
+    "Tells a function from another of the same name: by its text, defaults and what it holds; not by what it calls."
+    return hashlib.sha256(json.dumps(_written_out(function)).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #19cfbafd
 def fingerprint(samples: Iterable[Sample]) -> str:  # 64 hex digits
