@@ -82,7 +82,7 @@ def _open_extraction(p: SimpleNamespace) -> Any:
         )
     return open_states(home)
 
-
+# %% ../nbs/22_commands.ipynb #a0773017
 @COMMANDS.add("probe")
 def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Read counts out of the states that `extract` left, out of those of fresh weights, and out of the images."

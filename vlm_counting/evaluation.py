@@ -9,16 +9,18 @@ __all__ = ['PAPER_WORDS', 'PARSERS', 'ALWAYS', 'TOKEN_BUDGET', 'MOST', 'parse_co
 
 # %% ../nbs/04_evaluation.ipynb #46787c4c
 import gc
+import json
 import math
 import re
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import index
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -30,13 +32,13 @@ from vlm_counting.core import (
     RunRecord,
     Sample,
     claim_folder,
+    code_hash,
     coverage,
     describe_run,
     hold_folder,
     later,
     progress_bar,
     read_jsonl,
-    run_context,
     write_atomic,
     write_jsonl,
 )
@@ -115,13 +117,26 @@ def parse_count(
     text: str,  # an answer, decoded
     parser: str = "strict",  # a name in `PARSERS`
 ) -> int | None:  # None: no (single, definite) number in it
-    "The count that an answer states. `UnknownName`: no such parser; `TypeError`: one's own gives something else."
-    count = PARSERS[parser](text)
-    if count is not None and (isinstance(count, bool) or not hasattr(count, "__index__")):
+    "The count that an answer states. `UnknownName`: no such parser; `TypeError`, `ValueError`: one's own is at fault."
+    parse = PARSERS[parser]
+    try:
+        count = parse(text)
+    except Exception as error:
+        raise ValueError(f"The parser '{parser}' failed for {text!r}: {type(error).__name__}: {error}") from error
+    whole = None if count is None else _whole(count)
+    if count is not None and (whole is None or whole < 0):
         raise TypeError(
-            f"The parser '{parser}' gave {count!r} for {text!r}, expected a whole number, or None for none."
+            f"The parser '{parser}' gave {count!r} for {text!r}, expected a whole number >= 0, or None for none."
         )
-    return None if count is None else int(count)
+    return whole
+
+
+def _whole(number: object) -> int | None:  # None: it is no whole number
+    "An int, numpy's or torch's as an int of Python."
+    try:
+        return None if isinstance(number, bool) or str(getattr(number, "dtype", "")).endswith("bool") else index(number)
+    except TypeError:
+        return None
 
 # %% ../nbs/04_evaluation.ipynb #8abfe2e4
 def to_prediction(
@@ -159,18 +174,27 @@ TOKEN_BUDGET = 2048  # tokens a batch where the model has no `token_budget`: kee
 MOST = 64  # samples of an 'auto' batch: what a killed run may lose
 
 
+def _at_least_one(name: str, given: object, auto: str = "") -> int:
+    "A number that was given, numpy's too, as an int. `ValueError` says what is expected."
+    if (whole := _whole(given)) is None or whole < 1:
+        raise ValueError(f"{name} is {given!r}, expected {auto}a whole number of at least 1.")
+    return whole
+
+
+def _check_size(batch_size: int | str) -> int | str:
+    auto = isinstance(batch_size, str) and batch_size == "auto"
+    return batch_size if auto else _at_least_one("batch_size", batch_size, "'auto' or ")
+
+
 def plan_batches(
     lengths: list[int],  # tokens of each sample, picture included
     batch_size: int | str = "auto",  # samples a batch; 'auto': as many as `budget` holds, `MOST` at most
     budget: int = TOKEN_BUDGET,  # tokens a batch, padding included; a longer sample is asked alone
 ) -> list[list[int]]:  # positions; every one exactly once, longest first
     "Which samples are asked together. `ValueError` for a batch size that is neither 'auto' nor a whole number from 1."
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
-    if not whole and batch_size != "auto":
-        raise ValueError(f"batch_size is {batch_size!r}, expected 'auto' or a whole number of at least 1.")
-    batches = []
+    batch_size, batches = _check_size(batch_size), []
     for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
-        room = batch_size if whole else min(MOST, budget // lengths[batches[-1][0]]) if batches else 0
+        room = min(MOST, budget // lengths[batches[-1][0]]) if batches and batch_size == "auto" else batch_size
         if batches and len(batches[-1]) < room:
             batches[-1].append(position)
         else:
@@ -364,6 +388,29 @@ def _without_broken(path: Path | None, batches: list[list[Sample]], done: dict[s
         write_jsonl(path, done.values())
     return left
 
+# %% ../nbs/04_evaluation.ipynb #f75410e5
+def _answers(said: object, asked: int, who: str) -> list[Answer | str]:
+    "What a model gave. `TypeError`, `ValueError` if that is not one answer a sample."
+    expected = f"expected a list of {asked} Answer (or texts), one for each sample, in their order"
+    if not isinstance(said, Iterable) or isinstance(said, str | bytes | dict | Answer):
+        raise TypeError(f"'{who}' answered with a {type(said).__name__}, {expected}.")
+    said = list(said)
+    for each in said:
+        if not isinstance(getattr(each, "text", each), str):
+            raise TypeError(f"'{who}' gave {each!r} for an answer, {expected}.")
+    if len(said) != asked:
+        raise ValueError(f"'{who}' gave {len(said)} answers to {asked} samples, {expected}.")
+    return said
+
+
+def _parsed(sample: Sample, *about: object) -> Prediction:
+    "`to_prediction`, with the sample's uid in an error."
+    try:
+        return to_prediction(sample, *about)
+    except (TypeError, ValueError) as error:
+        _name_samples(error, [sample])
+        raise
+
 # %% ../nbs/04_evaluation.ipynb #c02a74f2
 def _ask(
     vlm,
@@ -380,16 +427,15 @@ def _ask(
     batches = _without_broken(path, batches, done)
 
     def work(piece: list[Sample], inputs) -> list[Answer]:
-        if inputs is None:
-            return vlm.answer(piece, max_new_tokens=max_new_tokens)
-        return vlm.answer_prepared(piece, inputs, max_new_tokens=max_new_tokens)
+        ask = vlm.answer if inputs is None else lambda piece, **how: vlm.answer_prepared(piece, inputs, **how)
+        return _answers(ask(piece, max_new_tokens=max_new_tokens), len(piece), vlm.name)
 
     asker = Asker(lengths, getattr(vlm, "prepare", lambda piece: None), work)
     shown = progress_bar(len(samples), len(done), vlm.name, shown=progress)
     with shown as bar, closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
         for batch, answers in answered:
             pairs = zip(batch, answers, strict=True)
-            rows = [to_prediction(sample, answer, vlm.name, parsers) for sample, answer in pairs]
+            rows = [_parsed(sample, answer, vlm.name, parsers) for sample, answer in pairs]
             if path:
                 write_jsonl(path, rows, append=True)
             done |= {row.uid: row for row in rows}
@@ -418,7 +464,7 @@ def predict(
     parsers: Sequence[str] = (),  # names in `PARSERS`, besides 'strict' and 'paper', which are always asked
 ) -> list[Prediction]:  # in the order of the samples
     "Ask `vlm` every sample not asked yet. Resumes; one writer at a time (`BlockingIOError`). Errors name the sample."
-    plan_batches([], batch_size)
+    batch_size, max_new_tokens = _check_size(batch_size), _at_least_one("max_new_tokens", max_new_tokens)
     check_uids(samples)
     [PARSERS[name] for name in parsers]  # refuses a name that does not exist before anything is asked
     path = Path(path) if path else None
@@ -597,7 +643,7 @@ def save(
 ) -> Path:
     "Keep everything: answers, tables, figures, browser.html, run.json. `evaluate(..., path=folder)` goes on from it."
     folder = Path(folder).expanduser()
-    with claim_folder(self.record, folder, overwrite):
+    with claim_folder(replace(self.record), folder, overwrite):
         write_jsonl(folder / "predictions.jsonl", self.predictions)
         _write_tables(self, folder)
         _keep(self, _drawn(self), folder)
@@ -613,6 +659,18 @@ def __repr__(self: Evaluation) -> str:
     return f"{about}, accuracy {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 # %% ../nbs/04_evaluation.ipynb #d49108bb
+def _check_model(vlm) -> None:
+    "`TypeError` for what is no model; of a name, what loads it."
+    if isinstance(vlm, str):
+        raise TypeError(f"Found the name '{vlm}', expected a model. Load it: load_model(\"{vlm}\").")
+    if isinstance(vlm, type) or not (hasattr(vlm, "answer") and hasattr(vlm, "name")):
+        found = f"the class {vlm.__name__}" if isinstance(vlm, type) else f"a {type(vlm).__name__}"
+        raise TypeError(
+            f"Found {found} for a model, expected one of `load_model`, or anything with `name` and "
+            "`answer(samples, max_new_tokens)`."
+        )
+
+
 def _told(vlm, wording: dict):
     "The model with another wording. `TypeError` for a model of one's own that knows of none."
     given = {name: text for name, text in wording.items() if text is not None}
@@ -620,13 +678,65 @@ def _told(vlm, wording: dict):
         raise TypeError(f"'{vlm.name}' cannot be told another {next(iter(given))}. Expected a model of `load_model`.")
     return vlm.reworded(**given) if given else vlm
 
+# %% ../nbs/04_evaluation.ipynb #86df0fe7
+def _check_samples(samples: object) -> list[Sample]:
+    "Samples as a list. Errors say what was found; of a name, what loads the set."
+    if isinstance(samples, str | Path):
+        raise TypeError(f"Found the name '{samples}', expected samples. Load them: load_dataset(\"{samples}\").")
+    found = list(samples) if isinstance(samples, Iterable) and not isinstance(samples, dict) else [samples]
+    if wrong := [each for each in found if not isinstance(each, Sample)][:1]:
+        raise TypeError(
+            f"Found a {type(wrong[0]).__name__} for a sample, expected a list of Sample, as of `load_dataset`."
+        )
+    if isinstance(samples, Sample):
+        raise TypeError(f"Found the sample '{samples.uid}' alone, expected a list. Put it into one: [sample].")
+    if not found:
+        raise ValueError("There are no samples to ask. Expected at least one: was a filter too narrow?")
+    check_uids(found)
+    lacking = [sample.uid for sample in found if sample.target is None]
+    if 0 < len(lacking) < len(found):
+        raise ValueError(
+            f"Of the samples {len(lacking)} of {len(found)} have no target, the first is '{lacking[0]}'. Expected "
+            "samples that all have one, or all have none (only asked)."
+        )
+    for sample in found:
+        _check_factors(sample)
+    return found
 
-def _check_targets(samples: list[Sample]) -> None:
-    "All samples have a true count, or none. `ValueError` names the first without."
-    lacking = [sample.uid for sample in samples if sample.target is None]
-    if not samples or 0 < len(lacking) < len(samples):
-        which = f"{len(lacking)} of {len(samples)} have no target, the first is '{lacking[0]}'" if samples else "none"
-        raise ValueError(f"Of the samples {which}. Expected samples that all have one, or all have none (only asked).")
+
+def _check_factors(sample: Sample) -> None:
+    "`ValueError` names a factor that a line of predictions cannot hold."
+    for name, value in sample.factors.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Sample '{sample.uid}': the factor {name!r} is {value!r}, which cannot be written as JSON ({error}). "
+                "Expected text, whole and finite numbers, lists and dicts."
+            ) from None
+
+# %% ../nbs/04_evaluation.ipynb #1bc56dd8
+def _check_parser(parser: object) -> dict[str, str]:
+    "What tells a parser of one's own from others of its name. `TypeError` for a function; `UnknownName`."
+    if not isinstance(parser, str):
+        name = getattr(parser, "__name__", "mine").strip("<>")
+        raise TypeError(
+            f"Found a {type(parser).__name__} for a parser, expected the name of one. Give it a name, "
+            f'PARSERS.add("{name}", ...), and say parser="{name}".'
+        )
+    parse = PARSERS[parser]
+    return {} if parser in ALWAYS else {"parser_code": code_hash(parse)}
+
+
+def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> dict:
+    "What decides the answers beside model and samples. Errors of each."
+    settings = {"parser": parser, "batch_size": batch_size, "max_new_tokens": max_new_tokens} | _check_parser(parser)
+    settings |= {"batch_size": _check_size(batch_size)}
+    settings |= {"max_new_tokens": _at_least_one("max_new_tokens", max_new_tokens)}
+    settings |= vars(vlm.wording) if hasattr(vlm, "wording") else {}
+    return settings | (
+        vlm.anatomy.settings if hasattr(vlm, "anatomy") else {}
+    )  # dtype, attention: can change an answer
 
 # %% ../nbs/04_evaluation.ipynb #e3d68783
 def evaluate(
@@ -645,23 +755,21 @@ def evaluate(
     progress: bool = True,  # show a bar
     run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
 ) -> Evaluation:
-    "Ask a model how many it sees. Errors of `predict`, `run_context` and `VLM.reworded`, before anything is asked."
-    samples, vlm = list(samples), _told(vlm, {"instruction": instruction, "prompt": prompt, "system": system})
-    _check_targets(samples)
-    PARSERS[parser]
-    settings = {"parser": parser, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    settings |= vars(vlm.wording) if hasattr(vlm, "wording") else {}
-    settings |= vlm.anatomy.settings if hasattr(vlm, "anatomy") else {}  # dtype and attention can change an answer
+    "Ask a model how many it sees. What can be refused is refused before anything is asked, or a folder made."
+    _check_model(vlm)
+    samples, vlm = _check_samples(samples), _told(vlm, {"instruction": instruction, "prompt": prompt, "system": system})
+    settings = _settings(vlm, parser, batch_size, max_new_tokens)
+    how = settings["batch_size"], settings["max_new_tokens"], progress, shard
     path = Path(path).expanduser() if path is not None else None
+    _ = shard and shard_samples([], shard)  # refuses what is none
     folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
-    file, others = path and path / "predictions.jsonl", [name for name in (parser,) if name not in ALWAYS]
-    with run_context(folder, "evaluate", settings, vlm, samples, run, overwrite=overwrite) as record:
-        predictions = predict(vlm, samples, file, batch_size, max_new_tokens, progress, shard, others)
+    record, others = describe_run("evaluate", settings, vlm, samples, run), [parser] * (parser not in ALWAYS)
+    with claim_folder(record, folder, overwrite) if folder else nullcontext():
+        predictions = predict(vlm, samples, path and path / "predictions.jsonl", *how, others)
         looked_at = all("coverage" in sample.factors for sample in samples) and getattr(vlm, "image_table", None)
         images = vlm.image_table(samples) if looked_at else None
-        kept = record or describe_run("evaluate", settings, vlm, samples)
-        kept.samples = len(predictions)
-        done = Evaluation(predictions, samples, kept, parser, images, folder)
+        record.samples = len(predictions)
+        done = Evaluation(predictions, samples, record, parser, images, folder)
         if folder:
             _write_tables(done, folder)
     return done
