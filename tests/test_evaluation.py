@@ -1,5 +1,6 @@
 "Guards for the room `evaluation`: both parsers on every quirk we know, and runs that are killed again and again."
 
+import json
 import os
 import random
 import select
@@ -9,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forking import FORK_EACH_LINE
+from PIL import Image
 
 from vlm_counting.core import Answer, Sample
-from vlm_counting.evaluation import parse_count
+from vlm_counting.evaluation import PARSERS, evaluate, parse_count
 
 PAPER = {  # spec of the released system, section 3
     **dict.fromkeys(["someone", "phone", "stone", "money", "alone", "another one"], 1),
@@ -154,3 +157,115 @@ def test_a_run_killed_thirty_times_ends_with_the_same_bytes(forker, tmp_path):
     assert killed == 30 and len(set(at_kill)) > 10  # it was really killed at different places
     for name in ("predictions.jsonl", "scores.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+
+
+# --- what one brings along: models, parsers, samples
+
+
+class Echo:
+    "Answers as it was told to; without, the truth."
+
+    name = "echo"
+
+    def __init__(self, say=lambda samples: [Answer(str(sample.target)) for sample in samples]):
+        self.say, self.asked = say, 0
+
+    def answer(self, samples, max_new_tokens=5):
+        self.asked += 1
+        return self.say(samples)
+
+
+def few(**more):
+    return [Sample(f"few/{place}", Image.new("RGB", (8, 8)), "?", 1 + place % 3, **more) for place in range(4)]
+
+
+@pytest.mark.parametrize(
+    "vlm, samples, more, message",
+    [
+        ("tiny-clip", few(), {}, r'expected a model. Load it: load_model\("tiny-clip"\)'),
+        (Echo, few(), {}, "Found the class Echo for a model"),
+        (few(), Echo(), {}, "Found a list for a model"),
+        (Echo(), "balanced", {}, r'Load them: load_dataset\("balanced"\)'),
+        (Echo(), [], {}, "no samples to ask"),
+        (Echo(), few()[0], {}, r"Put it into one: \[sample\]"),
+        (Echo(), [*few(), 3], {}, "Found a int for a sample"),
+        (Echo(), few() * 2, {}, "Two samples have the uid"),
+        (Echo(), few(factors={"where": {1}}), {}, r"factor 'where' is \{1\}, which cannot be written as JSON"),
+        (Echo(), few(factors={"area": float("nan")}), {}, "factor 'area' is nan"),
+        (Echo(), few(), {"parser": "strikt"}, "Did you mean 'strict'"),
+        (Echo(), few(), {"parser": parse_count}, r'PARSERS.add\("parse_count", ...\), and say parser="parse_count"'),
+        (Echo(), few(), {"shard": "third"}, "shard is 'third'"),
+        *[(Echo(), few(), {"batch_size": size}, "batch_size is .*'auto' or a whole") for size in (0, -1, 1.5, "big")],
+        *[(Echo(), few(), {"max_new_tokens": size}, "max_new_tokens is .*a whole") for size in (0, True, 2.5)],
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_a_folder_is_made(vlm, samples, more, message, tmp_path):
+    with pytest.raises((TypeError, ValueError, KeyError), match=message):
+        evaluate(vlm, samples, tmp_path / "run", progress=False, **more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path):
+    given = {"batch_size": np.int64(2), "max_new_tokens": np.int32(3)}
+    evaluate(Echo(), few(), tmp_path, progress=False, **given)
+    kept = json.loads((tmp_path / "run.json").read_text())["parameters"]
+    assert kept == {"parser": "strict", "batch_size": 2, "max_new_tokens": 3}
+
+
+def test_in_memory_too_nothing_is_asked_that_cannot_be_described():
+    lost = [Sample("few/0", "lost.png", "?", 1)]
+    with pytest.raises(FileNotFoundError):
+        evaluate(vlm := Echo(), lost, progress=False)
+    assert vlm.asked == 0
+
+
+@pytest.mark.parametrize(
+    "say, message",
+    [
+        (lambda samples: {"1": 1}, "'echo' answered with a dict, expected a list of 4 Answer"),
+        (lambda samples: None, "'echo' answered with a NoneType"),
+        (lambda samples: "3", "'echo' answered with a str"),
+        (lambda samples: ["3"], "'echo' gave 1 answers to 4 samples"),
+        (lambda samples: [3] * 4, "'echo' gave 3 for an answer"),
+        (lambda samples: [Answer(None)] * 4, r"'echo' gave Answer\(text=None"),
+    ],
+)
+def test_a_model_that_does_not_answer_is_named_and_leaves_nothing_behind(say, message, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=f"Samples 'few/0' to 'few/3': {message}"):
+        evaluate(Echo(say), few(), tmp_path, progress=False)
+    assert len(evaluate(Echo(), few(), tmp_path, batch_size=2, progress=False)) == 4
+
+
+@pytest.fixture
+def parsers(monkeypatch):
+    monkeypatch.setattr(PARSERS, "_items", dict(PARSERS._items))
+    return PARSERS
+
+
+@pytest.mark.parametrize(
+    "parse, message",
+    [
+        *[(lambda text, gives=gives: gives, "gave") for gives in ({}, 2.0, True, -1, "2", np.True_, np.ones(2))],
+        (lambda text: {}[text], "failed"),
+    ],
+)
+def test_a_parser_that_fails_is_named_with_sample_and_text(parse, message, parsers):
+    parsers.add("mine", parse)
+    with pytest.raises((TypeError, ValueError), match=f"Sample 'few/0': The parser 'mine' {message}.* for '1'"):
+        evaluate(Echo(), few(), parser="mine", progress=False)
+
+
+def test_another_function_of_the_same_name_is_another_run(parsers, tmp_path):
+    parsers.add("mine", lambda text: np.int64(text))
+    assert evaluate(Echo(), few(), tmp_path, parser="mine", progress=False).predictions[1].counts == {"mine": 2}
+    evaluate(Echo(), few(), tmp_path, parser="mine", progress=False)
+    parsers._items["mine"] = lambda text: 1 + np.int64(text)
+    with pytest.raises(FileExistsError, match="parameter 'parser_code' is '[0-9a-f]{12}' now and was"):
+        evaluate(Echo(), few(), tmp_path, parser="mine", progress=False)
+
+
+def test_saving_leaves_the_evaluation_as_it_is(tmp_path):
+    done = evaluate(Echo(), few(), progress=False)
+    done.save(tmp_path)
+    assert done.record.sessions == [] and done.record.status == "new"
+    assert len(json.loads((tmp_path / "run.json").read_text())["sessions"]) == 1

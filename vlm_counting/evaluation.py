@@ -719,7 +719,7 @@ def _check_factors(sample: Sample) -> None:
 def _check_parser(parser: object) -> dict[str, str]:
     "What tells a parser of one's own from others of its name. `TypeError` for a function; `UnknownName`."
     if not isinstance(parser, str):
-        name = getattr(parser, "__name__", "mine").strip("<>")
+        name = getattr(parser, "__name__", "mine").replace("<lambda>", "mine")
         raise TypeError(
             f"Found a {type(parser).__name__} for a parser, expected the name of one. Give it a name, "
             f'PARSERS.add("{name}", ...), and say parser="{name}".'
@@ -730,9 +730,8 @@ def _check_parser(parser: object) -> dict[str, str]:
 
 def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> dict:
     "What decides the answers beside model and samples. Errors of each."
-    settings = {"parser": parser, "batch_size": batch_size, "max_new_tokens": max_new_tokens} | _check_parser(parser)
-    settings |= {"batch_size": _check_size(batch_size)}
-    settings |= {"max_new_tokens": _at_least_one("max_new_tokens", max_new_tokens)}
+    own, sizes = _check_parser(parser), (_check_size(batch_size), _at_least_one("max_new_tokens", max_new_tokens))
+    settings = {"parser": parser} | dict(zip(("batch_size", "max_new_tokens"), sizes, strict=True)) | own
     settings |= vars(vlm.wording) if hasattr(vlm, "wording") else {}
     return settings | (
         vlm.anatomy.settings if hasattr(vlm, "anatomy") else {}
@@ -761,7 +760,8 @@ def evaluate(
     settings = _settings(vlm, parser, batch_size, max_new_tokens)
     how = settings["batch_size"], settings["max_new_tokens"], progress, shard
     path = Path(path).expanduser() if path is not None else None
-    _ = shard and shard_samples([], shard)  # refuses what is none
+    if shard:
+        shard_samples([], shard)  # refuses what is none
     folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
     record, others = describe_run("evaluate", settings, vlm, samples, run), [parser] * (parser not in ALWAYS)
     with claim_folder(record, folder, overwrite) if folder else nullcontext():
