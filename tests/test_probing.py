@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from clusters import wait_until
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.cluster import KMeans
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -1260,3 +1263,125 @@ def test_a_probing_can_be_sent_and_says_where_the_gap_is(lensed):
         assert why in without.notes[-1] and list(without.tables()) == ["probes", "scores"]
         with pytest.raises(ValueError, match=why):
             without.gap()
+
+
+# --- probes and arrays of one's own
+
+
+class Constant:
+    "An estimator that does not say how it was set."
+
+    def __init__(self, count=1):
+        self.count = count
+
+    def fit(self, states, counts):
+        return self
+
+    def predict(self, states):
+        return np.full(len(states), self.count)
+
+
+def plain_states():
+    counts = np.arange(30) % 3 + 1
+    states = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    return states + counts[:, None] * [1, 0, 0, 0], counts
+
+
+QUICK = {"progress": False, "controls": None, "jobs": 1}
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        [Ridge(), Ridge()],
+        [Constant(1), Constant(2)],
+        [lambda features, labels, fold: labels, lambda features, labels, fold: labels * 0],
+        [("mine", Ridge()), ("mine", Constant())],
+    ],
+)
+def test_two_probes_of_one_name_are_refused(pair):
+    with pytest.raises(ValueError, match="Two probes are called .* could not be told apart. Give each a name"):
+        probing.probe(*plain_states(), probe=pair, **QUICK)
+
+
+def test_probes_get_names_of_their_own():
+    named = [("one", Constant(1)), ("two", Constant(2)), ("three", partial(probing.svm, tolerance=1e-2)), "svm"]
+    done = probing.probe(*plain_states(), probe=named, **QUICK)
+    assert list(done.table["probe"]) == ["one", "two", "three", "svm"]
+    assert done.record.parameters["probe_code"].keys() == {"one", "two", "three"}
+    assert list(probing.probe(*plain_states(), probe=named[0], **QUICK).table["probe"]) == ["one"]
+    with pytest.raises(ValueError, match="already a probe 'svm'. Give yours another name"):
+        probing.probe(*plain_states(), probe=[("svm", Ridge()), "ridge"], **QUICK)
+
+
+def test_another_probe_of_the_same_name_is_another_run(tmp_path):
+    mine = [("mine", fit) for fit in (lambda features, labels, fold: labels, Constant(1), Constant(2), Ridge())]
+    for number, probe in enumerate(mine):
+        folder = tmp_path / str(number)
+        probing.probe(*plain_states(), probe=probe, path=folder, **QUICK)
+        probing.probe(*plain_states(), probe=probe, path=folder, **QUICK)
+        with pytest.raises(FileExistsError, match="parameter 'probe_code'"):
+            probing.probe(*plain_states(), probe=mine[number - 1], path=folder, **QUICK)
+
+
+def test_an_estimator_that_does_not_say_how_it_was_set_is_not_kept(tmp_path):
+    done = probing.probe(*plain_states(), probe=Constant(), **QUICK)
+    for keep in (
+        lambda: done.save(tmp_path / "run"),
+        lambda: probing.probe(*plain_states(), probe=Constant(), path=tmp_path / "run", **QUICK),
+    ):
+        with pytest.raises(ValueError, match=r'Give it one, probe=\("mine", ...\)'):
+            keep()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, make_pipeline])
+def test_what_draws_at_random_reads_the_same_again(wrap):
+    forest = wrap(RandomForestClassifier(3))
+    one, two = (probing.probe(*plain_states(), probe=forest, seed=3, **QUICK) for _ in range(2))
+    assert one.table.equals(two.table) and one.record.seeds == {"seed": 3, "random_state": 3}
+    right = np.array([row.count == row.target for row in one.predictions])
+    fold = np.array([row.factors["fold"] for row in one.predictions])
+    assert np.mean([right[fold == part].mean() for part in range(3)]) == pytest.approx(one.accuracy, abs=1e-6)
+    assert not {value for name, value in forest.get_params().items() if name.endswith("random_state")} - {None}
+
+
+@pytest.mark.parametrize(
+    "states, counts",
+    [
+        (pd.DataFrame, lambda counts: pd.Series(counts, index=range(7, 37))),
+        (np.ndarray.tolist, np.ndarray.tolist),
+        (csr_matrix, lambda counts: counts.astype(float)),
+        (lambda states: states, lambda counts: pd.DataFrame({"count": counts})),
+        (lambda states: states, lambda counts: counts[:, None]),
+        (lambda states: states, iter),
+    ],
+)
+def test_arrays_in_any_form(states, counts):
+    x, y = plain_states()
+    known = probing.probe(x, y, **QUICK)
+    found = probing.probe(states(x), counts(y), **QUICK)
+    assert found.accuracy == known.accuracy
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"states": np.ones(30)}, r"states of shape \(30,\), expected \(samples, dim\)"),
+        ({"states": [["a"]] * 30}, "The states are no numbers"),
+        ({"states": np.full((30, 2), np.nan)}, "60 values in the states that are not finite"),
+        ({"targets": [1, 2]}, "Found 30 states, 2 targets"),
+        ({"targets": 3}, "Found a int for the targets"),
+        ({"targets": "three"}, "Found a str for the targets"),
+        ({"targets": ["1"] * 30}, "target of '0' is '1', expected a whole number"),
+        ({"targets": [1.5] * 30}, "target of '0' is 1.5"),
+        ({"targets": [-1] * 30}, "target of '0' is -1, expected a whole number >= 0"),
+        ({"factors": ["red"] * 30}, "Found a str for the factors of a sample"),
+        ({"folds": 2.5}, "folds is 2.5, expected a whole number of at least 2"),
+        ({"seed": "a"}, "seed is 'a'"),
+    ],
+)
+def test_arrays_that_are_none_are_refused(given, message):
+    x, y = plain_states()
+    with pytest.raises((TypeError, ValueError), match=message):
+        probing.probe(**{"states": x, "targets": y} | given, **QUICK)

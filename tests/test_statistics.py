@@ -12,12 +12,15 @@ from sklearn.metrics import classification_report, f1_score
 
 from vlm_counting.core import Prediction, project_root, read_jsonl
 from vlm_counting.statistics import (
+    INTERVALS,
+    TooFew,
     _power_law,
     break_point,
     calibration,
     chances,
     compare,
     confusion,
+    contrast,
     edge_cells,
     equivalence,
     error_model,
@@ -806,3 +809,36 @@ def test_error_model_refuses():
         error_model(rows, ("target", "spacing"))
     with pytest.raises(KeyError, match="Did you mean 'distractors'"):
         error_model(rows, ("target", "distractor"))
+
+
+# --- tiny inputs: no interval, or a sentence
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("said", [2, 3, None])
+def test_a_handful_of_answers_has_no_error_but_does_not_fail(count, said):
+    rows = predictions([(2, said)] * count)
+    found = contrast(rows, predictions([(2, 2)]))
+    assert found["n_first"] == count and found["second"] == 1
+    assert np.isnan(found["p"]) == np.isnan(found["low"]) == (count + 1 <= 2)
+    assert compare(rows, rows)["n"].item() == equivalence(rows, rows, 0.05)["n"].item() == count
+    assert {"bootstrap", "t", "wilson"} == {name for name in INTERVALS if len(score(rows, interval=name)) == 1} - {
+        "none"
+    }
+
+
+def test_an_error_model_of_no_counts_says_so():
+    with pytest.raises(TooFew, match="In none of 2 answers there is a number"):
+        error_model(predictions([(1, None), (2, None)]), terms="target")
+
+
+def test_a_contrast_with_nobody_left_on_one_side_is_refused():
+    kinds = [[(1, "x"), (2, "y")], [(1, "z"), (3, "x")]]
+    sides = [[predictions([(target, target)], entity=kind)[0] for target, kind in side] for side in kinds]
+    with pytest.raises(ValueError, match="there is nothing to compare"):
+        contrast(*sides)
+
+
+def test_compare_of_a_model_says_what_is_expected():
+    with pytest.raises(TypeError, match="expected a list of Prediction"):
+        compare(object(), predictions([(1, 1)]))

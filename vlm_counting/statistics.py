@@ -261,11 +261,13 @@ def _linear(
     design: np.ndarray,  # (n, k) regressors
     wanted: np.ndarray,  # (k,) the sum of coefficients, so weighted, that is asked for
     clusters: list[np.ndarray],  # up to two of (n,) int
-) -> tuple[float, float, int]:  # estimate, standard error, degrees of freedom
+) -> tuple[float, float, int]:  # estimate, standard error (NaN: too few values for one), degrees of freedom
     "Least squares whose error allows for crossed families. Source: Cameron et al. 2011, in statsmodels."
     from statsmodels.regression.linear_model import OLS
     from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
 
+    if len(values) <= design.shape[1]:
+        return float(wanted @ np.linalg.pinv(design) @ values), np.nan, 0
     fitted, ways = (
         OLS(values, design).fit(),
         [codes for codes in clusters if codes.max() > 0] or [np.arange(len(values))],
@@ -556,7 +558,7 @@ def contrast(
         both = [set(side[column].dropna()) for side in sides]
         if wanted and all(both):
             table = table[table[column].isin(both[0] & both[1])]
-    if table.empty:
+    if table["_side"].nunique() < 2:
         raise ValueError("The two sides share no true count, or no kind of object: there is nothing to compare.")
     levels = np.eye(table["_target"].nunique())[_codes(table["_target"])] if equal_counts else np.ones((len(table), 1))
     design = np.column_stack([table["_side"], levels])
@@ -929,7 +931,7 @@ def _curve(
         size = families.max() + 1
         sums = np.zeros((size, len(numbers)))
         np.add.at(sums, (families, codes), apart)
-        parts.append(sums.T @ sums * size / (size - 1))
+        parts.append(sums.T @ sums * (size / (size - 1) if size > 1 else np.nan))
     covariance = parts[0] + parts[1] - parts[2] if len(parts) == 3 else parts[0]
     if share:
         smoothed = (means * numbers + 1) / (numbers + 2)
@@ -1290,7 +1292,8 @@ def error_model(
     table = tabulate(predictions, [name for name in terms if name != "spacing"], rule)
     if "spacing" in terms:
         table["spacing"] = [_spacing_of(row.factors.get("positions", [])) for row in predictions]
-    table = table[table["_answer"].notna()]
+    if (table := table[table["_answer"].notna()]).empty:
+        raise TooFew(f"In none of {len(predictions)} answers there is a number, so there is no error to explain.")
     design = _columns(table, terms)
     fitted, names = _fit_errors(table, design)
     ends, rows = fitted.conf_int().to_numpy().reshape(len(names) - 1, design.shape[1], 2), []
