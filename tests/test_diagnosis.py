@@ -1034,3 +1034,63 @@ def test_a_ranking_model_is_diagnosed_by_what_it_gives(clip, exam, tmp_path):
     assert {"lens", "head_gain"} <= set(found.verdict.missing) and "Not to be had: probe_token" in str(found)
     assert set(found.figures()) == {"probes"} and (tmp_path / "probes.svg").exists()
     assert list(found.tables()["scores"]["evidence"]) == list(found.evidence)
+
+
+def test_patching_takes_one_or_many_of_everything(vlm, pairs):
+    some = pairs[:3]
+    wanted = patch(vlm, some, [2], ["last"])
+    as_tuples = [(pair.donor, pair.recipient) for pair in some]
+    for given in (
+        (iter(some), np.int64(2), "last"),
+        (tuple(as_tuples), (layer for layer in [2]), (name for name in ["last"]), np.int64(27)),
+        (some, np.array([2]), ("last", "last"), "auto"),
+    ):
+        pd.testing.assert_frame_equal(patch(vlm, *given), wanted, rtol=1e-4, atol=1e-5)
+    assert len(patch(vlm, some[0], 2, "last")) == 1
+
+
+def test_what_cannot_be_patched_or_paired_is_said(vlm, clip, pairs, exam):
+    alone, bare = exam[0], replace(exam[0][0], target=None, uid="bare")
+    for wrong, kind, message in (
+        (lambda: patch(vlm, []), ValueError, "There are no pairs"),
+        (lambda: patch(vlm, alone[:2]), TypeError, "among the pairs, expected each to be a Pair"),
+        (lambda: patch(vlm, pairs[:1], True), ValueError, "There is no layer True"),
+        (lambda: patch(vlm, pairs[:1], 2, []), ValueError, "positions is empty"),
+        (lambda: patch(vlm, pairs[:1], 2, "lsat"), UnknownName, "Did you mean 'last'"),
+        (lambda: patch(vlm, pairs[:1], 2, batch_size=0), ValueError, "batch_size is 0, expected 'auto' or a whole"),
+        (lambda: patch(vlm, [(alone[0], bare)]), ValueError, "1 of 2 samples have no target, the first is 'bare'"),
+        (lambda: patch(clip, pairs[:1]), ValueError, "'tiny-clip' writes no words"),
+        (lambda: patch("tiny-clip", pairs[:1]), TypeError, "states of a str cannot be read"),
+        (lambda: count_pairs([]), ValueError, "There are no samples"),
+        (lambda: count_pairs("balanced"), TypeError, "Found 'balanced' among the samples"),
+        (lambda: count_pairs([bare]), ValueError, "1 of 1 samples have no target"),
+        (lambda: count_pairs(alone, each=0), ValueError, "each is 0, expected a whole number"),
+        (lambda: diagnose(vlm, alone[:1], exam[1]), ValueError, "one kind of object found 1 samples .*too few"),
+        (lambda: diagnose(vlm, iter(alone), exam[1][:2]), ValueError, "two kinds found 2 samples .*too few"),
+        (lambda: diagnose(vlm, "balanced"), TypeError, "Found 'balanced' among the samples"),
+        (lambda: diagnose(vlm, batch_size=0), ValueError, "batch_size is 0"),
+        (lambda: diagnose(vlm, pairs=[3]), TypeError, "Found 3 among the pairs"),
+    ):
+        with pytest.raises(kind, match=message):
+            wrong()
+
+
+def test_pairs_of_a_generator_are_those_of_a_list():
+    samples = generate("balanced", limit=432)
+    assert count_pairs(iter(samples), np.int64(1)) == count_pairs(samples)
+    same = pd.DataFrame({"layer": [1], "position": ["last"], "full": [np.nan], "shift": [0.0], "moved": [np.nan]})
+    with pytest.raises(ValueError, match="No pair has two different counts"):
+        effects(same)
+
+
+def test_remembered_inputs_are_of_these_pixels_and_this_wording():
+    vlm = remember_inputs(load_model("tiny-qwen2-vl", device="cpu"))
+    images = [Image.new("RGB", (84, 84), colour) for colour in ("red", "red", "blue")]
+    samples = [Sample("same", image, "How many?") for image in images]
+    made = [vlm.prepare([sample]) for sample in samples]
+    pixels = [inputs["pixel_values"] for inputs in made]
+    assert pixels[0] is pixels[1] and not torch.equal(pixels[0], pixels[2])
+    told = vlm.reworded(instruction="Count carefully, one by one, and take your time.")
+    assert told.prepare(samples[:1])["input_ids"].shape != made[0]["input_ids"].shape
+    assert vlm.copy("mine", "nothing").prepare(samples[:1])["pixel_values"] is pixels[0]
+    assert repr(vlm).startswith("VLM tiny-qwen2-vl")

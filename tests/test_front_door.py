@@ -299,3 +299,81 @@ def test_a_report_from_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
     made = vc.report(runs="*")
     assert len(made.conclusions) and made.folder is None and not list(tmp_path.rglob("*.csv"))
+
+
+# --- what is typed wrongly, or unusually
+
+
+@pytest.mark.parametrize("most", [0, -1, True, 5.0, "5", None])
+def test_no_length_of_an_answer_is_refused_before_anything_is_asked(vlm, most, monkeypatch):
+    monkeypatch.setattr(vlm, "prepare", lambda samples: pytest.fail("somebody was asked"))
+    for ask in (lambda: vlm.ask(b"", QUESTION, most), lambda: vlm.answer([vc.Sample("a", b"", QUESTION)], most)):
+        with pytest.raises(ValueError, match=f"max_new_tokens is {most!r}, expected a whole number of at least 1"):
+            ask()
+
+
+def test_what_is_no_question_is_refused(vlm):
+    image = vc.scene("red_stars", 3).render()
+    for question, found in ((image, "'Image'"), (" ", "' '"), (None, "'NoneType'")):
+        with pytest.raises(ValueError, match=f"The question is {found}, expected text. The image comes first"):
+            vlm.ask(image, question)
+    with pytest.raises(TypeError, match="Found a Image among the samples.*About one image: ask"):
+        vlm.answer([image])
+    one = vc.Sample("a", image, QUESTION)
+    assert vlm.answer([]) == [] and vlm.answer(one)[0].text == vlm.answer(iter([one]), np.int64(5))[0].text
+
+
+@pytest.mark.parametrize(
+    "prompt, found",
+    [
+        ("{question:{x}}", "it has {question:{x}}, expected only {instruction} and {question}"),
+        ("{question!r}", "it has {question!r}"),
+        ("{question.x}", "it has {question.x}"),
+        ("{question[0]}", "it has {question[0]}"),
+        ("{} {question}", "it has {}, expected"),
+        ("question}", "no template: Single '}' encountered"),
+        ("", "leaves out the question"),
+        (3, "prompt is 3, expected text"),
+    ],
+)
+def test_a_broken_prompt_is_named(vlm, prompt, found):
+    with pytest.raises(ValueError) as caught:
+        vlm.reworded(prompt=prompt)
+    assert found in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers(vlm, tmp_path):
+    whole = np.int64
+    assert vc.scene("red_stars", whole(3), whole(2), whole(9), whole(672)) == vc.scene("red_stars", 3, 2)
+    assert vc.scene({"red_stars": np.array([[0, 1]])}) == vc.scene({"red_stars": [(0, 1)]})
+    given = {"limit": whole(4), "seed": whole(1), "counts": np.array([2, 1]), "grid": whole(9), "workers": whole(1)}
+    made = vc.generate("balanced", tmp_path, **given)
+    assert vc.generate("balanced", tmp_path, limit=4, seed=1, counts=[1, 2]) == made
+    assert vc.core.Answer("3", None, whole(3)).count == 3
+    assert type(vc.core.Answer("3", None, whole(3)).count) is int
+    with pytest.raises(ValueError, match="count is 'three', expected a whole number"):
+        vc.core.Answer("3", None, "three")
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda: vc.scene("red_stars", "3"), "number of red_stars is '3', expected 0 to 81"),
+        (lambda: vc.scene("red_stars", True), "number of red_stars is True"),
+        (lambda: vc.scene(["red_stars"]), r"Found objects=\['red_stars'\]"),
+        (lambda: vc.scene({"red_stars": [3]}), r"Found the place 3 for red_stars, expected \(row, column\)"),
+        (lambda: vc.scene({"red_stars": [(0, "a")]}), "expected two numbers: row and column"),
+        (lambda: vc.scene("red_stars", 3, seed=-1), "seed is -1, expected a whole number of at least 0"),
+        (lambda: vc.scene("red_stars", 3, grid=2.5), "grid is 2.5, expected a whole number"),
+        (lambda: vc.scene("stars", 3), "Found 'stars' for a kind of object, expected a colour and a shape"),
+        (lambda: vc.generate(["balanced"]), r"Found \['balanced'\] for the family, expected one name"),
+        (lambda: vc.generate("balanced", seed=1.5), "seed is 1.5, expected a whole number"),
+        (lambda: vc.generate("balanced", image_size="672"), "image_size is '672', expected a whole number"),
+        (lambda: vc.generate("balanced", counts="12"), r"counts are \['12'\], expected whole numbers"),
+        (lambda: vc.generate("balanced", counts=True), r"counts are \[True\], expected whole numbers"),
+        (lambda: vc.generate("balanced", entities=3), "Found 3 for a kind of object"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(wrong, message):
+    with pytest.raises((ValueError, TypeError, KeyError), match=message):
+        wrong()

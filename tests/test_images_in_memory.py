@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import vlm_counting as vc
-from vlm_counting.core import fingerprint, image_file
+from vlm_counting.core import as_source, fingerprint, image_file, load_image
 from vlm_counting.datasets import (
     add_sizes,
     annotate,
@@ -77,3 +77,49 @@ def test_a_broken_image_is_named():
     for use in (lambda: check_images([broken]), lambda: add_sizes([vc.Sample("mine/0", b"nothing", "How many?", 2)])):
         with pytest.raises(ValueError, match="'mine/0'.*in memory"):
             use()
+
+
+def test_images_of_one_s_own_are_found_and_read(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    array = np.zeros((4, 5, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "mine.png")
+    forms = ["~/mine.png", tmp_path / "mine.png", memoryview((tmp_path / "mine.png").read_bytes())]
+    forms += [array, array[..., 0], array[..., :1], torch.tensor(array)]
+    assert {load_image(as_source(form)).size for form in forms} == {(5, 4)}
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, message",
+    [
+        ((0, 0, 3), "uint8", r"ndarray of uint8 \(0, 0, 3\).*This one is empty"),
+        ((3, 5, 6), "uint8", r"Put the colours last: image.transpose\(1, 2, 0\)"),
+        ((5, 6, 3), "float32", r"from 0 to 1: \(255 \* image\).astype\('uint8'\)"),
+        ((5, 6, 3), "int64", r"from 0 to 255: image.astype\('uint8'\)"),
+        ((2, 5, 6, 3), "uint8", "several images"),
+    ],
+)
+def test_an_array_that_is_no_image_is_told_how_to_become_one(shape, dtype, message):
+    with pytest.raises(TypeError, match=message):
+        as_source(np.zeros(shape, dtype))
+    if dtype == "float32":
+        import torch
+
+        with pytest.raises(TypeError, match=r"Put the colours last: image.permute.*\(255 \* image\).byte\(\)"):
+            as_source(torch.zeros(3, 5, 6))
+
+
+def test_an_image_that_cannot_be_read_is_explained(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    for image, kind, message in (
+        (tmp_path / "gone.png", FileNotFoundError, "No image at .*gone.png. Is it spelt right"),
+        ("gone.png", FileNotFoundError, "Paths that do not begin with / are seen from"),
+        ("https://here.org/a.png", FileNotFoundError, "Addresses are not fetched: download it"),
+        (tmp_path, ValueError, "is a folder, expected an image"),
+        (tmp_path / "text.png", ValueError, "in no known format.*if it is yours, save it anew"),
+        (b"", ValueError, r"\(0 bytes in memory\): it is in no known format. Expected a whole PNG or JPEG.$"),
+        (Image.new("RGB", (0, 0)), ValueError, "it has no pixels"),
+    ):
+        with pytest.raises(kind, match=message):
+            load_image(as_source(image))

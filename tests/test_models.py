@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_counting.core import Sample, UnknownName
+from vlm_counting.core import Sample, UnknownName, describe_run
 from vlm_counting.datasets import load_dataset
 from vlm_counting.extraction import extract_states
 from vlm_counting.models import (
@@ -419,3 +419,28 @@ def test_an_option_without_effect_is_refused(monkeypatch):
     monkeypatch.setitem(MODELS._items, "typo", entry)
     with pytest.raises(ValueError, match="asks for sise=.*no setting of the processor.*Correct processor_options"):
         load_model("typo", device="cpu")
+
+
+def test_a_head_that_is_set_is_part_of_who_the_model_is():
+    vlm = load_model("tiny-qwen2-vl", device="cpu")
+    other, before = vlm.reworded(instruction=""), (vlm.name, vlm.weights)
+    assert before == ("tiny-qwen2-vl", checkpoint_hashes(vlm.folder)[0])
+    own = vlm.model.get_output_embeddings().weight.detach().clone()
+    for wrong, found in (({"weight": own[:5]}, r"\(5, 128\)"), ({"head": own}, "head"), ({}, "{}")):
+        with pytest.raises(ValueError, match=f"The given head holds .*{found}.*but the model has a head of"):
+            vlm.set_head(wrong)
+    assert (vlm.name, vlm.weights) == before
+    vlm.set_head({"weight": own.flip(0)})
+    first, record = vlm.weights, describe_run("ask", {}, other)
+    assert first != before[1] and (record.model, record.weights) == ("tiny-qwen2-vl+head", first)
+    assert vlm.reworded(system="You count.").weights == first
+    vlm.set_head({"weight": (2 * own).numpy()})
+    assert vlm.name == "tiny-qwen2-vl+head" and vlm.weights not in (before[1], first)
+    vlm.set_head({"weight": own.flip(0)})
+    assert vlm.weights == other.weights == first
+    copied = vlm.copy("mine", "its own head again")
+    known = copied.weights
+    copied.set_head({"weight": own}, signed=True)
+    assert (copied.name, copied.weights) == ("mine", known) and vlm.weights == first
+    with pytest.raises(ValueError, match="no head: it ranks captions"):
+        load_model("tiny-coca", device="cpu").set_head({"weight": own})

@@ -15,7 +15,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,11 +37,13 @@ from vlm_counting.core import (
     describe_run,
     fingerprint,
     hold_folder,
+    image_hash,
     later,
     load_image,
     make_folder,
     run_context,
     unknown,
+    whole_number,
     write_atomic,
     write_jsonl,
 )
@@ -96,20 +98,21 @@ def plant(
 ):  # a model of the same class
     "A copy of a model with a known fault. `UnknownName`; `ValueError` for a model that ranks, or without samples."
     fault = FAULTS[name]
+    samples = list(samples)
     if not samples:
         raise ValueError(
             f"Planting '{name}' needs samples to look at, other ones than will be asked. Pass "
             "samples=generate('balanced', seed=99, limit=216)."
         )
-    seen = fingerprint(list(samples))
+    seen = fingerprint(samples)
     planted = vlm.copy(f"{vlm.name}~{name}-{dose:g}-{seed}", json.dumps([name, dose, seed, seen]))
-    fault.make(planted, dose, np.random.default_rng([seed, *map(ord, name)]), list(samples))
+    fault.make(planted, dose, np.random.default_rng([seed, *map(ord, name)]), samples)
     return planted
 
 # %% ../nbs/09_diagnosis.ipynb #6e19e40e
 def _put(vlm, head: Head) -> None:
     "Give a model this head."
-    vlm.set_head({"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias}))
+    vlm.set_head({"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias}), signed=True)
 
 
 def _number_tokens(vlm, counts: Sequence[int] = range(1, 10)) -> list[int]:
@@ -481,6 +484,30 @@ POSITIONS = {  # name -> which tokens are exchanged, from the masks of the promp
     "all": lambda masks: masks["prompt"],
 }
 
+# %% ../nbs/09_diagnosis.ipynb #3cc87f2a
+def _listed(samples) -> list[Sample]:
+    "Samples in a list. `TypeError` says what else was found."
+    samples = [samples] if isinstance(samples, Sample | str) else list(samples)
+    if strange := [sample for sample in samples if not isinstance(sample, Sample)]:
+        raise TypeError(
+            f"Found {strange[0]!r:.60} among the samples, expected each to be a Sample: those of "
+            "generate('balanced'), or of load_dataset."
+        )
+    return samples
+
+
+def _counted(samples) -> list[Sample]:
+    "The same; each has a true count, and there is one. `ValueError` otherwise."
+    samples = _listed(samples)
+    if not samples:
+        raise ValueError("There are no samples. Expected at least two images for each kind and count.")
+    if lost := [sample.uid for sample in samples if sample.target is None]:
+        raise ValueError(
+            f"{len(lost)} of {len(samples)} samples have no target, the first is '{lost[0]}'. Expected the true count "
+            "of each."
+        )
+    return samples
+
 # %% ../nbs/09_diagnosis.ipynb #62ef069a
 def _can_pair(have: dict[int, list], given: int, own: int) -> bool:
     "Are there two different pictures of one kind with these numbers?"
@@ -493,6 +520,9 @@ def count_pairs(
     seed: int = 0,  # of the choice
 ) -> list[Pair]:  # of the same kind and different pictures; the counts may be equal
     "A donor and a recipient for every two counts n and m, n = m included. `ValueError` if a pair cannot be had."
+    samples, many = _counted(samples), whole_number(each)
+    if many is None or many < 1:
+        raise ValueError(f"each is {each!r}, expected a whole number of pairs of at least 1.")
     rng, by, pairs = np.random.default_rng(seed), {}, []
     for sample in samples:
         by.setdefault(str(sample.factors.get("entity")), {}).setdefault(sample.target, []).append(sample)
@@ -504,7 +534,7 @@ def count_pairs(
                 f"No two pictures of one kind with {given} and {own} objects among {len(samples)} samples. Pass more "
                 "of them: at least two pictures for each kind and count."
             )
-        for kind in rng.choice(fine, each):
+        for kind in rng.choice(fine, many):
             recipient = by[kind][own][rng.integers(len(by[kind][own]))]
             donors = [sample for sample in by[kind][given] if sample.uid != recipient.uid]
             pairs.append(Pair(donors[rng.integers(len(donors))], recipient))
@@ -522,9 +552,9 @@ def against_blank(
     if into not in ("blank", "picture"):
         raise ValueError(unknown("into", into, ("blank", "picture")))
     pairs = []
-    for sample in samples:
+    for sample in _counted(samples):
         size = load_image(sample.image).size
-        path = make_folder(Path(folder)) / f"black-{size[0]}x{size[1]}.png"
+        path = make_folder(Path(folder).expanduser()) / f"black-{size[0]}x{size[1]}.png"
         if not path.exists():
             Image.new("RGB", size).save(path)
         black = replace(sample, uid=f"{sample.uid}-black", image=path, target=0, sha256="")
@@ -588,21 +618,75 @@ def _patch_batch(vlm, pairs: Sequence[Pair], layers: list[int], positions: Seque
             rows += [{"pair": place} | where | row for place, row in enumerate(found)]
     return rows
 
+# %% ../nbs/09_diagnosis.ipynb #7778ebb2
+def _check_asked(vlm) -> None:
+    "`TypeError` for what is no model whose states can be read."
+    if isinstance(vlm, Mapping):
+        raise TypeError(
+            "Found a dict, expected a model of `load_model`. From evidence that is there already: `conclude(evidence)`."
+        )
+    if not hasattr(vlm, "anatomy"):
+        raise TypeError(
+            f"The hidden states of a {type(vlm).__name__} cannot be read. Expected a model of `load_model`; one that "
+            "only answers can be evaluated."
+        )
+
+
+def _several(value) -> list:
+    "What was given as one thing or as many."
+    one = isinstance(value, str) or not isinstance(value, Iterable) or whole_number(value) is not None
+    return [value] if one else list(value)
+
+
+def _plain(number):
+    "A whole number as an int; anything else as it is."
+    return number if (whole := whole_number(number)) is None else whole
+
+# %% ../nbs/09_diagnosis.ipynb #e0453e89
+def _as_pairs(pairs: Iterable) -> list[Pair]:
+    "Pairs in a list. `TypeError` or `ValueError` says what else was found."
+    pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
+    right = lambda pair: isinstance(pair, tuple | list) and len(pair) == 2  # noqa: E731
+    pairs = [Pair(*pair) if right(pair) else pair for pair in pairs]
+    for pair in pairs:
+        if not (isinstance(pair, Pair) and isinstance(pair.donor, Sample) and isinstance(pair.recipient, Sample)):
+            raise TypeError(
+                f"Found {pair!r:.60} among the pairs, expected each to be a Pair of two samples, donor and recipient: "
+                "those of count_pairs(samples) or against_blank(samples, folder)."
+            )
+    if not pairs:
+        raise ValueError("There are no pairs. Expected at least one, of count_pairs(samples).")
+    _counted([sample for pair in pairs for sample in (pair.donor, pair.recipient)])
+    return pairs
+
+
+def _at_once(vlm, pairs: Sequence[Pair], batch_size: int | str) -> int:
+    "Pairs that are answered together: as many as a batch may have tokens, 27 at most."
+    if batch_size == "auto":
+        return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient))) if pairs else 1
+    if (many := whole_number(batch_size)) is None or many < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected 'auto' or a whole number of at least 1.")
+    return many
+
 # %% ../nbs/09_diagnosis.ipynb #4ead850d
 def patch(
     vlm,  # a loaded generative model: needs `prepare(samples)`, `device` and `anatomy`
-    pairs: Sequence[Pair],  # of `count_pairs` or `against_blank`
-    layers: Sequence[int] | None = None,  # 0 (what enters the first block) to the number of blocks; None: all
-    positions: Sequence[str] = ("last", "image"),  # names in `POSITIONS`
-    batch_size: int = 27,  # pairs at once
+    pairs: Iterable[Pair],  # of `count_pairs` or `against_blank`; also (donor, recipient) each
+    layers: Iterable[int] | int | None = None,  # 0 (what enters the first block) to the number of blocks; None: all
+    positions: Iterable[str] | str = ("last", "image"),  # names in `POSITIONS`
+    batch_size: int | str = 27,  # pairs at once; 'auto': by their length in tokens, 27 at most
 ) -> pd.DataFrame:  # pair, layer, position, donor, recipient (counts), shift, full, apart, moved
     "Answer with a donor's states in one place. `ValueError`: prompts differ in length, or the model writes no words."
-    body = vlm.anatomy
+    _check_asked(vlm)
+    body, pairs = vlm.anatomy, _as_pairs(pairs)
     if body.head is None:
         raise ValueError(f"'{vlm.name}' writes no words, so there is no answer to patch. Take a generative model.")
-    layers = choose_layers(body, None if layers is None else list(layers))
+    layers = choose_layers(body, None if layers is None else [_plain(layer) for layer in _several(layers)])
+    positions, batch_size = list(dict.fromkeys(_several(positions))), _at_once(vlm, pairs, batch_size)
     if wrong := [name for name in positions if name not in POSITIONS]:
         raise UnknownName(unknown("position", wrong[0], POSITIONS))
+    if not positions:
+        raise ValueError(f"positions is empty. Name at least one of {', '.join(POSITIONS)}.")
     numbers = {sample.target for pair in pairs for sample in (pair.donor, pair.recipient)}
     if long := sorted(numbers - set(body.counts)):
         raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Leave such pictures out.")
@@ -622,6 +706,8 @@ def effects(
     rng, table = np.random.default_rng(seed), []
     for (layer, position), group in rows.groupby(["layer", "position"], sort=False):
         other, same = group[group["full"].notna()], group[group["full"].isna()]
+        if not len(other):
+            raise ValueError("No pair has two different counts, so no effect can be seen. Pass pairs that have.")
         shift, full = other["shift"].to_numpy(), other["full"].to_numpy()
         drawn = rng.integers(len(other), size=(draws, len(other)))
         low, high = np.quantile(shift[drawn].sum(1) / full[drawn].sum(1), [0.025, 0.975])
@@ -875,6 +961,23 @@ def attention_evidence(
     return {"attention_share": max(share), "attention_moves": max(moves)}
 
 # %% ../nbs/09_diagnosis.ipynb #879b868a
+def _check_size(what: str, samples: Sequence[Sample]) -> None:
+    "`ValueError` for samples of which a third cannot be learned from the others."
+    numbers = [[sample.target for sample in samples]]
+    if all(sample.factors.get("others") for sample in samples):
+        numbers.append([sample.factors["others"][0]["count"] for sample in samples])
+    try:
+        fold = folds(numbers[0], [sample.factors for sample in samples], "layout")
+        fine = all(len(set(np.array(row)[fold != part])) > 1 for row in numbers for part in range(3))
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"For {what} found {len(samples)} samples with {len(set(numbers[0]))} counts, too few to learn from two "
+            "thirds and test on the rest. Expected several layouts of several counts: 216 samples are usual, limit=216."
+        )
+
+
 def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
     "`ValueError` before anything is asked, rather than after it."
     needs = {"one kind of object": (alone, ("layout", "entity")), "two kinds": (groups, ("layout", "others", "pair"))}
@@ -887,15 +990,10 @@ def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
     counts = vlm.anatomy.counts or range(21)
     if long := sorted({sample.target for sample in [*alone, *groups]} - set(counts)):
         raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Choose samples with fewer objects.")
+    for what, (samples, _) in needs.items():
+        _check_size(what, samples)
 
 # %% ../nbs/09_diagnosis.ipynb #c0c6b48e
-def _at_once(vlm, pairs: Sequence[Pair], batch_size: int | str) -> int:
-    "Pairs that are answered together: as many as a batch may have tokens, 27 at most."
-    if batch_size != "auto" or not pairs:
-        return int(batch_size) if batch_size != "auto" else 1
-    return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient)))
-
-
 def examine(
     vlm,  # a loaded model, of any kind
     alone: Sequence[Sample],  # one kind of object in a picture, e.g. 216 of 'balanced'
@@ -908,7 +1006,7 @@ def examine(
     progress: bool = False,  # show bars
 ) -> tuple[dict, dict]:  # evidence, in the order of `EVIDENCE`; tables 'probes', 'lens', 'patches'
     "The whole battery. Errors of `predict`, `extract`, `patch`."
-    folder, body = Path(folder), vlm.anatomy
+    folder, body, alone, groups, pairs = Path(folder), vlm.anatomy, list(alone), list(groups), list(pairs)
     _check_sets(vlm, alone, groups)
     said = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", batch_size, progress=progress)
     poolings = [name for name in ("last", "class", "image_mean") if set(POOLINGS[name].needs) <= set(body.tokens)]
@@ -986,15 +1084,15 @@ def remember_inputs(
     vlm,  # a loaded model; it is changed
 ):  # the same
     "Keep what `prepare` makes of a batch and use it again, also in copies: the same few pictures, asked many times."
-    make, known = vlm.prepare, {}
+    kind, known = type(vlm), {}
 
-    def prepare(samples: list[Sample]):
-        key = tuple((sample.uid, str(sample.image), sample.question) for sample in samples)
+    def prepare(self, samples: list[Sample]):
+        key = (self.wording, *((image_hash(sample.image), sample.question) for sample in samples))
         if key not in known:
-            known[key] = make(samples)
+            known[key] = kind.prepare(self, samples)
         return copy.copy(known[key])
 
-    vlm.prepare = prepare
+    vlm.__class__ = type(kind.__name__, (kind,), {"prepare": prepare, "__doc__": kind.__doc__})
     return vlm
 
 # %% ../nbs/09_diagnosis.ipynb #43a7551f
@@ -1400,7 +1498,7 @@ def _choose_samples(alone, groups, limit: int | None, seed: int) -> tuple[list[S
     "What a model is asked: given, or made."
     given = {"balanced": alone, "two_groups": groups}
     made = [generate(name, seed=seed, limit=limit) if some is None else some for name, some in given.items()]
-    return list(made[0]), list(made[1])
+    return _listed(made[0]), _listed(made[1])
 
 
 def _choose_pairs(alone: list[Sample] | None, limit: int | None, seed: int) -> list[Pair]:
@@ -1419,19 +1517,6 @@ def _choose_pairs(alone: list[Sample] | None, limit: int | None, seed: int) -> l
             if most is None or len(samples) < most:
                 raise
             most *= 2
-
-
-def _check_asked(vlm) -> None:
-    "`TypeError` for what is no model whose states can be read."
-    if isinstance(vlm, Mapping):
-        raise TypeError(
-            "Found a dict, expected a model of `load_model`. From evidence that is there already: `conclude(evidence)`."
-        )
-    if not hasattr(vlm, "anatomy"):
-        raise TypeError(
-            f"The hidden states of a {type(vlm).__name__} cannot be read. Expected a model of `load_model`; one that "
-            "only answers can be evaluated."
-        )
 
 # %% ../nbs/09_diagnosis.ipynb #d6a5029a
 _RULES_SHOWN = ("paper", "layout", "entity", "colour", "shape")  # fold rules that probes are shown with
@@ -1469,11 +1554,13 @@ def diagnose(
 ) -> Diagnosis:
     "Why does a model miscount? Everything it needs is made by itself. Errors of `examine`, before anything is asked."
     _check_asked(vlm)
+    limit, seed, batch_size = map(_plain, (limit, seed, batch_size))
     one, two = _choose_samples(alone, groups, limit, seed)
     _check_sets(vlm, one, two)
-    if pairs is None:
-        pairs = _choose_pairs(alone, limit, seed) if vlm.anatomy.head is not None else []
-    path, pairs = Path(path).expanduser() if path is not None else None, list(pairs)
+    _at_once(vlm, [], batch_size)  # refuses what is no size of a batch
+    if pairs is None and vlm.anatomy.head is not None:
+        pairs = _choose_pairs(None if alone is None else one, limit, seed)
+    path, pairs = Path(path).expanduser() if path is not None else None, [] if pairs is None else _as_pairs(pairs)
     settings = {"batch_size": batch_size, "seed": seed, "pairs": _pair_hash(pairs)} | vars(vlm.wording)
     what = ["diagnose", settings, vlm, [*one, *two], run]
     with run_context(path, *what, overwrite=overwrite) as record:

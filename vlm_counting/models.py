@@ -24,7 +24,17 @@ from string import Formatter
 
 from fastcore.basics import patch
 
-from .core import Answer, Registry, Sample, UnknownName, file_hash, load_image, open_image, unknown
+from vlm_counting.core import (
+    Answer,
+    Registry,
+    Sample,
+    UnknownName,
+    file_hash,
+    load_image,
+    open_image,
+    unknown,
+    whole_number,
+)
 from .stimuli import read_options
 
 # %% ../nbs/03_models.ipynb #30ba0a8f
@@ -62,14 +72,21 @@ class Wording:
     system: str = ""  # a system turn in front of it; "" for none
 
     def __post_init__(self):
+        for what, text in vars(self).items():
+            if not isinstance(text, str):
+                raise ValueError(f"{what} is {text!r}, expected text.")
         try:
-            named = [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
+            parts = [part for part in Formatter().parse(self.prompt) if part[1] is not None]
         except ValueError as error:
-            raise ValueError(f"prompt is {self.prompt!r}, no template: {error}. Write {{{{ for a brace.") from None
+            raise ValueError(
+                f"prompt is {self.prompt!r}, no template: {error}. Expected text with {{instruction}} and {{question}} "
+                "in it; write {{ or }} for a brace."
+            ) from None
+        named = [name + f"!{turn}" * bool(turn) + f":{form}" * bool(form) for _, name, form, turn in parts]
         if strange := [name for name in named if name not in ("instruction", "question")]:
             raise ValueError(
                 f"prompt is {self.prompt!r}: it has {{{strange[0]}}}, expected only {{instruction}} and {{question}}. "
-                "Write {{ for a brace."
+                "Write {{ or }} for a brace."
             )
         if "question" not in named:
             raise ValueError(f"prompt is {self.prompt!r}, which leaves out the question. Put {{question}} into it.")
@@ -261,12 +278,38 @@ def name_device(
 
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
+# %% ../nbs/03_models.ipynb #3e7125e6
+class _Signed:
+    "Name and hash of a model's weights. Both tell of a head that was set later, to whoever shares the weights."
+
+    _later: dict  # 'head': sha256 of the head that was set; shared as the weights are
+
+    @property
+    def name(self) -> str:
+        "In `MODELS`, or a path; '...+head' with another head."
+        return self._name + "+head" * ("head" in self._later and not self._name.endswith("+head"))
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def weights(self) -> str:
+        "sha256 of the weights, and of the head that was set, if one was."
+        late = self._later.get("head")
+        return hashlib.sha256(f"{self._weights} {late}".encode()).hexdigest() if late else self._weights
+
+    @weights.setter
+    def weights(self, digest: str) -> None:
+        self._weights = digest
+
 # %% ../nbs/03_models.ipynb #4e049403
-class VLM:
+class VLM(_Signed):
     "A loaded generative model: `answer(samples)` gives what it says and how likely it found each count."
 
     def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path, wording: Wording = Wording()):
-        self.name, self.spec, self.model, self.processor, self.folder = name, spec, model, processor, Path(folder)
+        self._later, self.name, self.folder = {}, name, Path(folder)
+        self.spec, self.model, self.processor = spec, model, processor
         (self.weights, self.processor_hash), self.wording = checkpoint_hashes(folder), wording
         self.device = next(model.parameters()).device  # a model may lie on several
         self.device_name = ", ".join(map(name_device, dict.fromkeys(weight.device for weight in model.parameters())))
@@ -295,9 +338,28 @@ class VLM:
         "Greedy text, and the log-probability of each count 0..20 where the answer starts."
         return generate_answers(self, inputs, max_new_tokens)
 
-    def answer(self, samples: list[Sample], max_new_tokens: int = 5) -> list[Answer]:
-        "One `Answer` a sample: `prepare`, then `answer_prepared`."
-        return self.answer_prepared(samples, self.prepare(samples), max_new_tokens)
+# %% ../nbs/03_models.ipynb #20107e29
+def _answer_length(most) -> int:
+    "So many tokens may be written. `ValueError` before anybody is asked."
+    if (length := whole_number(most)) is None or length < 1:
+        raise ValueError(f"max_new_tokens is {most!r}, expected a whole number of at least 1 (the paper's is 5).")
+    return length
+
+
+@patch
+def answer(
+    self: VLM,
+    samples: list[Sample],
+    max_new_tokens: int = 5,  # length of an answer
+) -> list[Answer]:
+    "One `Answer` a sample: `prepare`, then `answer_prepared`. `ValueError` or `TypeError` before anything is asked."
+    length, samples = _answer_length(max_new_tokens), [samples] if isinstance(samples, Sample) else list(samples)
+    if strange := [sample for sample in samples if not isinstance(sample, Sample)]:
+        raise TypeError(
+            f"Found a {type(strange[0]).__name__} among the samples, expected each to be a Sample. About one image: "
+            "ask(image, question)."
+        )
+    return self.answer_prepared(samples, self.prepare(samples), length) if samples else []
 
 # %% ../nbs/03_models.ipynb #afa52fa8
 @patch
@@ -318,7 +380,7 @@ def copy(
     if self.spec.kind != "generative":
         raise ValueError(f"'{self.name}' ranks captions and cannot be copied. Expected a model that answers in words.")
     other = shallow_copy(self)
-    other.model, other.name = deepcopy(self.model), name
+    other._later, other.model, other.name = {}, deepcopy(self.model), name
     other.weights = hashlib.sha256(f"{self.weights} {change}".encode()).hexdigest()
     other.anatomy = ANATOMIES[self.spec.kind](other)
     return other
@@ -327,10 +389,17 @@ def copy(
 @patch
 def set_head(
     self: VLM,
-    tensors: dict,  # 'weight' (vocabulary, dim) and maybe 'bias' (vocabulary,), torch
+    tensors: dict,  # 'weight' (vocabulary, dim) and maybe 'bias' (vocabulary,), torch or numpy
+    signed: bool = False,  # name and hash tell of it already, as those of a `copy` do
 ) -> None:
-    "Another output layer in place of this one. The word embeddings stay as they are."
+    "Another output layer in place of this one; the word embeddings stay. Name and hash tell of it. `ValueError`."
+    import torch
+
+    tensors = {name: torch.as_tensor(tensor) for name, tensor in dict(tensors).items()}
+    _check_head(self.model, tensors, "The given head")
     replace_head(self.model, tensors)
+    if not signed:
+        self._later["head"] = _tensors_hash(tensors)
 
 # %% ../nbs/03_models.ipynb #e87437d0
 @patch
@@ -341,7 +410,13 @@ def ask(
     max_new_tokens: int = 5,  # length of the answer
 ) -> Answer:
     "What the model says to one question about one image. Errors of `Sample` and `load_image`."
-    return self.answer([self._question(image, question)], max_new_tokens)[0]
+    length = _answer_length(max_new_tokens)
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(
+            f"The question is {question if isinstance(question, str) else type(question).__name__!r}, expected text. "
+            "The image comes first: ask(image, question)."
+        )
+    return self.answer([self._question(image, question)], length)[0]
 
 
 @patch
@@ -421,7 +496,7 @@ def generate_answers(
     "One greedy answer a row of the batch."
     import torch
 
-    steps = {"max_new_tokens": max_new_tokens, "pad_token_id": vlm.tokenizer.pad_token_id}
+    steps = {"max_new_tokens": _answer_length(max_new_tokens), "pad_token_id": vlm.tokenizer.pad_token_id}
     with torch.inference_mode():
         inputs = inputs.to(vlm.device)
         out = vlm.model.generate(**inputs, **steps, return_dict_in_generate=True, output_logits=True)
@@ -845,12 +920,12 @@ def _vision(tower) -> dict:
     }
 
 
-def _weights_hash(model) -> str:  # 64 hex digits
-    "sha256 over names and numbers of the weights in memory: of a model that lies in no file."
+def _tensors_hash(tensors: dict) -> str:  # 64 hex digits
+    "sha256 over names and numbers of weights in memory: of a model or a head that lies in no file."
     import torch
 
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -974,18 +1049,32 @@ def put_head(
 
     if not path.is_file():
         raise FileNotFoundError(f"No head at {path}. Expected a head.safetensors; `vlm-counting train` writes one.")
-    tensors, own = load_file(path), model.get_output_embeddings() if hasattr(model, "generate") else None
+    tensors = load_file(path)
+    _check_head(model, tensors, str(path))
+    replace_head(model, tensors)
+
+
+def _writes(model) -> bool:
+    "Is it a model that answers in words, by transformers?"
+    return hasattr(model, "generate") and hasattr(model, "get_output_embeddings")
+
+
+def _check_head(model, tensors: dict, named: str) -> None:
+    "`ValueError` if a head has not the size of the model's own, or the model none that can be replaced."
+    own = model.get_output_embeddings() if _writes(model) else None
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if own is None or found.get("weight") != tuple(own.weight.shape):
-        has = f"a head of {tuple(own.weight.shape)}" if own is not None else "no head: it ranks captions"
-        raise ValueError(f"{path} holds {found}, but the model has {has}. Expected a head trained for this model.")
+    wanted = {} if own is None else {"weight": tuple(own.weight.shape), "bias": (len(own.weight),)}
+    if "weight" not in found or any(wanted.get(name) != shape for name, shape in found.items()):
+        has = "no head: it ranks captions" if own is None else f"a head of {wanted['weight']}"
+        raise ValueError(
+            f"{named} holds {found}, but the model has {has}. Expected a head trained for this model: 'weight', and "
+            "maybe 'bias'."
+        )
     if own.weight.device.type == "meta":
         raise ValueError(
             "The model's own head is not in memory but on disk (too little memory for the whole model), and cannot be "
             "replaced there. Load the model on a device that holds all of it: device=cpu, or a larger GPU."
         )
-
-    replace_head(model, tensors)
 
 # %% ../nbs/03_models.ipynb #2c2ca426
 def _sign_head(vlm: VLM, path: Path) -> None:
@@ -1013,7 +1102,7 @@ def _check_choices(dtype: str, attention: str, untrained: int | None, head: str 
     for what, value, known in (("dtype", dtype, DTYPES), ("attention", attention, ATTENTION)):
         if value not in known:
             raise ValueError(f"{what} is '{value}', expected one of {', '.join(known)}.")
-    if untrained is not None and not isinstance(untrained, int):
+    if untrained is not None and whole_number(untrained) is None:
         raise ValueError(f"untrained is {untrained!r}, expected a seed (a whole number), or None for trained weights.")
     if untrained is not None and head is not None:
         raise ValueError(
@@ -1037,7 +1126,7 @@ def load_model(
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
     name, device, told = str(name), str(device), _given(instruction=instruction, prompt=prompt, system=system)
     _check_choices(dtype, attention, untrained, head)
-    Wording(**told)
+    untrained, _ = whole_number(untrained), Wording(**told)
     spec = find_entry(name)
     folder = find_checkpoint(name, spec, checkpoint)
     import torch
@@ -1053,7 +1142,7 @@ def load_model(
     if head is not None:
         _sign_head(vlm, Path(head))
     if untrained is not None:
-        vlm.name, vlm.weights = f"{name}-untrained-{untrained}", _weights_hash(model)
+        vlm.name, vlm.weights = f"{name}-untrained-{untrained}", _tensors_hash(model.state_dict())
     check_model(vlm, sorted(missing))
     if name not in MODELS:
         warnings.warn(

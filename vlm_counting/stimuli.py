@@ -17,12 +17,12 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, pairwise, permutations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from vlm_counting.core import (
     stratify,
     to_rgb,
     unknown,
+    whole_number,
     write_atomic,
     write_jsonl,
 )
@@ -123,8 +124,10 @@ class Entity:
             raise UnknownName(unknown("colour", self.colour, COLOURS, "Add one to COLOURS in 01_stimuli.ipynb."))
         if self.shape not in SHAPES:
             raise UnknownName(unknown("shape", self.shape, SHAPES, "Add one to SHAPES in 01_stimuli.ipynb."))
-        if self.size not in ("large", "small") and not (isinstance(self.size, int) and self.size > 0):
+        side = self.size if self.size in ("large", "small") else whole_number(self.size) or 0
+        if side not in ("large", "small") and side < 1:
             raise ValueError(f"size is {self.size!r}, expected 'large', 'small' or a number of pixels above 0.")
+        object.__setattr__(self, "size", side)
 
     @property
     def name(self) -> str:
@@ -141,6 +144,8 @@ class Entity:
         "From 'red_triangles', 'red_triangle' or 'small_red_star'. `KeyError` names the nearest colour or shape."
         if isinstance(name, Entity):
             return name
+        if not isinstance(name, str) or not re.search(r"[_ ]", name.strip("_ ")):
+            raise UnknownName(f"Found {name!r} for a kind of object, expected a colour and a shape, as in 'red_stars'.")
         size, _, rest = name.partition("_")
         size, name = (size, rest) if size in ("large", "small") else ("large", name)
         colour, _, shape = name.replace(" ", "_").partition("_")
@@ -203,7 +208,7 @@ class Scene(Cells):
 
     def __post_init__(self):
         object.__setattr__(self, "objects", _placed_objects(self.objects))
-        _check_grid(self.grid, self.image_size)
+        _check_grid(self)
         _check_places(self)
 
     @classmethod
@@ -241,16 +246,31 @@ def _placed_objects(items: Iterable[tuple]) -> tuple[Placed, ...]:
     for item in items:
         if not isinstance(item, tuple | list) or len(item) != 3:
             raise ValueError(f"Found the object {item!r}, expected (entity or its name, row, column).")
-        placed.append(Placed(Entity.from_name(item[0]), *item[1:]))
+        places = [float(place) if isinstance(place, float | np.floating) else whole_number(place) for place in item[1:]]
+        if None in places:
+            raise ValueError(f"Found the place {item[1:]!r} of {item[0]!r}, expected two numbers: row and column.")
+        placed.append(Placed(Entity.from_name(item[0]), *places))
     return tuple(sorted(placed, key=lambda item: item[1:]))
 
 
-def _check_grid(grid: int, image_size: int) -> None:
-    "A cell needs at least 4 pixels."
-    if not 1 <= grid <= image_size // 4:
-        raise ValueError(f"grid is {grid}, expected 1 to {image_size // 4} cells a side at {image_size} pixels.")
+def _check_grid(made: "Scene | Plan") -> None:
+    "Whole numbers as ints; a cell needs at least 4 pixels."
+    for what in ("image_size", "grid"):
+        if (size := whole_number(getattr(made, what))) is None or size < 1:
+            raise ValueError(f"{what} is {getattr(made, what)!r}, expected a whole number of at least 1.")
+        object.__setattr__(made, what, size)
+    most = made.image_size // 4
+    if made.grid > most:
+        raise ValueError(f"grid is {made.grid}, expected 1 to {most} cells a side at {made.image_size} pixels.")
 
 
+def _check_seed(seed) -> int:
+    "A seed as an int. `ValueError` for anything that is none."
+    if (whole := whole_number(seed)) is None or whole < 0:
+        raise ValueError(f"seed is {seed!r}, expected a whole number of at least 0.")
+    return whole
+
+# %% ../nbs/01_stimuli.ipynb #bbb8163d
 def _check_places(scene: Scene) -> None:
     "Refuse an object outside the grid, and two that overlap."
     boxes = [(*scene.box(item), item) for item in scene.objects]
@@ -296,37 +316,50 @@ def render(
 
 # %% ../nbs/01_stimuli.ipynb #f2dbc28a
 def scene(
-    objects: "str | dict[str, int | Iterable]",  # a kind such as 'red_stars'; or kind -> how many, or -> its places
+    objects: "str | Entity | dict[str, int | Iterable]",  # a kind, 'red_stars'; or kind -> how many, or -> its places
     count: int | None = None,  # how many, of a single kind
     seed: int = 0,  # of the places
     grid: int = 9,  # cells along a side
     image_size: int = 672,  # pixels along a side
 ) -> Scene:
     "A scene with objects in random cells, or where they are told to be. `ValueError` if they are too many."
-    if isinstance(objects, str) != (count is not None):
+    single = isinstance(objects, str | Entity)
+    if single != (count is not None) or not (single or isinstance(objects, Mapping)):
         raise ValueError(
             f"Found objects={objects!r} and count={count!r}. Expected a kind and how many, scene('red_stars', 3), or "
             "several kinds, scene({'red_stars': 3, 'blue_circles': 2})."
         )
-    wanted = {objects: count} if isinstance(objects, str) else dict(objects)
-    placed = {kind: [tuple(place) for place in many] for kind, many in wanted.items() if isinstance(many, Iterable)}
+    wanted, made = {objects: count} if single else dict(objects), Scene(grid=grid, image_size=image_size)
+    placed = {kind: _places(kind, many) for kind, many in wanted.items() if _is_many(many)}
     taken = {place for places in placed.values() for place in places}
-    free = [(row, column) for row in range(grid) for column in range(grid) if (row, column) not in taken]
-    free = [free[place] for place in np.random.default_rng(seed).permutation(len(free))]
+    free = [place for place in product(range(made.grid), repeat=2) if place not in taken]
+    free = [free[place] for place in np.random.default_rng(_check_seed(seed)).permutation(len(free))]
     for kind, many in wanted.items():
         if kind not in placed:
             placed[kind] = [free.pop() for _ in range(_how_many(kind, many, len(free)))]
-    made = Scene(grid=grid, image_size=image_size)
     for kind, places in placed.items():
         made = made.add(kind, places)
     return made
 
-
+# %% ../nbs/01_stimuli.ipynb #9597c0cb
 def _how_many(kind: str, many: object, free: int) -> int:
     "A number of objects for which there is room. `ValueError` says what was found and what fits."
-    if isinstance(many, bool) or not isinstance(many, int) or not 0 <= many <= free:
+    if (number := whole_number(many)) is None or not 0 <= number <= free:
         raise ValueError(f"The number of {kind} is {many!r}, expected 0 to {free}: one object a free cell of the grid.")
-    return many
+    return number
+
+
+def _is_many(value) -> bool:
+    "Are these places, rather than a number?"
+    return isinstance(value, Iterable) and not isinstance(value, str) and whole_number(value) is None
+
+
+def _places(kind: str, places: Iterable) -> list[tuple]:
+    "Places as tuples. `ValueError` for what is no place."
+    places = [place.tolist() if isinstance(place, np.ndarray) else place for place in places]
+    if wrong := [place for place in places if not isinstance(place, tuple | list) or len(place) != 2]:
+        raise ValueError(f"Found the place {wrong[0]!r} for {kind}, expected (row, column), or how many: {kind!r}: 3.")
+    return [tuple(place) for place in places]
 
 # %% ../nbs/01_stimuli.ipynb #52edc54b
 @lru_cache(maxsize=64)
@@ -533,9 +566,12 @@ class Plan:
     counts: tuple[int, ...] = ()  # none: the family's own
 
     def __post_init__(self):
-        _check_grid(self.grid, self.image_size)
-        if any(not isinstance(count, int) or count < 1 for count in self.counts):
+        _check_grid(self)
+        object.__setattr__(self, "seed", _check_seed(self.seed))
+        counts = tuple(whole_number(count) for count in self.counts)
+        if any(count is None or count < 1 for count in counts):
             raise ValueError(f"counts are {list(self.counts)}, expected whole numbers of at least 1.")
+        object.__setattr__(self, "counts", counts)
         for entity in self.entities:
             if isinstance(entity.size, int) and entity.size > self.image_size // self.grid:
                 raise ValueError(
@@ -972,7 +1008,9 @@ def _draw_all(jobs: list[tuple[Path, dict]], workers: int | None) -> list[str]: 
     "All pictures, in several processes where that is worth their start."
     from joblib import Parallel, cpu_count, delayed
 
-    workers = workers or (cpu_count() if len(jobs) >= 1000 else 1)
+    if workers is not None and whole_number(workers) is None:
+        raise ValueError(f"workers is {workers!r}, expected a whole number of processes, or None.")
+    workers = whole_number(workers) or (cpu_count() if len(jobs) >= 1000 else 1)
     if workers == 1 or len(jobs) < 2:
         return _write_images(jobs)
     batches = [jobs[start : start + 100] for start in range(0, len(jobs), 100)]
@@ -1089,13 +1127,15 @@ def generate(
     workers: int | None = None,  # processes that draw; None: all cores for large sets
 ) -> list[Sample]:  # in the order of the whole set; image paths are absolute
     "Samples of a family, drawn where missing and added to the folder's manifest. Same family and seed, same bytes."
+    if not isinstance(family, str):
+        raise TypeError(f"Found {family!r} for the family, expected one name: {', '.join([*FAMILIES][:2])}, ...")
     plan = Plan(family, seed, grid, image_size, *_chosen(entities, counts))
     folder = Path(folder or cache_folder(plan, form)).expanduser().absolute()
     planned = list(FAMILIES[family](plan))
     if not planned:
         asked = f" with counts {list(plan.counts)}" if plan.counts else ""
         raise ValueError(f"Family '{family}' has no sample{asked}. Ask for more counts (two groups differ in theirs).")
-    rows = stratify(planned, limit, seed)
+    rows = stratify(planned, limit, plan.seed)
     samples = [_sample(row, form, folder) for row in rows]
     wanted = {sample.uid: (row.image, sample.factors) for sample, row in zip(samples, rows, strict=True)}
     about = json.loads(
@@ -1115,9 +1155,12 @@ def _chosen(
     entities: Iterable[Entity | str] | Entity | str | None, counts: Iterable[int] | int | None
 ) -> tuple[tuple[Entity, ...], tuple[int, ...]]:
     "What was asked for as tuples: one entity or count, or many."
-    entities = [entities] if isinstance(entities, Entity | str) else entities or ()
-    counts = [] if counts is None else np.ravel(list(counts) if isinstance(counts, Iterable) else counts).tolist()
-    return tuple(Entity.from_name(entity) for entity in entities), tuple(sorted(set(counts)))
+    entities = list(entities or ()) if isinstance(entities, Iterable) and not isinstance(entities, str) else [entities]
+    entities = [] if entities == [None] else entities
+    one = isinstance(counts, str) or not isinstance(counts, Iterable) or whole_number(counts) is not None
+    many = [] if counts is None else [counts] if one else list(counts)
+    whole = [whole_number(count) for count in many]
+    return tuple(map(Entity.from_name, entities)), tuple(many if None in whole else sorted(set(whole)))  # or refused
 
 
 def _draw_missing(folder: Path, missing: dict[int, dict], workers: int | None) -> dict[int, str]:

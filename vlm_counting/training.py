@@ -873,7 +873,7 @@ def wear_head(
     worn, own, model = copy.copy(vlm), vlm.model.get_output_embeddings(), vlm.model
     tied = [(config, getattr(config, _TIED, None)) for config in (model.config, model.config.get_text_config())]
     worn.name = f"{vlm.name}+head"
-    vlm.set_head(_named_tensors(head))
+    vlm.set_head(_named_tensors(head), signed=True)
     try:
         yield worn
     finally:
@@ -1003,7 +1003,7 @@ def put_back(
     with TemporaryDirectory() as place:
         kept = save_head(self.head, Path(place) / "head.safetensors", self.made["trained"])
         worn = vlm.copy(f"{vlm.name}+head", file_hash(kept))
-    worn.set_head(_named_tensors(self.head))
+    worn.set_head(_named_tensors(self.head), signed=True)
     return worn
 
 
