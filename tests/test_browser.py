@@ -15,8 +15,8 @@ import pytest
 from chromium import open_chromium
 from PIL import Image
 
-from vlm_counting.browser import browser_page, check_run, encode_column, show_browser, thumbnail, write_browser
 from vlm_counting.core import Prediction, Sample, UnknownName
+from vlm_counting.paper.browser import browser_page, check_run, encode_column, show_browser, thumbnail, write_browser
 from vlm_counting.stimuli import generate
 
 ESCAPE = "\ue00c"

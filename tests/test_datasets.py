@@ -1,4 +1,4 @@
-"Guards of room 02: every bad input is refused by file and id, every form is read and written, archives are safe."
+"Guards of `datasets`: every bad input is refused by file and id, every form is read and written, archives are safe."
 
 import io
 import json

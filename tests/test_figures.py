@@ -1,4 +1,4 @@
-"Guards for room 11: what a figure shows is what the table says, nothing is cut off, bad tables are refused."
+"Guards for `figures`: what a figure shows is what the table says, nothing is cut off, bad tables are refused."
 
 import dataclasses
 import subprocess

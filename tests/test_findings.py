@@ -1,4 +1,4 @@
-"Guards for room 18: effects that were put in are found, with their sign; what is not there is not claimed."
+"Guards for `findings`: effects that were put in are found, with their sign; what is not there is not claimed."
 
 import json
 from dataclasses import replace
@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vlm_counting import findings as room
 from vlm_counting.core import Prediction, RunRecord, write_jsonl
-from vlm_counting.findings import (
+from vlm_counting.paper import findings as room
+from vlm_counting.paper.findings import (
     CLAIMS,
     VERDICTS,
     Material,
@@ -20,7 +20,7 @@ from vlm_counting.findings import (
     own_material,
     paper_material,
 )
-from vlm_counting.tables import TABLES
+from vlm_counting.paper.tables import TABLES
 
 ENTITIES = [(colour, shape) for colour in ("red", "blue", "cyan") for shape in ("square", "star", "circle")]
 PAPER = findings([paper_material()])

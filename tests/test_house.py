@@ -16,9 +16,10 @@ from notebook_cells import MACHINE, SETTINGS, cells, named
 from tools import docs, readme
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-ROOMS = [path for path in NOTEBOOKS if path.name[0].isdigit()]
-VERBS = [path for path in NOTEBOOKS if not path.name[0].isdigit() and path.stem != "index"]
+ROOMS = docs.chapters(ROOT)
+VERBS = [path for path in sorted((ROOT / "nbs").glob("*.ipynb")) if path.stem != "index"]
+NOTEBOOKS = [ROOT / "nbs" / "index.ipynb", *VERBS, *ROOMS]
+PARTS = ("1_data", "2_answers", "3_states", "4_diagnosis", "5_paper", "6_running", "7_tiny")
 HEAVY = ("torch", "transformers", "open_clip")
 CONTRACT = {
     "core": "Sample Prediction Registry RunRecord progress_bar write_jsonl read_jsonl data_dir results_dir",
@@ -36,10 +37,10 @@ CONTRACT = {
     "runs": "RUNS TYPES Parameter perform run execute plan_sweep sweep main",
     "commands": "COMMANDS",
     "photographs": "build_bpc fetch_images choose_rows",
-    "tables": "TABLES check_printed",
-    "findings": "CLAIMS Material findings conclusions",
-    "browser": "browser_page write_browser show_browser check_run",
-    "pages": "PAGES inventory compared browse_runs",
+    "paper.tables": "TABLES check_printed",
+    "paper.findings": "CLAIMS Material findings conclusions",
+    "paper.browser": "browser_page write_browser show_browser check_run",
+    "paper.pages": "PAGES inventory compared browse_runs",
     "planning": "DEVICES BLUEPRINTS count_work measure_costs predict_costs plan_costs describe_costs",
 }
 
@@ -60,22 +61,26 @@ def order() -> dict[str, int]:
 
 
 def module_file(module: str) -> Path:
-    return ROOT / "vlm_counting" / f"{module}.py"
+    return ROOT / "vlm_counting" / f"{module.replace('.', '/')}.py"
 
 
-def imported_modules(source: str) -> set[str]:
+def imported_modules(source: str, module: str = "core") -> set[str]:
     "Rooms that a module imports, at its top or inside functions."
-    found = set()
+    found, package = set(), f"vlm_counting.{module}".split(".")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["vlm_counting" if node.level else "", node.module]))
-            names = [base] if "." in base else [f"{base}.{alias.name}" for alias in node.names]
+            base = ".".join([*(package[: -node.level] if node.level else []), *filter(None, [node.module])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if re.match(r"vlm_counting\.\w", name)}
+        found |= {name.removeprefix("vlm_counting.") for name in names if name.startswith("vlm_counting.")}
     return found & set(order())
+
+
+def imports_of(module: str) -> set[str]:
+    return imported_modules(module_file(module).read_text(encoding="utf-8"), module)
 
 
 # --- layers
@@ -85,7 +90,7 @@ def test_every_numbered_notebook_defines_a_module():
     modules = [docs.module_name(path) for path in ROOMS]
     assert all(modules) and len(set(modules)) == len(modules)
     for path, module in zip(ROOMS, modules, strict=True):
-        assert module == docs.page_name(path), f"{path.name} defines the module {module}"
+        assert module.rpartition(".")[2] == docs.page_name(path), f"{path.name} defines the module {module}"
         assert module_file(module).exists(), f"{path.name} is not exported. Run: nbdev_export"
 
 
@@ -95,19 +100,36 @@ def test_imports_are_seen_wherever_they_stand():
         "def f():\n    import vlm_counting.core\n    from vlm_counting import statistics"
     )
     assert imported_modules(source) == {"models", "datasets", "core", "statistics"} & set(order())
+    nested = "from ..core import Sample\nfrom .tables import TABLES\nfrom .. import models\nfrom . import findings"
+    assert imported_modules(nested, "paper.pages") == {"core", "paper.tables", "models", "paper.findings"}
+
+
+def test_the_parts_are_folders_in_reading_order():
+    "The first digit of a notebook is that of its part, so that one order holds between parts and inside them."
+    assert sorted({path.parent.name for path in ROOMS}) == sorted(PARTS)
+    for path in ROOMS:
+        assert path.name[0] == path.parent.name[0], f"{path.name} stands in {path.parent.name}"
+    numbers = [int(path.name[:2]) for path in ROOMS]
+    assert numbers == sorted(set(numbers)), "two notebooks have one number"
+    wings = {"paper": "5_paper", "tiny_training": "7_tiny"}  # subpackages, and the part that each belongs to
+    for path in ROOMS:
+        wing = docs.module_name(path).rpartition(".")[0]
+        assert not wing or wings[wing] == path.parent.name, f"{path.name} defines a module of {wing}"
 
 
 def test_a_module_imports_only_lower_numbers():
+    "Between parts and inside a part."
     numbers = order()
     for module, number in numbers.items():
-        for other in imported_modules(module_file(module).read_text(encoding="utf-8")):
+        for other in imports_of(module):
             assert numbers[other] < number, f"{module} ({number:02}) imports {other} ({numbers[other]:02})"
 
 
 def late_calls(source: str) -> list[tuple[str, bool]]:
     "(room, is it inside a function?) of each call of `later`; a room that is not named by a text is ''."
     tree, found = ast.parse(source), []
-    inside = {id(node) for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) for node in ast.walk(each)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    inside = {id(node) for each in functions for node in ast.walk(each)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "later":
             room = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
@@ -116,23 +138,23 @@ def late_calls(source: str) -> list[tuple[str, bool]]:
 
 
 def test_late_calls_are_seen():
-    source = "later('a')\ndef f(x):\n    later(x)\n    return later('b').g"
-    assert sorted(late_calls(source)) == [("", True), ("a", False), ("b", True)]
+    source = "later('a')\ndef f(x):\n    later(x)\n    return later('b').g\nh = lambda: later('c')"
+    assert sorted(late_calls(source)) == [("", True), ("a", False), ("b", True), ("c", True)]
 
 
 def test_only_records_look_ahead():
-    "`later` loads a room with a higher number when a record scores, draws or saves itself, never on import."
+    "`later` loads a room when a record draws or saves itself, or when a rare name is asked for; never on import."
     numbers = order()
-    for module, number in numbers.items():
+    for module in numbers:
         for room, inside in late_calls(module_file(module).read_text(encoding="utf-8")):
             assert inside, f"{module} calls later('{room}') on import"
-            assert numbers.get(room, -1) > number, f"{module} calls later({room!r}): import a lower room instead"
+            assert room in numbers and room != module, f"{module} calls later({room!r}), which is no other room"
 
 
-def test_rooms_04_to_11_know_neither_models_nor_datasets():
+def test_what_takes_a_model_and_samples_does_not_load_them():
     for module, number in order().items():
-        if 4 <= number <= 11:
-            known = imported_modules(module_file(module).read_text(encoding="utf-8")) & {"models", "datasets"}
+        if 24 <= number < 60 and module not in ("paper.pages", "paper.tables"):
+            known = imports_of(module) & {"models", "datasets"}
             assert not known, f"{module} imports {known.pop()}: let the caller pass in a model or samples"
 
 
@@ -152,7 +174,7 @@ def test_notebooks_are_clean_and_in_sync(tmp_path):
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert not done.returncode, done.stderr
-    copies = sorted([*(tmp_path / "nbs").glob("*.ipynb"), *(tmp_path / "vlm_counting").glob("*.py")])
+    copies = sorted([*(tmp_path / "nbs").rglob("*.ipynb"), *(tmp_path / "vlm_counting").rglob("*.py")])
     originals = [ROOT / copy.relative_to(tmp_path) for copy in copies]
     stale = [
         original.relative_to(ROOT).as_posix()
@@ -403,7 +425,7 @@ def test_readme_is_made_of_text_code_and_outputs(tmp_path):
     source = [
         {
             "cell_type": "markdown",
-            "source": ["# house\n", "\n", "See [core](00_core.ipynb), [how](../CONTRIBUTING.md)."],
+            "source": ["# house\n", "\n", "See [core](1_data/10_core.ipynb), [how](../CONTRIBUTING.md)."],
         },
         {"cell_type": "code", "source": "#| hide\nsecret = 1", "outputs": []},
         {"cell_type": "code", "source": "#| echo: false\nprint(2)", "outputs": [{"text": ["2\n"]}]},
@@ -411,7 +433,7 @@ def test_readme_is_made_of_text_code_and_outputs(tmp_path):
     ]
     notebook = tmp_path / "index.ipynb"
     notebook.write_text(json.dumps({"cells": source}))
-    expected = ["# house\n\nSee [core](nbs/00_core.ipynb), [how](CONTRIBUTING.md).", "```text\n2\n```"]
+    expected = ["# house\n\nSee [core](nbs/1_data/10_core.ipynb), [how](CONTRIBUTING.md).", "```text\n2\n```"]
     expected += ["```python\n1 + 2\n```", "```text\n3\n```"]
     assert readme.readme(notebook) == "\n\n".join(expected) + "\n"
 
@@ -453,17 +475,19 @@ def test_sidebar_names_every_notebook_once():
 
     sidebar = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     sections = {item["section"]: item["contents"] for item in sidebar if "section" in item}
-    groups = ["Data", "Asking", "Inside", "Paper", "Machinery", "Twins"]
-    assert list(sections) == ["Guides", "Verbs", *groups, "Project"]
+    groups = ["Data", "Answers", "States", "Diagnosis", "Paper", "Running", "Tiny models"]
+    assert list(sections) == ["Guides", "Commands", *groups, "Project"]
     listed = [item["href"] for item in sidebar if "href" in item]
     listed += [page for part in sections.values() for page in part]
     notebooks = [path.relative_to(ROOT).as_posix() for path in docs.notebooks(ROOT)]
     assert sorted(page for page in listed if page.endswith(".ipynb")) == sorted(notebooks), "mend it in _quarto.yml"
     rooms = [page for name in groups for page in sections[name]]
-    assert sorted(rooms) == sorted(f"nbs/{path.name}" for path in ROOMS), "each room stands in one group"
-    assert set(sections["Verbs"]) == {f"nbs/{path.name}" for path in VERBS}
+    assert rooms == [path.relative_to(ROOT).as_posix() for path in ROOMS], "the sidebar is in another order"
+    for group, part in zip(groups, PARTS, strict=True):
+        assert all(page.startswith(f"nbs/{part}/") for page in sections[group]), f"{group} holds more than {part}"
+    assert set(sections["Commands"]) == {f"nbs/{path.name}" for path in VERBS}
     table = (ROOT / "README.md").read_text().partition("## The rooms")[2]
-    readme_rooms = re.findall(r"^\| .*?\| \[\w+\]\((nbs/\d\w+\.ipynb)\)", table, re.MULTILINE)
+    readme_rooms = re.findall(r"^\| .*?\| \[\w+\]\((nbs/\d\w+/\d\w+\.ipynb)\)", table, re.MULTILINE)
     assert readme_rooms == rooms, "the README's table of rooms has another order than the sidebar"
 
 

@@ -192,7 +192,7 @@ def test_an_eighth_model_is_one_call(samples, monkeypatch):
 
 def test_nobody_asks_for_a_model_by_name():
     names = "|".join(re.escape(name) for name in MODELS)
-    for path in twins_dir().parent.glob("*.py"):
+    for path in twins_dir().parent.rglob("*.py"):
         assert not re.search(rf"""(==|!=|\bin)\s*[(\[{{]?\s*["']({names})["']|model_name""", path.read_text()), (
             path.name
         )

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from notebook_cells import named, run_notebook
 
+from tools import docs
+
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+NOTEBOOKS = docs.chapters(ROOT)
 
 
 def test_there_are_notebooks():

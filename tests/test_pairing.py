@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_counting import pairing, raising
 from vlm_counting.core import file_hash, load_image
 from vlm_counting.models import load_model, twins_dir
+from vlm_counting.tiny_training import contrastive, world
 
-NAMES = tuple(name for name, body in raising.ARCHITECTURES.items() if body.course is pairing.MATCHING)
+NAMES = tuple(name for name, body in world.ARCHITECTURES.items() if body.course is contrastive.MATCHING)
 FOLDERS = {name: twins_dir() / name for name in NAMES}
 
 
@@ -32,7 +32,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def balanced(name, pictures):
-    return raising.examine(load_model(name), "balanced", 108, seed=11)
+    return world.examine(load_model(name), "balanced", 108, seed=11)
 
 
 def accuracy(rows):
@@ -50,17 +50,17 @@ def test_folder_is_small_and_holds_no_pickle(name):
 
 
 def test_record_speaks_of_these_weights(name):
-    record = raising.read_training(FOLDERS[name])
+    record = world.read_training(FOLDERS[name])
     assert record["name"] == name and record["cpu_seconds"] < 15 * 60
-    assert record["upbringing"] == json.loads(json.dumps(asdict(raising.upbringing_for(name))))
-    steps = sum(lesson.steps for lesson in pairing.PAIR_LESSONS)
+    assert record["upbringing"] == json.loads(json.dumps(asdict(world.upbringing_for(name))))
+    steps = sum(lesson.steps for lesson in contrastive.PAIR_LESSONS)
     assert record["curve"][-1]["step"] == steps and {row["stage"] for row in record["curve"]} == {"seeing", "answering"}
 
 
 def test_recorded_exam_is_human_like(name):
-    record = raising.read_training(FOLDERS[name])
+    record = world.read_training(FOLDERS[name])
     exam = {row["family"]: row for row in record["exam"]}
-    assert set(exam) == set(raising.EXAM) and record["swap"][0]["pictures"] >= 300
+    assert set(exam) == set(world.EXAM) and record["swap"][0]["pictures"] >= 300
     assert 0.3 <= exam["balanced"]["accuracy"] < 0.95
     for family, drop in (("balanced", 0.05), ("two_groups", 0.3)):
         assert exam[family]["1"] > np.mean([exam[family][n] for n in "789"]) + drop
@@ -110,7 +110,7 @@ def test_the_library_chooses_the_same_captions(name, balanced, pictures):
     from torch.nn.functional import normalize
 
     vlm, (look, read) = load_model(name), library(name, FOLDERS[name])
-    samples = raising.generate("balanced", seed=11, limit=108)
+    samples = world.generate("balanced", seed=11, limit=108)
     answers = [answer for start in range(0, 108, 27) for answer in vlm.answer(samples[start : start + 27])]
     assert [answer.count for answer in answers] == [row["count"] for row in balanced]
     for sample, answer in zip(samples, answers, strict=True):
@@ -123,10 +123,10 @@ def test_the_library_chooses_the_same_captions(name, balanced, pictures):
 
 
 def test_reads_the_caption(name, pictures):
-    rows = raising.examine(load_model(name), "two_groups", 72, seed=11)
-    swap = raising.swap_test(rows)
+    rows = world.examine(load_model(name), "two_groups", 72, seed=11)
+    swap = world.swap_test(rows)
     assert swap["pictures"] == 36 and swap["same_answer"] < 0.75
-    assert raising.swap_test(rows, most=5)["both_right"] > 0.2
+    assert world.swap_test(rows, most=5)["both_right"] > 0.2
 
 
 @pytest.mark.parametrize("short", NAMES)
@@ -134,17 +134,17 @@ def test_short_cuts_lead_to_the_library(short, pictures):
     "The body in two parts and the cut captions, with the shipped weights, against the library's own classes."
     import torch
 
-    pupil = raising.enrol(short)
+    pupil = world.enrol(short)
     body, model = pupil.body, pupil.model
     model.load_state_dict(read_weights(FOLDERS[short]), strict=False)
-    samples = raising.generate("two_groups", seed=3, limit=8)
+    samples = world.generate("two_groups", seed=3, limit=8)
     images = [load_image(sample.image) for sample in samples]
     look, read = library(short, FOLDERS[short])
     pixels = pupil.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         split = body.gather(model, body.blocks(model, pixels))[0]
-        captions = body.read(model, pairing.tokenise_captions(pupil))[0]
-        for ours, theirs in ((split, look(images)), (captions, read(pairing.all_captions()))):
+        captions = body.read(model, contrastive.tokenise_captions(pupil))[0]
+        for ours, theirs in ((split, look(images)), (captions, read(contrastive.all_captions()))):
             ours, theirs = (vectors / vectors.norm(dim=-1, keepdim=True) for vectors in (ours, theirs))
             assert (ours - theirs).abs().max() < 1e-4
 
@@ -152,7 +152,7 @@ def test_short_cuts_lead_to_the_library(short, pictures):
 def read_weights(folder):
     from safetensors.torch import load_file
 
-    return load_file(raising.weights_file(folder))
+    return load_file(world.weights_file(folder))
 
 
 def test_coca_writes_captions(pictures):
@@ -163,7 +163,7 @@ def test_coca_writes_captions(pictures):
     folder = f"local-dir:{FOLDERS['tiny-coca']}"
     model, transform = open_clip.create_model_from_pretrained(folder)
     tokenizer = open_clip.get_tokenizer(folder).tokenizer
-    samples = raising.generate("balanced", seed=5, limit=18)
+    samples = world.generate("balanced", seed=5, limit=18)
     pixels = torch.stack([transform(load_image(sample.image)) for sample in samples])
     words = torch.full((len(samples), 1), tokenizer.bos_token_id)
     with torch.inference_mode():
@@ -179,13 +179,13 @@ def test_coca_writes_captions(pictures):
 def test_captions_have_numbers_only_where_they_may():
     rng, numbered = np.random.default_rng(0), np.arange(24) % 6 > 0
     counts = rng.integers(0, 10, (500, 24))
-    matches = pairing.choose_captions(rng, counts, numbered).reshape(500, 24, 10)
+    matches = contrastive.choose_captions(rng, counts, numbered).reshape(500, 24, 10)
     assert (matches.sum(-1) == (counts > 0)).all() and not matches[:, ~numbered, 1:].any()
     scene, kind, number = matches.nonzero()
     assert ((number == 0) | (number == counts[scene, kind])).all()
     share = (number == 0)[numbered[kind]].mean()
-    assert abs(share - pairing.NUMBERLESS) < 0.03
-    texts = np.array(pairing.all_captions())[pairing.written_captions(numbered)]
+    assert abs(share - contrastive.NUMBERLESS) < 0.03
+    texts = np.array(contrastive.all_captions())[contrastive.written_captions(numbered)]
     assert len(texts) == 24 + 9 * 20 and "a photo of red squares" in texts and "a photo of 3 red squares" not in texts
 
 
@@ -193,48 +193,48 @@ def test_captions_that_nobody_writes_do_not_count():
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    taught = torch.from_numpy(pairing.written_captions(np.arange(24) > 3))
+    taught = torch.from_numpy(contrastive.written_captions(np.arange(24) > 3))
     counts = np.random.default_rng(1).integers(0, 10, (16, 24))
-    matches = torch.from_numpy(pairing.choose_captions(np.random.default_rng(2), counts, np.arange(24) > 3))
+    matches = torch.from_numpy(contrastive.choose_captions(np.random.default_rng(2), counts, np.arange(24) > 3))
     scores = torch.randn(matches.shape, generator=generator)
     other = torch.where(taught, scores, torch.randn(matches.shape, generator=generator) + 5)
-    assert pairing.pairing_loss(scores, matches, taught)[0] == pairing.pairing_loss(other, matches, taught)[0]
+    assert contrastive.pairing_loss(scores, matches, taught)[0] == contrastive.pairing_loss(other, matches, taught)[0]
     better = scores + 3 * matches
-    assert pairing.pairing_loss(better, matches, taught)[0] < pairing.pairing_loss(scores, matches, taught)[0]
+    assert contrastive.pairing_loss(better, matches, taught)[0] < contrastive.pairing_loss(scores, matches, taught)[0]
 
 
 def test_same_upbringing_same_weights(tmp_path):
     "Also with the tower taken over from itself: the writer's chance goes on as if it had learned to see here."
-    upbringing = raising.shorten(raising.upbringing_for("tiny-coca"), 0.002)
-    folders = [raising.raise_twin(upbringing, tmp_path / place) for place in ("one", "two")]
-    folders.append(raising.raise_twin(upbringing, tmp_path / "three", tower=folders[0]))
-    assert len({file_hash(raising.weights_file(folder)) for folder in folders}) == 1
-    assert raising.read_training(folders[2])["tower_from"] == "tiny-coca"
-    with open(raising.weights_file(folders[1]), "ab") as file:
+    upbringing = world.shorten(world.upbringing_for("tiny-coca"), 0.002)
+    folders = [world.raise_twin(upbringing, tmp_path / place) for place in ("one", "two")]
+    folders.append(world.raise_twin(upbringing, tmp_path / "three", tower=folders[0]))
+    assert len({file_hash(world.weights_file(folder)) for folder in folders}) == 1
+    assert world.read_training(folders[2])["tower_from"] == "tiny-coca"
+    with open(world.weights_file(folders[1]), "ab") as file:
         file.write(b" ")
     with pytest.raises(ValueError, match="other weights"):
-        raising.read_training(folders[1])
+        world.read_training(folders[1])
 
 
 def test_ship_refuses_a_twin_that_does_not_count(tmp_path):
     folder = tmp_path / "twin"
     folder.mkdir()
     with pytest.raises(FileNotFoundError, match="0 safetensors"):
-        raising.weights_file(folder)
+        world.weights_file(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
     record = {"name": "tiny-clip", "weights_sha256": file_hash(folder / "model.safetensors")}
-    raising.write_training(folder, record)
+    world.write_training(folder, record)
     with pytest.raises(ValueError, match="has not sat the exam"):
-        raising.ship(folder, tmp_path / "place")
-    raising.write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.2}]})
+        world.ship(folder, tmp_path / "place")
+    world.write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.2}]})
     with pytest.raises(ValueError, match="20% of 'balanced' right; shipping needs 30%"):
-        raising.ship(folder, tmp_path / "place")
+        world.ship(folder, tmp_path / "place")
     assert not (tmp_path / "place").exists()
-    raising.write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.5}]})
-    assert (raising.ship(folder, tmp_path / "place") / "training.json").exists()
+    world.write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.5}]})
+    assert (world.ship(folder, tmp_path / "place") / "training.json").exists()
 
 
 def test_importing_the_room_is_light():
     names = "('torch', 'transformers', 'open_clip')"
-    code = f"import sys, vlm_counting.pairing; print(any(name in sys.modules for name in {names}))"
+    code = f"import sys, vlm_counting.tiny_training.contrastive; print(any(name in sys.modules for name in {names}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

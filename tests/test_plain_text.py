@@ -18,7 +18,7 @@ from vlm_counting.figures import escape, show_table
 from vlm_counting.models import twins_dir
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = [path for path in sorted((ROOT / "nbs").glob("*.ipynb")) if not path.name[0].isdigit() and path.stem != "index"]
+VERBS = [path for path in sorted((ROOT / "nbs").glob("*.ipynb")) if path.stem != "index"]
 SCRIPT = "<script>document.documentElement.dataset.pwned=1</script>"
 HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</td></table><svg onload=alert(1)>",
            "&lt;b&gt;", '"><i>', "{{ 7 * 7 }}", "[a](javascript:alert(1))", "![](x)", "`<b>`", "*a* _b_ ~~c~~ **d**",
@@ -119,7 +119,7 @@ def test_no_verb_shows_names_but_by_the_two_functions(notebook):
 
 def test_no_room_makes_html_of_names_by_itself():
     "Records show themselves, and with them the names that they hold."
-    for path in sorted((ROOT / "vlm_counting").glob("[!_]*.py")):
+    for path in sorted((ROOT / "vlm_counting").rglob("[!_]*.py")):
         for line in path.read_text(encoding="utf-8").split("\n"):
             if path.stem != "figures":
                 assert not re.search(r"\.style\b(?!=)|set_caption|Markdown\(", line), f"{path.name}: {line.strip()}"

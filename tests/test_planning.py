@@ -1,4 +1,4 @@
-"Guards for room 21: what is counted is what would be done, schedules keep their promises, nonsense is refused."
+"Guards for `planning`: what is counted is what would be done, schedules keep their promises, nonsense is refused."
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"Guards for room 20 and the command `report`: it works with none, some or all runs, and says what is missing."
+"Guards for `pages` and the command `report`: it works with none, some or all runs, and says what is missing."
 
 import io
 import warnings
@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vlm_counting import pages
 from vlm_counting.core import Prediction, RunRecord, fingerprint, write_jsonl
 from vlm_counting.datasets import load_dataset
 from vlm_counting.figures import Picture
-from vlm_counting.findings import (
+from vlm_counting.paper import pages
+from vlm_counting.paper.findings import (
     CLAIMS,
     Material,
     conclusions,
@@ -24,7 +24,7 @@ from vlm_counting.findings import (
     paper_material,
     released_material,
 )
-from vlm_counting.pages import (
+from vlm_counting.paper.pages import (
     PAGES,
     answer_tables,
     browse_runs,

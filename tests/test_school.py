@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from prompts import prompt_of
 
-from vlm_counting import pairing, raising, siblings
 from vlm_counting.core import file_hash
 from vlm_counting.models import MODELS, twins_dir
+from vlm_counting.tiny_training import contrastive, generative, world
 
 SIBLINGS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
 SHIPPED = [name for name in SIBLINGS if (twins_dir() / name).exists()]
@@ -19,18 +19,18 @@ MATCHERS = ["tiny-clip", "tiny-coca"]
 
 
 def test_one_school_for_all():
-    assert set(raising.ARCHITECTURES) == {*EVERY, *MATCHERS}
-    courses = {name: body.course for name, body in raising.ARCHITECTURES.items()}
-    assert all(courses[name] is raising.ANSWERING for name in EVERY)
-    assert all(courses[name] is pairing.MATCHING for name in MATCHERS)
-    for name, body in raising.ARCHITECTURES.items():
-        assert raising.upbringing_for(name, 3).seed == 3 and body.entry in MODELS
+    assert set(world.ARCHITECTURES) == {*EVERY, *MATCHERS}
+    courses = {name: body.course for name, body in world.ARCHITECTURES.items()}
+    assert all(courses[name] is world.ANSWERING for name in EVERY)
+    assert all(courses[name] is contrastive.MATCHING for name in MATCHERS)
+    for name, body in world.ARCHITECTURES.items():
+        assert world.upbringing_for(name, 3).seed == 3 and body.entry in MODELS
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_twins_were_raised_as_written_here(name):
-    record = raising.read_training(twins_dir() / name)
-    assert record["upbringing"] == json.loads(json.dumps(asdict(raising.upbringing_for(name))))
+    record = world.read_training(twins_dir() / name)
+    assert record["upbringing"] == json.loads(json.dumps(asdict(world.upbringing_for(name))))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -38,18 +38,18 @@ def test_school_reads_as_the_real_class_does(name):
     "The short cut of the lessons leads to the logits of the real class with the real processor."
     import torch
 
-    pupil = raising.enrol(name)
+    pupil = world.enrol(name)
     cells, small = np.full((1, 81), -1), np.zeros((1, 81), bool)
     cells[0, [0, 40, 79]], cells[0, 80] = 7, 12
-    scene = raising.Scene().add(raising.ENTITIES[7], [(0, 0), (4, 4), (8, 7)]).add(raising.ENTITIES[12], [(8, 8)])
-    world = raising.remember(pupil, cells, small)
-    form = raising.tokenise_form(pupil, raising.FORMS["brief open"])
-    ids = raising.write_questions(np.random.default_rng(0), form, np.array([[12, 7]]), np.array([[1, 3]]))
-    inputs = processed(name, pupil.processor, raising.render(scene), f"How many {raising.KINDS[7]} are there?")
+    scene = world.Scene().add(world.ENTITIES[7], [(0, 0), (4, 4), (8, 7)]).add(world.ENTITIES[12], [(8, 8)])
+    seen = world.remember(pupil, cells, small)
+    form = world.tokenise_form(pupil, world.FORMS["brief open"])
+    ids = world.write_questions(np.random.default_rng(0), form, np.array([[12, 7]]), np.array([[1, 3]]))
+    inputs = processed(name, pupil.processor, world.render(scene), f"How many {world.KINDS[7]} are there?")
     with torch.no_grad():
-        image = pupil.body.project(pupil.model, world.tokens.float())
+        image = pupil.body.project(pupil.model, seen.tokens.float())
         states, _ = pupil.body.read(pupil, image, np.arange(81)[None], ids)
-        ours, real = raising.say(pupil.model, states[0, 1, 0]), pupil.model(**inputs).logits[0, -1]
+        ours, real = world.say(pupil.model, states[0, 1, 0]), pupil.model(**inputs).logits[0, -1]
     assert (ours - real).abs().max() < 0.02 * real.abs().max()
 
 
@@ -60,17 +60,17 @@ def processed(name: str, processor, image, question: str) -> dict:
 
 
 def test_questions_come_first_where_they_should():
-    pupil = raising.enrol("tiny-llava-next-interleave")
-    form = raising.tokenise_form(pupil, raising.FORMS["open"])
-    ids = raising.write_questions(np.random.default_rng(0), form, np.array([[3]]), np.array([[4]]))[0]
-    left, right = siblings.lay_out(siblings.LLAVA_PAGE, pupil.tokenizer, ids)
-    assert pupil.tokenizer.decode(left[0]) == f"<|im_start|>user\nHow many {raising.KINDS[3]} are there?\n"
+    pupil = world.enrol("tiny-llava-next-interleave")
+    form = world.tokenise_form(pupil, world.FORMS["open"])
+    ids = world.write_questions(np.random.default_rng(0), form, np.array([[3]]), np.array([[4]]))[0]
+    left, right = generative.lay_out(generative.LLAVA_PAGE, pupil.tokenizer, ids)
+    assert pupil.tokenizer.decode(left[0]) == f"<|im_start|>user\nHow many {world.KINDS[3]} are there?\n"
     assert pupil.tokenizer.decode(right[0]) == "<|im_end|>\n<|im_start|>assistant\n4"
 
 
 def test_nobody_sees_the_answer_before_it_is_given():
     for prefix in (False, True):
-        open_to = siblings.row_mask(6, prefix)[0, 0] == 0
+        open_to = generative.row_mask(6, prefix)[0, 0] == 0
         assert not open_to[:-1, -1].any() and open_to[-1].all()
         assert open_to[0, 4] == prefix
 
@@ -78,19 +78,19 @@ def test_nobody_sees_the_answer_before_it_is_given():
 def test_a_tower_raised_otherwise_is_refused(tmp_path):
     name = SHIPPED[0]
     shutil.copytree(twins_dir() / name, tmp_path / name)
-    upbringing = raising.shorten(raising.upbringing_for(name), 0.002)
+    upbringing = world.shorten(world.upbringing_for(name), 0.002)
     with pytest.raises(ValueError, match="seeing_steps"):
-        raising.raise_twin(upbringing, tmp_path / "new", tower=tmp_path / name)
-    other = replace(upbringing, name="tiny-internvl3", seeing_steps=raising.upbringing_for(name).seeing_steps)
+        world.raise_twin(upbringing, tmp_path / "new", tower=tmp_path / name)
+    other = replace(upbringing, name="tiny-internvl3", seeing_steps=world.upbringing_for(name).seeing_steps)
     with pytest.raises(ValueError, match="other layers"):
-        raising.raise_twin(other, tmp_path / "new", tower=tmp_path / name)
+        world.raise_twin(other, tmp_path / "new", tower=tmp_path / name)
 
 
 def test_a_tower_taken_over_gives_the_same_twin(tmp_path):
-    upbringing = raising.shorten(raising.upbringing_for("tiny-llava-next-interleave"), 0.002)
-    raising.raise_twin(upbringing, tmp_path / "first")
+    upbringing = world.shorten(world.upbringing_for("tiny-llava-next-interleave"), 0.002)
+    world.raise_twin(upbringing, tmp_path / "first")
     sibling = replace(upbringing, name="tiny-paligemma2")
-    alone = raising.raise_twin(sibling, tmp_path / "alone")
-    taken = raising.raise_twin(sibling, tmp_path / "taken", tower=tmp_path / "first")
+    alone = world.raise_twin(sibling, tmp_path / "alone")
+    taken = world.raise_twin(sibling, tmp_path / "taken", tower=tmp_path / "first")
     assert file_hash(alone / "model.safetensors") == file_hash(taken / "model.safetensors")
-    assert raising.read_training(taken)["tower_from"] == "tiny-llava-next-interleave"
+    assert world.read_training(taken)["tower_from"] == "tiny-llava-next-interleave"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from prompts import prompt_of
 
-from vlm_counting import raising
 from vlm_counting.core import file_hash
 from vlm_counting.models import load_model, twins_dir
 from vlm_counting.stimuli import generate
+from vlm_counting.tiny_training import world
 
 SIBLINGS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
 SHIPPED = [name for name in SIBLINGS if (twins_dir() / name).exists()]
@@ -38,7 +38,7 @@ def test_folder_is_small_and_holds_no_pickle(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_record_speaks_of_these_weights(name):
-    record = raising.read_training(twins_dir() / name)
+    record = world.read_training(twins_dir() / name)
     assert record["name"] == name
     assert record["weights_sha256"] == file_hash(twins_dir() / name / "model.safetensors")
     assert record["upbringing"]["name"] == name and record["upbringing"]["seed"] == 0
@@ -50,14 +50,14 @@ def test_record_speaks_of_these_weights(name):
 
 
 def recorded(name: str) -> tuple[dict, dict]:
-    record = raising.read_training(twins_dir() / name)
+    record = world.read_training(twins_dir() / name)
     return {(row["family"], row["form"]): row for row in record["exam"]}, record["swap"][0]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_recorded_exam_shows_that_it_reads_the_question(name):
     exam, swap = recorded(name)
-    assert {family for family, _ in exam} == set(raising.EXAM)
+    assert {family for family, _ in exam} == set(world.EXAM)
     assert swap["pictures"] >= 500 and swap["both_right"] >= 0.6
 
 
@@ -77,10 +77,10 @@ def test_recorded_exam_is_human_like(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_counts_what_is_asked(name):
     vlm = load_model(name, device="cpu")
-    rows = raising.examine(vlm, "balanced", 36, seed=21)
+    rows = world.examine(vlm, "balanced", 36, seed=21)
     assert len(rows) == 36 and accuracy(rows) > 0.45  # chance is 0.11
     assert all(row["count"] in range(1, 10) for row in rows)
-    swap = raising.swap_test(raising.examine(vlm, "two_groups", 60, seed=21))
+    swap = world.swap_test(world.examine(vlm, "two_groups", 60, seed=21))
     assert swap["pictures"] == 30 and swap["both_right"] > 0.35 and swap["same_answer"] < 0.35
 
 

@@ -60,7 +60,8 @@ def target(page: Page, link: str) -> tuple[Path, str]:
 
 def page_of(notebook: Path) -> str:
     "Where a notebook's page is on the site."
-    return notebook.with_name(f"{docs.page_name(notebook)}.html").relative_to(ROOT).as_posix()
+    shelf = "nbs/guides" if notebook.parent.name == "guides" else "nbs"
+    return f"{shelf}/{docs.page_name(notebook)}.html"
 
 
 def test_every_notebook_has_a_page(site):
@@ -153,12 +154,17 @@ def test_names_are_linked_outside_code_only():
 
 
 def test_links_between_notebooks_and_files():
-    text = "[a](00_core.ipynb#b) [c](../CHANGELOG.md) [d](../LICENSE) [e](https://example.org/1_x.ipynb)"
+    text = "[a](1_data/10_core.ipynb#b) [c](../CHANGELOG.md) [d](../LICENSE) [e](https://example.org/1_x.ipynb)"
     expected = "[a](core.ipynb#b) [c](changelog.md) [d](S/LICENSE) [e](https://example.org/1_x.ipynb)"
     assert docs.fix_links(text, "S") == expected
-    text = "[a](../00_core.ipynb#b) [c](../../CHANGELOG.md) [d](../../LICENSE) [e](../evaluate.ipynb) [f](extend.ipynb)"
-    expected = "[a](../core.ipynb#b) [c](../changelog.md) [d](S/LICENSE) [e](../evaluate.ipynb) [f](extend.ipynb)"
-    assert docs.fix_links(text, "S", depth=2) == expected
+    text = "[a](12_stimuli.ipynb) [b](../3_states/32_probing.ipynb#c) [d](../evaluate.ipynb) [e](../../LICENSE) [f](#g)"
+    expected = "[a](stimuli.ipynb) [b](probing.ipynb#c) [d](evaluate.ipynb) [e](S/LICENSE) [f](#g)"
+    assert docs.fix_links(text, "S", "nbs/1_data") == expected
+    text = "[a](../1_data/10_core.ipynb#b) [c](../../CHANGELOG.md) [e](../evaluate.ipynb) [f](extend.ipynb)"
+    expected = "[a](../core.ipynb#b) [c](../changelog.md) [e](../evaluate.ipynb) [f](extend.ipynb)"
+    assert docs.fix_links(text, "S", "nbs/guides") == expected
+    text = "[a](nbs/1_data/10_core.ipynb) [b](tests/) ![c](nbs/images/d.svg)"
+    assert docs.fix_links(text, "S", "") == "[a](core.ipynb) [b](S/tests) ![c](images/d.svg)"
 
 
 def test_guides_link_to_rooms_and_names(pages, site):
@@ -284,7 +290,7 @@ def test_benchmarks_are_one_page_whose_sections_can_be_linked(pages, site):
     links = {"x](../benchmarks/twins.md)": "x](benchmarks.md#twins)", "x](../benchmarks/)": "x](benchmarks.md)"}
     for link, expected in links.items():
         assert docs.fix_links(link, "S") == expected
-    assert docs.fix_links("x](../../benchmarks/twins.md)", "S", depth=2) == "x](../benchmarks.md#twins)"
+    assert docs.fix_links("x](../../benchmarks/twins.md)", "S", "nbs/guides") == "x](../benchmarks.md#twins)"
 
 
 def test_bibtex_has_project_and_paper():

@@ -523,11 +523,15 @@ def test_workers_with_another_results_folder_are_refused(fake, cluster, tmp_path
 
 
 def test_the_example_for_slurm_makes_jobs_that_work(tmp_path, monkeypatch):
-    "The example of room 12, its paths replaced by ones that exist; `sbatch` is a script that starts the job here."
+    "The example of the notebook, its paths replaced by ones that exist; `sbatch` is a script that starts the job here."
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed: pip install '.[slurm]'")
     from distributed import Client
 
-    texts = [cell["source"] for cell in cells(ROOT / "nbs" / "12_runs.ipynb") if cell["cell_type"] == "markdown"]
+    texts = [
+        cell["source"]
+        for cell in cells(ROOT / "nbs" / "6_running" / "62_runs.ipynb")
+        if cell["cell_type"] == "markdown"
+    ]
     example = next(match[1] for text in texts if (match := re.search(r"```python\n(.*SLURMCluster.*?)```", text, re.S)))
     made, scaled = example.split("cluster.scale")
     (tmp_path / "activate").write_text("true\n")

@@ -1,12 +1,11 @@
-"Guards for room 17: the paper's tables from any scores, to the printed digit, and honest about what is missing."
+"Guards for `tables`: the paper's tables from any scores, to the printed digit, and honest about what is missing."
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from vlm_counting.core import Prediction, project_root
-from vlm_counting.published import example_predictions, load_printed, load_published, measure
-from vlm_counting.tables import (
+from vlm_counting.paper.tables import (
     TABLES,
     check_printed,
     distractor_cells,
@@ -18,6 +17,7 @@ from vlm_counting.tables import (
     pick,
     tuned_cells,
 )
+from vlm_counting.published import example_predictions, load_printed, load_published, measure
 
 PAPER = load_published()
 

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from vlm_counting import raising
 from vlm_counting.core import file_hash
 from vlm_counting.models import load_model, twins_dir
+from vlm_counting.tiny_training import world
 
 FOLDER = twins_dir() / "tiny-qwen2-vl"
 
@@ -21,21 +21,21 @@ def twin():
 
 @pytest.fixture(scope="module")
 def record():
-    return raising.read_training(FOLDER)
+    return world.read_training(FOLDER)
 
 
 @pytest.fixture(scope="module")
 def balanced(twin, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_DATA", str(tmp_path_factory.mktemp("data")))
-        return raising.examine(twin, "balanced", 54, seed=11)
+        return world.examine(twin, "balanced", 54, seed=11)
 
 
 @pytest.fixture(scope="module")
 def pairs(twin, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_DATA", str(tmp_path_factory.mktemp("data")))
-        return raising.examine(twin, "two_groups", 144, seed=11)
+        return world.examine(twin, "two_groups", 144, seed=11)
 
 
 def accuracy(rows):
@@ -51,17 +51,17 @@ def test_folder_is_small_and_holds_no_pickle():
 
 def test_record_speaks_of_these_weights(record):
     assert record["weights_sha256"] == file_hash(FOLDER / "model.safetensors")
-    assert record["upbringing"] == json.loads(json.dumps(raising.asdict(raising.Upbringing())))
+    assert record["upbringing"] == json.loads(json.dumps(world.asdict(world.Upbringing())))
     assert record["cpu_seconds"] < 15 * 60
     stages = [row["stage"] for row in record["curve"]]
     assert stages.count("seeing") >= 5 and stages.count("answering") >= 5
-    steps = sum(lesson.steps for lesson in raising.LESSONS)
+    steps = sum(lesson.steps for lesson in world.LESSONS)
     assert record["curve"][-1]["step"] == steps and record["curve"][-1]["cpu_seconds"] <= record["cpu_seconds"] + 1
 
 
 def test_recorded_exam_is_human_like(record):
     exam = {(row["family"], row["form"]): row for row in record["exam"]}
-    assert {family for family, _ in exam} == set(raising.EXAM)
+    assert {family for family, _ in exam} == set(world.EXAM)
     closed = exam["balanced", "closed"]
     assert 0.5 < closed["accuracy"] < 0.95
     assert np.mean([closed[n] for n in "123"]) > 0.9 > np.mean([closed[n] for n in "789"])
@@ -89,20 +89,20 @@ def test_answers_are_one_number_in_the_range(balanced, pairs):
 
 
 def test_reads_the_question(pairs):
-    swap = raising.swap_test(pairs)
+    swap = world.swap_test(pairs)
     assert swap["pictures"] == 72 and swap["both_right"] > 0.45
-    assert raising.swap_test(pairs, most=5)["both_right"] > 0.7
+    assert world.swap_test(pairs, most=5)["both_right"] > 0.7
 
 
 def test_open_question_and_no_instruction(twin, tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path))
-    assert accuracy(raising.examine(twin, "balanced", 27, seed=12, form="open")) > 0.5
+    assert accuracy(world.examine(twin, "balanced", 27, seed=12, form="open")) > 0.5
 
 
 def test_stops_after_the_answer(twin, tmp_path):
     import torch
 
-    sample = raising.generate("balanced", tmp_path, limit=9, seed=13)[:1]
+    sample = world.generate("balanced", tmp_path, limit=9, seed=13)[:1]
     with torch.inference_mode():
         out = twin.model.generate(**twin.prepare(sample), max_new_tokens=5, do_sample=False)
     end = twin.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -115,26 +115,26 @@ def test_ship_refuses_a_twin_without_exam(tmp_path):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     record = {"name": "tiny-qwen2-vl", "weights_sha256": file_hash(folder / "model.safetensors")}
-    raising.write_training(folder, record)
+    world.write_training(folder, record)
     with pytest.raises(ValueError, match="has not sat the exam"):
-        raising.ship(folder, tmp_path / "place")
-    raising.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.3}]})
+        world.ship(folder, tmp_path / "place")
+    world.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.3}]})
     with pytest.raises(ValueError, match="30% of 'two_groups' right twice; shipping needs 60%"):
-        raising.ship(folder, tmp_path / "place")
+        world.ship(folder, tmp_path / "place")
     assert not (tmp_path / "place").exists()
-    raising.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.7}]})
-    assert raising.read_training(raising.ship(folder, tmp_path / "place"))["swap"][0]["both_right"] == 0.7
+    world.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.7}]})
+    assert world.read_training(world.ship(folder, tmp_path / "place"))["swap"][0]["both_right"] == 0.7
 
 
 def test_same_seed_same_scenes_and_tails_are_long():
-    draws = [raising.draw_scenes(np.random.default_rng(0), 500, (0.5, 0.5), 2.0, 18)[0] for _ in range(2)]
+    draws = [world.draw_scenes(np.random.default_rng(0), 500, (0.5, 0.5), 2.0, 18)[0] for _ in range(2)]
     assert (draws[0] == draws[1]).all()
     numbers = np.concatenate([np.unique(row[row >= 0], return_counts=True)[1] for row in draws[0]])
     assert 0.55 < (numbers == 1).mean() < 0.75 and numbers.max() <= 9 and (draws[0] >= 0).sum(1).max() <= 18
 
 
 def test_questions_do_not_see_each_other():
-    positions, mask = raising.place_tokens(np.arange(81)[None], before=4, questions=3, length=10)
+    positions, mask = world.place_tokens(np.arange(81)[None], before=4, questions=3, length=10)
     open_to = (mask[0, 0] == 0).numpy()
     first, second = slice(86, 96), slice(96, 106)
     assert open_to[second, :86].all() and not open_to[second, first].any() and not open_to[first, second].any()
@@ -142,5 +142,6 @@ def test_questions_do_not_see_each_other():
 
 
 def test_importing_the_school_is_light():
-    code = "import sys, vlm_counting.raising; print(any(name in sys.modules for name in ('torch', 'transformers')))"
+    heavy = "print(any(name in sys.modules for name in ('torch', 'transformers')))"
+    code = f"import sys, vlm_counting.tiny_training.world; {heavy}"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

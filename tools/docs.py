@@ -10,6 +10,7 @@ import configparser
 import html
 import inspect
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NUMBER = re.compile(r"nbs/\d+[a-z]*_")  # nbdev's links leave the number out of a page's name, so the site does too
+NUMBER = re.compile(r"nbs/(?:\d+_\w+/)?\d+[a-z]*_")  # a page's name has neither the part nor the number
 PAGES = {"CITATION.cff": "citation", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog",
          "benchmarks/": "benchmarks"}  # not notebooks  # fmt: skip
 
@@ -30,12 +31,20 @@ PICTURES = {"image/png", "image/jpeg"}
 def notebooks(
     root: Path,  # of the repository
 ) -> list[Path]:
-    "Every notebook that becomes a page: rooms, verbs and index, then the guides."
-    return [*sorted((root / "nbs").glob("*.ipynb")), *sorted((root / "nbs" / "guides").glob("*.ipynb"))]
+    "Every notebook that becomes a page: commands and index, the chapters part by part, then the guides."
+    guides = sorted((root / "nbs" / "guides").glob("*.ipynb"))
+    return [*sorted((root / "nbs").glob("*.ipynb")), *chapters(root), *guides]
+
+
+def chapters(
+    root: Path,  # of the repository
+) -> list[Path]:
+    "The notebooks that define the package, in reading order: nbs/1_data/10_core.ipynb and so on."
+    return sorted((root / "nbs").glob("[0-9]*_*/[0-9]*.ipynb"))
 
 
 def page_name(
-    notebook: Path,  # e.g. nbs/00_core.ipynb
+    notebook: Path,  # e.g. nbs/1_data/10_core.ipynb
 ) -> str:  # e.g. 'core'
     "The name of a notebook's page: its own name without the number."
     return re.sub(r"^\d+[a-z]*_", "", Path(notebook).stem)
@@ -43,7 +52,7 @@ def page_name(
 
 def module_name(
     notebook: Path,
-) -> str:  # e.g. 'core'; "" for a notebook that exports nothing
+) -> str:  # e.g. 'core' or 'paper.pages'; "" for a notebook that exports nothing
     "The module that a notebook defines."
     found = re.search(r"#\|\s*default_exp\s+([\w.]+)", Path(notebook).read_text(encoding="utf-8"))
     return found[1] if found else ""
@@ -54,9 +63,9 @@ def symbols(
 ) -> dict[str, str]:  # 'Sample' and 'core.Sample' -> 'core.ipynb#sample'
     "Every name a backtick can link to, with its place on the site: rooms, public names, methods of public classes."
     places = {}
-    for notebook in sorted((root / "nbs").glob("[0-9]*.ipynb")):
+    for notebook in chapters(root):
         module, page = module_name(notebook), page_name(notebook)
-        source = root / "vlm_counting" / f"{module}.py"
+        source = root / "vlm_counting" / f"{module.replace('.', '/')}.py"
         if not module or not source.exists():
             continue
         places[f"vlm_counting.{module}"] = f"{page}.ipynb"
@@ -95,16 +104,27 @@ def link_names(
 
 
 def fix_links(
-    text: str,  # Markdown, its links relative to its notebook
+    text: str,  # Markdown, its links relative to its file
     source_url: str,  # where a file of the repository can be seen
-    depth: int = 1,  # folders between the notebook and the root of the repository; 2 for a guide
+    folder: str = "nbs",  # of the file, in the repository: 'nbs/guides', '' for the root
 ) -> str:
-    "Make links to notebooks and to files of the repository good for the site."
-    text, up = re.sub(r"(\]\()(?:nbs/)?((?:\.\./)*)\d+[a-z]*_(\w+\.ipynb)", r"\1\2\3", text), "../" * depth
-    for file, page in PAGES.items():
-        text = text.replace(f"]({up}{file})", f"]({up[3:]}{page}.md)")
-    text = re.sub(rf"\]\({re.escape(up)}benchmarks/(\w+)\.md\)", rf"]({up[3:]}benchmarks.md#\1)", text)
-    return re.sub(rf"\]\({re.escape(up)}([^)]+)\)", rf"]({source_url}/\1)", text)
+    "Make links to notebooks and files of the repository good for the site, where all but the guides stand in nbs/."
+    page_folder = folder if folder == "nbs/guides" else "nbs"
+
+    def fix(match: re.Match) -> str:
+        target, sign, anchor = match[1].partition("#")
+        place = posixpath.normpath(posixpath.join(folder, target))
+        if place.startswith("nbs/"):
+            place = NUMBER.sub("nbs/", place)
+        elif place in PAGES or f"{place}/" in PAGES:
+            place = f"nbs/{PAGES.get(place) or PAGES[f'{place}/']}.md"
+        elif re.fullmatch(r"benchmarks/\w+\.md", place):
+            place, sign, anchor = "nbs/benchmarks.md", "#", Path(place).stem
+        else:
+            return f"]({source_url}/{place}{sign}{anchor})"
+        return f"]({posixpath.relpath(place, page_folder)}{sign}{anchor})"
+
+    return re.sub(r"\]\((?![a-z]+:|#|/)([^)\s]+)\)", fix, text)
 
 
 def signature(
@@ -159,7 +179,7 @@ def drawings(
 ) -> dict[str, str]:  # 'plot_gap' -> what it draws, from its docstring
     "What each figure of the package shows."
     shown = {}
-    for source in sorted((root / "vlm_counting").glob("*.py")):
+    for source in sorted((root / "vlm_counting").rglob("*.py")):
         for node in ast.parse(source.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and re.match(r"plot_|wrong_answers|contact_sheet", node.name):
                 shown[node.name] = last_sentence((ast.get_docstring(node) or "").split(". ")[0])
@@ -229,13 +249,14 @@ class Signatures:
 class Links:
     "Backticks become links; links to notebooks and files point to their pages."
 
-    def __init__(self, nb, places: dict[str, str], source_url: str, depth: int):
-        self.places = {name: "../" * (depth - 1) + place for name, place in places.items()}
-        self.source_url, self.depth = source_url, depth
+    def __init__(self, nb, places: dict[str, str], source_url: str, folder: str):
+        up = "../" * (folder == "nbs/guides")
+        self.places = {name: up + place for name, place in places.items()}
+        self.source_url, self.folder = source_url, folder
 
     def __call__(self, cell) -> None:
         if cell.cell_type == "markdown" and not cell.source.startswith(":::"):
-            cell.source = fix_links(link_names(cell.source, self.places), self.source_url, self.depth)
+            cell.source = link_names(fix_links(cell.source, self.source_url, self.folder), self.places)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "text/markdown" in data:
@@ -289,7 +310,7 @@ def process(
     places: dict[str, str],
     drawn: dict[str, str],  # see `drawings`
     source_url: str,
-    depth: int = 1,  # see `fix_links`
+    folder: str = "nbs",  # see `fix_links`
 ) -> None:
     "One notebook through nbdev's processors, with signatures and links of our own."
     from execnb.nbio import read_nb, write_nb
@@ -301,7 +322,7 @@ def process(
     entries = reference(unfold_exports(nb), places)
     ours = {
         "exec_show_docs": partial(Signatures, entries=entries),
-        "add_links": partial(Links, places=places, source_url=source_url, depth=depth),
+        "add_links": partial(Links, places=places, source_url=source_url, folder=folder),
         "mv_exports": partial(SourceBelow, entries=entries),
     }
     drop = {"insert_warning", "add_fold", "clean_magics"}
@@ -415,14 +436,15 @@ def stage(
         shutil.copytree(root / "nbs" / "images", folder / "nbs" / "images")
     for file, page in PAGES.items():
         text = page_text(root / file)
-        text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda match: f"](../{match[1]})", text).replace("](../nbs/", "](")
-        (folder / "nbs" / f"{page}.md").write_text(fix_links(text, source_url), encoding="utf-8")
+        where = "" if (root / file).is_file() else file.rstrip("/")
+        (folder / "nbs" / f"{page}.md").write_text(fix_links(text, source_url, where), encoding="utf-8")
     places, drawn = symbols(root), drawings(root)
     (folder / "nbs" / "guides").mkdir()
     for notebook in notebooks(root):
-        where = notebook.parent.relative_to(root)
-        target = folder / where / f"{page_name(notebook)}.ipynb"
-        process(notebook, target, places, drawn, source_url, len(where.parts))
+        where = notebook.parent.relative_to(root).as_posix()
+        shelf = where if where == "nbs/guides" else "nbs"
+        target = folder / shelf / f"{page_name(notebook)}.ipynb"
+        process(notebook, target, places, drawn, source_url, where)
         if not quarto:
             nb = read_nb(target)
             number_figures(nb)

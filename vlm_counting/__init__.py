@@ -38,7 +38,7 @@ _FRONT_DOOR = {  # name -> module that defines it, in the order in which an expe
     "count_pairs": "diagnosis",
     "patch": "diagnosis",
     "diagnose": "diagnosis",
-    "report": "pages",
+    "report": "paper.pages",
     "run": "runs",
 }
 __all__ = list(_FRONT_DOOR)
