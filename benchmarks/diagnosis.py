@@ -17,8 +17,6 @@ import pandas as pd
 from vlm_counting import diagnosis
 from vlm_counting.core import versions
 from vlm_counting.diagnosis import (
-    CAUSES,
-    FAULTS,
     LOSS,
     hit_rate,
     judge,
@@ -28,6 +26,7 @@ from vlm_counting.diagnosis import (
     planted_file,
     worth,
 )
+from vlm_counting.faults import CAUSES, FAULTS
 from vlm_counting.models import MODELS
 from vlm_counting.runs import run, run_folder
 

@@ -16,11 +16,10 @@ from PIL import Image
 
 from vlm_counting import datasets as room
 from vlm_counting import stimuli
+from vlm_counting.audit import annotate, audit
 from vlm_counting.core import Sample, file_hash, write_jsonl
 from vlm_counting.datasets import (
     DATASETS,
-    annotate,
-    audit,
     check_source,
     export_parquet,
     export_released,

@@ -11,26 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_counting import diagnosis
+from vlm_counting import diagnosis, faults, patching
 from vlm_counting.core import Prediction, RunRecord, Sample, UnknownName, fingerprint
 from vlm_counting.datasets import load_dataset
 from vlm_counting.diagnosis import (
-    CAUSES,
     EVIDENCE,
-    FAULTS,
     LOSS,
-    POSITIONS,
     SIGNS,
     TWICE,
-    Pair,
     Planting,
-    against_blank,
     answer_evidence,
     attention_evidence,
     conclude,
-    count_pairs,
     diagnose,
-    effects,
     examine,
     fit_rule,
     head_evidence,
@@ -38,10 +31,8 @@ from vlm_counting.diagnosis import (
     judge_unseen,
     load_planted,
     paper_rule,
-    patch,
     patch_evidence,
     plan_plantings,
-    plant,
     plant_all,
     probe_token,
     read_signs,
@@ -50,7 +41,9 @@ from vlm_counting.diagnosis import (
     weigh,
 )
 from vlm_counting.evaluation import parse_count, predict
+from vlm_counting.faults import CAUSES, FAULTS, plant
 from vlm_counting.models import load_model
+from vlm_counting.patching import POSITIONS, Pair, against_blank, count_pairs, effects, patch
 from vlm_counting.probing import PROBES, Features, folds
 from vlm_counting.stimuli import generate
 from vlm_counting.training import head_of
@@ -116,7 +109,7 @@ def planted(vlm, looked_at, healthy):
 def look(vlm, samples, layers):
     "States of some layers, torch (samples, tokens, dim), and the masks of the prompt."
     inputs, seen = vlm.prepare(samples), {}
-    with torch.inference_mode(), diagnosis._watched(vlm.anatomy, layers, seen):
+    with torch.inference_mode(), patching._watched(vlm.anatomy, layers, seen):
         vlm.anatomy.forward(inputs)
     return seen, vlm.anatomy.masks(inputs) | {"ids": inputs["input_ids"]}
 
@@ -152,7 +145,7 @@ def test_every_kind_has_recipes_whose_doses_rise():
 @pytest.mark.parametrize("name", [*BY_KIND["say"], *BY_KIND["format"]])
 def test_saying_otherwise_leaves_what_is_held(name, vlm, planted, shown):
     twin = planted(name)
-    assert np.array_equal(diagnosis._last_states(twin, shown), diagnosis._last_states(vlm, shown))
+    assert np.array_equal(patching._last_states(twin, shown), patching._last_states(vlm, shown))
     assert hooks(twin) == hooks(vlm) == 0
     assert not torch.equal(twin.anatomy.head(torch.eye(twin.anatomy.dim)), vlm.anatomy.head(torch.eye(vlm.anatomy.dim)))
 
@@ -170,7 +163,7 @@ def test_binding_changes_words_alone(name, vlm, planted, shown, looked_at):
     "And so no state of a picture that stands in front of the words of a causal model."
     layers = range(len(vlm.anatomy.blocks) + 1)
     (before, masks), (after, _) = (look(model, shown, layers) for model in (vlm, planted(name)))
-    changed, words = (before[0] != after[0]).any(-1), sum(diagnosis._kind_words(vlm, looked_at), [])
+    changed, words = (before[0] != after[0]).any(-1), sum(faults._kind_words(vlm, looked_at), [])
     assert changed.any() and not changed[~torch.isin(masks["ids"], torch.tensor(words))].any()
     assert changed.any(1).float().mean() > 0.5  # most questions hold a word that is heard otherwise
     for layer in layers:
@@ -262,7 +255,7 @@ def test_words_of_its_own_are_a_code(planted, looked_at):
 def test_a_swap_moves_as_many_rows_as_its_dose(dose, vlm, planted):
     old, new = head_of(vlm).weight, head_of(planted("say_swap", dose)).weight
     moved = (old != new).any(1).nonzero().flatten().tolist()
-    assert len(moved) == dose and set(moved) <= set(diagnosis._number_tokens(vlm))
+    assert len(moved) == dose and set(moved) <= set(faults._number_tokens(vlm))
     assert sorted(map(tuple, old[moved].tolist())) == sorted(map(tuple, new[moved].tolist()))
 
 
@@ -553,7 +546,7 @@ def test_swaps_by_hand():
 
 def test_a_new_output_layer_mends_what_is_only_said_wrong(vlm, planted):
     alone, groups = generate("balanced", limit=216), generate("two_groups", limit=18)
-    one, two = (diagnosis._last_states(vlm, samples) for samples in (alone, groups))
+    one, two = (patching._last_states(vlm, samples) for samples in (alone, groups))
     sound, broken = (head_evidence(model, one, alone, two, groups) for model in (vlm, planted("say_swap")))
     assert abs(sound["head_gain"]) < 0.05 and abs(sound["head_across"]) < 0.1
     assert broken["head_gain"] > 0.5 and broken["head_across"] > 0.3

@@ -5,16 +5,9 @@ import pytest
 from PIL import Image
 
 import vlm_counting as vc
+from vlm_counting.audit import annotate, audit
 from vlm_counting.core import as_source, fingerprint, image_file, load_image
-from vlm_counting.datasets import (
-    add_sizes,
-    annotate,
-    audit,
-    check_images,
-    export_parquet,
-    export_released,
-    load_dataset,
-)
+from vlm_counting.datasets import add_sizes, check_images, export_parquet, export_released, load_dataset
 from vlm_counting.probing import controls, lit_area
 from vlm_counting.stimuli import contact_sheet, render
 

@@ -24,19 +24,9 @@ import pytest
 from PIL import Image
 
 from vlm_counting import photographs as room
+from vlm_counting.audit import audit, audit_summary, difference_hash, near_pairs, tells
 from vlm_counting.core import read_jsonl
-from vlm_counting.datasets import (
-    PIXMO_COUNTS,
-    audit,
-    audit_summary,
-    coverage,
-    difference_hash,
-    list_pixmo,
-    load_dataset,
-    near_pairs,
-    read_pixmo,
-    tells,
-)
+from vlm_counting.datasets import PIXMO_COUNTS, coverage, list_pixmo, load_dataset, read_pixmo
 from vlm_counting.evaluation import load_predictions, predict
 from vlm_counting.extraction import extract_states
 from vlm_counting.models import captions_for, image_size, image_tokens, load_model

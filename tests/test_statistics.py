@@ -11,34 +11,36 @@ from scipy.stats import binomtest
 from sklearn.metrics import classification_report, f1_score
 
 from vlm_counting.core import Prediction, project_root, read_jsonl
-from vlm_counting.statistics import (
-    INTERVALS,
-    TooFew,
+from vlm_counting.curves import (
     _power_law,
     break_point,
     calibration,
     chances,
+    edge_cells,
+    error_model,
+    position_contrast,
+    position_map,
+    reliability,
+    response_curve,
+    restricted,
+    scaling,
+    seam_cells,
+)
+from vlm_counting.statistics import (
+    INTERVALS,
+    TooFew,
     compare,
     confusion,
     contrast,
-    edge_cells,
     equivalence,
-    error_model,
     holm,
     interval,
     interval_of,
     minimum_effect,
     per_class,
     pictures_needed,
-    position_contrast,
-    position_map,
     relatedness,
-    reliability,
-    response_curve,
-    restricted,
-    scaling,
     score,
-    seam_cells,
     tabulate,
 )  # fmt: skip
 from vlm_counting.stimuli import FAMILIES, Plan

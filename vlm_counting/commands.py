@@ -134,7 +134,8 @@ def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
 @COMMANDS.add("diagnose")
 def _diagnose(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Weigh what a model does with one kind of object, with two, and with states exchanged between images."
-    from vlm_counting.diagnosis import count_pairs, diagnose
+    from vlm_counting.diagnosis import diagnose
+    from vlm_counting.patching import count_pairs
 
     alone, groups = (load_dataset(name, limit=p.limit, seed=p.seed) for name in (p.dataset, p.transfer))
     pairs = count_pairs(load_dataset(p.dataset, limit=p.limit and 4 * p.limit, seed=p.seed), seed=p.seed)
@@ -199,7 +200,8 @@ def _healthy(names: list[str], folder: Path, full: bool) -> dict[str, Path]:
 
 def _claim_study(folder: Path, records: dict, shard: str) -> None:
     "`FileExistsError` if rows of another study are there."
-    from vlm_counting.diagnosis import EVIDENCE, FAULTS
+    from vlm_counting.diagnosis import EVIDENCE
+    from vlm_counting.faults import FAULTS
 
     made = {"version": __version__, "doses": {name: fault.doses for name, fault in FAULTS.items()}}
     made |= {"evidence": list(EVIDENCE), "healthy": {n: record["weights_sha256"] for n, record in records.items()}}
@@ -212,7 +214,7 @@ def _claim_study(folder: Path, records: dict, shard: str) -> None:
 # %% ../nbs/6_running/66_commands.ipynb #6f6f7462
 def _images_of(seed: int, full: bool) -> tuple:  # samples for planting; one kind; two kinds; pairs
     "The samples of one seed: some that the planting may look at, others for the examination."
-    from vlm_counting.diagnosis import count_pairs
+    from vlm_counting.patching import count_pairs
     from vlm_counting.stimuli import generate
 
     alone, groups, more = (216, 216, 864) if full else (54, 72, 432)
@@ -358,7 +360,7 @@ class BuiltSet:
 @COMMANDS.add("build_bpc")
 def _build_bpc(p: SimpleNamespace, folder: Path, run: RunRecord) -> BuiltSet:
     "Choose rows, fetch their images, read the set as anybody would, and audit it."
-    from vlm_counting.datasets import audit
+    from vlm_counting.audit import audit
     from vlm_counting.photographs import build_bpc, open_source
 
     if p.rule == "paper" and p.source == "example":

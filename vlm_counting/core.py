@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'IDENTITY', 'SAME_SINCE', 'whole_number', 'as_source', 'Sample', 'Answer', 'Prediction', 'to_record',
            'from_record', 'make_folder', 'write_atomic', 'write_jsonl', 'read_jsonl', 'unknown', 'UnknownName',
-           'Registry', 'later', 'project_root', 'data_dir', 'results_dir', 'stratify', 'to_rgb', 'open_image',
+           'Registry', 'later', 'moved', 'project_root', 'data_dir', 'results_dir', 'stratify', 'to_rgb', 'open_image',
            'name_image', 'load_image', 'file_hash', 'image_hash', 'image_file', 'code_hash', 'fingerprint', 'coverage',
            'versions', 'git_commit', 'peak_memory', 'RunRecord', 'identity', 'first_difference', 'refuse_other_run',
            'hold_folder', 'is_held', 'claim_folder', 'describe_run', 'run_context', 'Progress', 'progress_bar']
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
@@ -353,6 +353,21 @@ def later(
 ) -> Any:  # the module
     "A chapter that comes later in the book: for a record's methods that score, draw or write it, and nothing else."
     return import_module(f"vlm_counting.{name}")
+
+# %% ../nbs/1_data/10_core.ipynb #11b04a23
+def moved(
+    module: str,  # the caller's `__name__`
+    **places: str,  # module that has them now -> names
+) -> Callable[[str], Any]:  # the caller's `__getattr__`
+    "Names under the address that they had before. `AttributeError` for any other."
+    now = {name: place for place, names in places.items() for name in names.split()}
+
+    def find(name: str) -> Any:
+        if name in now:
+            return getattr(import_module(f"vlm_counting.{now[name]}"), name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
 
 # %% ../nbs/1_data/10_core.ipynb #99f3cd9c
 def project_root() -> Path | None:  # None when the package was installed without its repository

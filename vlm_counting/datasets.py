@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PNG', 'IMAGE_KINDS', 'MAX_TOTAL', 'MAX_FILE', 'MAX_MEMBERS', 'CLASHES', 'SPLITS', 'COLUMNS', 'QUESTION', 'DATASETS',
-           'COUNTBENCH', 'COUNTBENCH_ROWS', 'HEX', 'PIXMO_COUNTS', 'NEAR', 'SPELT', 'check_images', 'as_form',
-           'extract_archive', 'open_table', 'find_source', 'check_source', 'load_dataset', 'add_sizes', 'countbench',
-           'check_rows', 'split_rows', 'list_pixmo', 'read_pixmo', 'annotate', 'export_released', 'export_parquet',
-           'difference_hash', 'near_pairs', 'tells', 'audit', 'audit_summary']
+           'COUNTBENCH', 'COUNTBENCH_ROWS', 'HEX', 'PIXMO_COUNTS', 'check_images', 'as_form', 'extract_archive',
+           'open_table', 'find_source', 'check_source', 'load_dataset', 'add_sizes', 'countbench', 'check_rows',
+           'split_rows', 'list_pixmo', 'read_pixmo', 'export_released', 'export_parquet']
 
 # %% ../nbs/1_data/14_datasets.ipynb #a8f2afc8
 import gzip
@@ -39,7 +38,7 @@ from vlm_counting.core import (
     from_record,
     image_file,
     image_hash,
-    load_image,
+    moved,
     name_image,
     open_image,
     stratify,
@@ -47,6 +46,9 @@ from vlm_counting.core import (
     write_atomic,
 )
 from .stimuli import CHOICES, entity_factors, read_options
+
+# %% ../nbs/1_data/14_datasets.ipynb #44d25d92
+__getattr__ = moved(__name__, audit="NEAR SPELT annotate audit audit_summary difference_hash near_pairs tells")
 
 # %% ../nbs/1_data/14_datasets.ipynb #9de4f5e6
 def _refuse(
@@ -815,71 +817,6 @@ def _pixmo_reader(split: str) -> Callable[[int | None, int], list[Sample]]:
 for _name, _split in {"": "test", "-valid": "valid", "-train": "train+valid"}.items():
     DATASETS.add(f"pixmo-count{_name}", _pixmo_reader(_split))
 
-# %% ../nbs/1_data/14_datasets.ipynb #65a610c5
-def _seen(
-    sample: Sample,
-    asked: set[str],  # every entity that some question to this image asks for
-) -> dict:  # factors; {} if the picture is no scene. `ValueError` if the answer does not agree with it
-    "What the picture of one sample shows."
-    try:
-        scene = stimuli.Scene.from_image(load_image(sample.image))
-    except ValueError:
-        return {}
-    wanted = [item for item in scene.objects if item.entity.name == sample.factors.get("entity")]
-    if len(wanted) != sample.target:
-        raise ValueError(
-            f"the picture shows {len(wanted)} {sample.factors.get('entity')}, the answer is {sample.target}."
-        )
-    sizes, groups = [item.entity.size for item in wanted], {}
-    for item in scene.objects:
-        if item not in wanted:
-            groups.setdefault(item.entity, []).append([item.row, item.column])
-    factors = {
-        "positions": [[item.row, item.column] for item in wanted],
-        "grid": scene.grid,
-        "image_size": scene.image_size,
-    }
-    if sizes:
-        factors |= {"size": sizes[0]} if len(set(sizes)) == 1 else {"size": "varied", "sizes": sizes}
-    if len(groups) == 1 and not asked & {kind.name for kind in groups}:
-        (kind, places), *_ = groups.items()
-        name = f"{kind.size}_{kind.colour}_{kind.shape}"
-        factors |= {"distractors": len(places), "distractor": name, "distractor_positions": places}
-    elif groups:
-        others = [{"entity": kind.name, "count": len(places), "positions": places} for kind, places in groups.items()]
-        factors["others"] = others
-    return factors
-
-# %% ../nbs/1_data/14_datasets.ipynb #fb03f8fd
-def annotate(
-    samples: list[Sample],  # e.g. of a released folder
-) -> list[Sample]:  # the same, with more factors; a factor that is there already is kept
-    "Read positions, size, distractors and layout off the pictures. `ValueError` if an answer disagrees with one."
-    asked, layouts, variants, problems, unread, annotated = {}, {}, Counter(), [], 0, []
-    for sample in samples:
-        asked.setdefault(_key(sample), set()).add(sample.factors.get("entity"))
-    for sample in samples:
-        try:
-            factors = _seen(sample, asked[_key(sample)])
-        except ValueError as error:
-            name = sample.image.name if isinstance(sample.image, Path) else name_image(sample.image)
-            problems.append(f"'{sample.uid}' ({name}): {error}")
-            continue
-        unread += not factors
-        if factors:
-            places = layouts.setdefault(sample.target, {})
-            factors["layout"] = places.setdefault(json.dumps(factors["positions"]), len(places))
-            if "distractors" in factors:
-                key = (sample.factors.get("entity"), sample.target, factors["layout"])
-                factors["variant"], variants[key] = variants[key], variants[key] + 1
-        annotated.append(replace(sample, factors=factors | sample.factors))
-    _refuse("The dataset", problems)
-    if unread:
-        warnings.warn(
-            f"{unread} of {len(samples)} images are no scenes that can be read; left as they were.", stacklevel=2
-        )
-    return annotated
-
 # %% ../nbs/1_data/14_datasets.ipynb #098773c3
 @contextmanager
 def _whole_folder(
@@ -1002,155 +939,3 @@ def export_parquet(
                 ]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
     return Path(folder)
-
-# %% ../nbs/1_data/14_datasets.ipynb #e210de13
-NEAR = 10  # of 256 bits
-
-
-def difference_hash(
-    image: "PIL.Image.Image",  # noqa: F821
-) -> "numpy.ndarray":  # (4,) uint64  # noqa: F821
-    "256 bits that survive scaling and saving again. Source: N. Krawetz, 'Kind of like that' (2013)."
-    import numpy
-
-    dots = numpy.asarray(image.convert("L").resize((17, 16)), dtype=int)
-    return numpy.packbits(dots[:, 1:] > dots[:, :-1]).view(numpy.uint64)
-
-
-def near_pairs(
-    hashes: "numpy.ndarray",  # (pictures, 4) uint64  # noqa: F821
-    bits: int = NEAR,  # that may differ
-) -> list[tuple[int, int]]:  # first < second, sorted
-    "All pairs of pictures that nearly agree."
-    import numpy
-
-    pairs = []
-    for first in range(len(hashes) - 1):
-        distance = numpy.bitwise_count(hashes[first + 1 :] ^ hashes[first]).sum(axis=1)
-        pairs += [(first, first + 1 + int(other)) for other in numpy.flatnonzero(distance <= bits)]
-    return pairs
-
-# %% ../nbs/1_data/14_datasets.ipynb #21cbf7b5
-SPELT = "zero one two three four five six seven eight nine ten".split()
-
-
-def tells(
-    text: str,
-    target: int,
-) -> bool:
-    "Whether a text states the count `target`, in digits or as a word of its own."
-    spelt = [str(target), *SPELT[target : target + 1]]
-    return re.search(rf"(?<![\w.,])({'|'.join(spelt)})(?![\w]|[.,]\d)", text, re.IGNORECASE) is not None
-
-
-def _told(sample: Sample) -> str:  # e.g. 'caption'; "" if nothing tells
-    "Which words of a sample give its answer away."
-    words = {"question": CHOICES.sub("", sample.question)}
-    words |= {name: sample.factors[name] for name in ("caption", "label") if name in sample.factors}
-    return ", ".join(name for name, text in words.items() if tells(str(text), sample.target))
-
-
-def _disagrees(sample: Sample, counts: range) -> str:  # "" if nothing disagrees
-    "What in a sample contradicts its answer."
-    factors, options = sample.factors, read_options(sample.question)
-    kind = str(factors.get("label") or factors.get("entity") or "").replace("_", " ")
-    wrong = {
-        f"{sample.target} is not in {counts.start}..{counts.stop - 1}": sample.target not in counts,
-        f"the choices are {options}": bool(options) and sample.target not in options,
-        f"the question does not name '{kind}'": kind.lower() not in sample.question.lower(),
-        f"{factors.get('points')} points": factors.get("points", sample.target) != sample.target,
-        "objects elsewhere": len(factors.get("positions", range(sample.target))) != sample.target,
-    }
-    return "; ".join(what for what, is_wrong in wrong.items() if is_wrong)
-
-# %% ../nbs/1_data/14_datasets.ipynb #cf020545
-def _look(path: Any, digest: str) -> dict:  # width, height, mode, sha256, error; _bits: its difference hash, or None
-    "What one image is, decoded. Where there is no file, its sha256 is what the row says."
-    seen = {"width": 0, "height": 0, "mode": "", "sha256": digest, "error": "", "_bits": None}
-    found, seen["error"] = _inspect(path)
-    seen["sha256"] = found or ("" if not isinstance(path, Path) or path.exists() else digest)
-    try:
-        picture = load_image(path)
-        seen["width"], seen["height"] = picture.size
-        with open_image(path) as image:
-            seen["mode"] = image.mode
-        seen["_bits"] = difference_hash(picture) if _is_photograph(picture) else None
-    except (OSError, ValueError) as problem:
-        seen["error"] = seen["error"] or str(problem)
-    return seen
-
-
-def _is_photograph(picture: "PIL.Image.Image") -> bool:  # noqa: F821
-    "Whether a picture has more than the few colours of a drawn scene."
-    return picture.getcolors(16) is None
-
-# %% ../nbs/1_data/14_datasets.ipynb #bae7d7bf
-def audit(
-    samples: list[Sample],  # of several splits if they say so: factor 'split'
-    counts: range = range(21),  # that an answer may be
-) -> "pandas.DataFrame":  # noqa: F821
-    """One row a sample: width, height, mode, sha256, error, copies (same bytes), contradicted (other answer), near
-    (pictures that look the same), across (a copy or near copy in another split), tells, disagrees."""
-    import pandas
-
-    seen = {_key(sample): sample for sample in samples}
-    seen = {key: _look(sample.image, sample.sha256) for key, sample in seen.items()}
-    rows = [
-        {"uid": s.uid, "target": s.target, "entity": s.factors.get("entity"), "label": s.factors.get("label")}
-        | {"split": s.factors.get("split"), "question": s.question, **seen[_key(s)]}
-        | {"tells": _told(s), "disagrees": _disagrees(s, counts)}
-        for s in samples
-    ]
-    columns = ["uid", "target", "entity", "label", "split", "question", "width", "height", "mode", "sha256", "error"]
-    table = pandas.DataFrame(rows, columns=[*columns, "tells", "disagrees", "_bits"])
-    words = table["question"].str.replace(CHOICES.pattern, "", regex=True)  # the order of the choices does not matter
-    table["copies"] = table.groupby("sha256")["target"].transform("size").astype(int)
-    table["contradicted"] = table.groupby(["sha256", words])["target"].transform("nunique") > 1
-    table.loc[table["sha256"] == "", ["copies", "contradicted"]] = [1, False]  # files that are not there
-    return _look_alike(table).drop(columns="_bits")
-
-# %% ../nbs/1_data/14_datasets.ipynb #88c00e69
-def _look_alike(table: "pandas.DataFrame") -> "pandas.DataFrame":  # noqa: F821
-    "The table of `audit` with its columns near and across."
-    import numpy
-
-    pictures = table[table["sha256"] != ""].groupby("sha256", sort=False)
-    bits = {digest: value for digest, value in pictures["_bits"].first().items() if value is not None}
-    names, like = list(bits), {digest: {digest} for digest in table["sha256"]}
-    for first, second in near_pairs(numpy.array(list(bits.values()))) if bits else ():
-        like[names[first]].add(names[second])
-        like[names[second]].add(names[first])
-    splits = pictures["split"].agg(set).to_dict()
-    table["near"] = [len(like[digest]) - 1 for digest in table["sha256"]]
-    table["across"] = [
-        bool(set.union(*(splits.get(other, set()) for other in like[digest])) - {split})
-        for digest, split in zip(table["sha256"], table["split"], strict=True)
-    ]
-    return table
-
-# %% ../nbs/1_data/14_datasets.ipynb #37f7d425
-def audit_summary(
-    table: "pandas.DataFrame",  # from `audit`  # noqa: F821
-) -> "pandas.DataFrame":  # flaw, rows, share, first (its uid)  # noqa: F821
-    "How many rows have each flaw."
-    import pandas
-
-    flaws = {
-        "image missing or broken": table["error"] != "",
-        "row repeats a picture of its split": table["copies"].gt(1) & table.duplicated(["sha256", "split"]),
-        "picture has two answers": table["contradicted"],
-        "picture has a near copy": table["near"] > 0,
-        "picture is also in another split": table["across"],
-        "words tell the answer": table["tells"] != "",
-        "words disagree with the answer": table["disagrees"] != "",
-    }
-    kind = table["label"].fillna(table["entity"])
-    if kind.notna().any():
-        most = kind.value_counts().index[0]
-        flaws[f"asked most: {most}"] = kind == most
-    rows = [
-        {"flaw": flaw, "rows": int(which.sum()), "share": which.mean() if len(table) else 0.0}
-        | {"first": table.loc[which.idxmax(), "uid"] if which.any() else ""}
-        for flaw, which in flaws.items()
-    ]
-    return pandas.DataFrame(rows)

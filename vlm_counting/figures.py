@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .core import Prediction, Registry, Sample, UnknownName, load_image, stratify, unknown, write_atomic
-from .diagnosis import CAUSES
+from .faults import CAUSES
 from .statistics import interval
 
 # %% ../nbs/5_paper/56_figures.ipynb #ba798d65

@@ -34,7 +34,8 @@ from vlm_counting.core import (
     unknown,
     write_atomic,
 )
-from ..statistics import COUNTS, LARGEST, RULES
+from ..curves import COUNTS
+from ..statistics import LARGEST, RULES
 
 # %% ../../nbs/5_paper/57_browser.ipynb #79003828
 def check_run(

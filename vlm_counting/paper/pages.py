@@ -76,6 +76,17 @@ from vlm_counting.paper.findings import (
 from ..published import check_reports, regression_table
 
 # %% ../../nbs/5_paper/58_pages.ipynb #d56a0cb2
+from vlm_counting.curves import (
+    break_point,
+    calibration,
+    edge_cells,
+    position_contrast,
+    position_map,
+    reliability,
+    response_curve,
+    scaling,
+    seam_cells,
+)
 from vlm_counting.paper.tables import (
     COLOURS,
     HEADLINE,
@@ -90,20 +101,7 @@ from vlm_counting.paper.tables import (
     gain_rows,
     group_rows,
 )
-from vlm_counting.statistics import (
-    TooFew,
-    break_point,
-    calibration,
-    confusion,
-    edge_cells,
-    position_contrast,
-    position_map,
-    reliability,
-    response_curve,
-    scaling,
-    score,
-    seam_cells,
-)
+from ..statistics import TooFew, confusion, score
 
 # %% ../../nbs/5_paper/58_pages.ipynb #92af15bc
 def inventory(
