@@ -23,7 +23,7 @@ import psutil
 import pytest
 from clusters import wait_until
 
-from vlm_counting import core, runs
+from vlm_counting import core, runs, sweeps, terminal
 from vlm_counting.__main__ import stopped, version_line
 from vlm_counting.core import Progress, RunRecord, UnknownName, claim_folder, progress_bar
 from vlm_counting.runs import (
@@ -38,12 +38,11 @@ from vlm_counting.runs import (
     check_value,
     declared_parameters,
     execute,
-    main,
     perform,
     run,
     run_folder,
-    summary,
 )
+from vlm_counting.terminal import main, summary
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).resolve().parents[1]
@@ -196,7 +195,7 @@ def test_annotations_are_legal_python():
 )
 def test_one_dialect(words, results, monkeypatch):
     asked = []
-    monkeypatch.setattr(runs, "_run_and_tell", lambda *what: asked.append(what) or 0)
+    monkeypatch.setattr(terminal, "_run_and_tell", lambda *what: asked.append(what) or 0)
     assert main(words) == 0
     assert asked == [("evaluate", check_parameters("evaluate", {"limit": 18, "overwrite": True, "run": "007"}))]
 
@@ -230,8 +229,8 @@ def test_a_wrong_word_is_answered_with_the_nearest(words, complaint, results, ca
 )
 def test_the_doctor_hears_the_old_words_and_the_new_ones(words, tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(runs, "load_model", lambda *what: asked.append(what))
-    monkeypatch.setattr(runs, "doctor", lambda vlm: [{"check": "head", "ok": False, "value": 1, "expected": 2}])
+    monkeypatch.setattr(terminal, "load_model", lambda *what: asked.append(what))
+    monkeypatch.setattr(terminal, "doctor", lambda vlm: [{"check": "head", "ok": False, "value": 1, "expected": 2}])
     assert main([word.replace("FOLDER", str(tmp_path)) for word in words]) == 1
     assert asked == [("tiny-clip", str(tmp_path), "auto", "auto")]
     assert json.loads(capsys.readouterr().out)[0]["check"] == "head"
@@ -240,7 +239,7 @@ def test_the_doctor_hears_the_old_words_and_the_new_ones(words, tmp_path, monkey
 @pytest.mark.parametrize("given", [["workers=2", "retry=True"], ["--workers", "2", "--retry"]])
 def test_a_sweep_has_words_of_its_own(given, results, monkeypatch):
     asked = []
-    monkeypatch.setattr(runs, "sweep", lambda cells, *what: asked.append((len(cells), *what[:3])) or [])
+    monkeypatch.setattr(terminal, "sweep", lambda cells, *what: asked.append((len(cells), *what[:3])) or [])
     assert main(["sweep", "command=evaluate", "model=tiny-c*", "limit=9", *given]) == 0
     assert asked == [(2, 2, None, True)]
 
@@ -376,7 +375,9 @@ def test_a_run_of_an_earlier_version_goes_on(results):
     with pytest.raises(FileExistsError, match="parameter 'system' is 'Look.' now and was ''"):
         run("evaluate", model="tiny-clip", limit=9, system="Look.")
     (folder / "notebook.ipynb").write_text("{}")
-    assert runs.folder_state("evaluate", check_parameters("evaluate", {"model": "tiny-clip", "limit": 9}))[0] == "done"
+    assert (
+        sweeps.folder_state("evaluate", check_parameters("evaluate", {"model": "tiny-clip", "limit": 9}))[0] == "done"
+    )
     assert run("evaluate", model="tiny-clip", limit=9) == folder
     assert (folder / "scores.csv").read_bytes() == before and len(RunRecord.load(folder).sessions) == 2
     assert RunRecord.load(folder).parameters["parser"] == "strict"
@@ -579,7 +580,7 @@ def test_an_interrupt_of_what_calls_us_is_told_in_the_same_words(results, monkey
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "_run_and_tell", interrupt)
+    monkeypatch.setattr(terminal, "_run_and_tell", interrupt)
     before = signal.getsignal(signal.SIGINT)
     assert main(["evaluate", "run=my run"]) == 130
     assert capsys.readouterr().err.strip().endswith("vlm-counting evaluate 'run=my run'")
@@ -595,10 +596,10 @@ def test_going_on_does_not_begin_anew(results, monkeypatch, capsys):
         record.save(core.make_folder(run_folder(parameters, command)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "_run_and_tell", interrupt)
+    monkeypatch.setattr(terminal, "_run_and_tell", interrupt)
     assert main(["evaluate", "limit=9", "--overwrite"]) == 130
     assert capsys.readouterr().err.strip().endswith("from there: vlm-counting evaluate limit=9")
-    monkeypatch.setattr(runs, "_run_and_tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(terminal, "_run_and_tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["evaluate", "limit=18", "overwrite=True"]) == 130  # before the folder is taken over
     assert capsys.readouterr().err.strip().endswith("vlm-counting evaluate limit=18 overwrite=True")
     assert stopped(["list"]) == 130

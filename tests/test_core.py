@@ -16,6 +16,7 @@ from vlm_counting.core import (
     RunRecord,
     Sample,
     claim_folder,
+    code_hash,
     describe_run,
     file_hash,
     fingerprint,
@@ -320,3 +321,21 @@ def test_a_run_from_python_knows_its_set_where_the_uids_tell_it():
     assert describe_run("evaluate", {}, samples=samples).dataset == "balanced"
     assert describe_run("evaluate", {}, samples=[*samples, replace(samples[0], uid="other/1")]).dataset == ""
     assert describe_run("evaluate", {}, samples=samples, known=replace(RECORD, dataset="mine")).dataset == "mine"
+
+
+def test_two_classes_of_one_kind_have_hashes_of_their_own():
+    "A name that stands in a class and in its parent does not stop the hash."
+
+    class Parent:
+        def predict(self, x):
+            return x
+
+    class Child(Parent):
+        def predict(self, x):
+            return -x
+
+    class Other(Parent):
+        def predict(self, x):
+            return x + 1
+
+    assert len({code_hash(kind) for kind in (Parent, Child, Other)}) == 3 and code_hash(Child()) == code_hash(Child())

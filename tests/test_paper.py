@@ -10,7 +10,9 @@ from notebook_cells import cells
 
 from vlm_counting.core import UnknownName
 from vlm_counting.models import GROUPS
-from vlm_counting.runs import RUNS, Outcome, check_parameters, main
+from vlm_counting.runs import RUNS, check_parameters
+from vlm_counting.sweeps import Outcome
+from vlm_counting.terminal import main
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "paper.ipynb"
 CODE = [cell["source"] for cell in cells(NOTEBOOK) if cell["cell_type"] == "code"]
@@ -79,7 +81,7 @@ def test_wrong_words_are_refused():
 
 
 def test_a_dry_run_starts_nothing(paper, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("vlm_counting.runs.sweep", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("vlm_counting.sweeps.sweep", lambda *_: pytest.fail("it was started"))
     paper(models="tiny-clip", dry_run=True)
     said = capsys.readouterr().out
     assert "paper-evaluate/tiny-clip/clustered" in said and "Nothing was started" in said
@@ -107,7 +109,7 @@ def test_the_table_is_kept_and_a_failure_is_told(paper, monkeypatch, tmp_path):
         found = [Outcome(cell.name, "done", 1.0, "accuracy 0.5") for cell in cells]
         return [replace(found[0], status="failed", error="ValueError: no such thing"), *found[1:]]
 
-    monkeypatch.setattr("vlm_counting.runs.sweep", most)
+    monkeypatch.setattr("vlm_counting.sweeps.sweep", most)
     with pytest.raises(RuntimeError, match=r"1 runs failed.*retry=True.*\n.*ValueError: no such thing"):
         paper(models="tiny-clip")
     kept = (tmp_path / "paper" / "outcomes.csv").read_text().splitlines()

@@ -35,8 +35,9 @@ from vlm_counting.planning import (
     store_bytes,
 )
 from vlm_counting.probing import count_jobs, job_bytes
-from vlm_counting.runs import Cell, check_parameters, paper_grids, plan_sweep, run_folder
+from vlm_counting.runs import check_parameters, run_folder
 from vlm_counting.stimuli import generate
+from vlm_counting.sweeps import Cell, paper_grids, plan_sweep
 
 
 @pytest.fixture(scope="module")

@@ -740,10 +740,10 @@ def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path
     def kill():
         while not path.exists() or not path.stat().st_size:
             time.sleep(0.01)
-        victim = next(iter(client.run(os.getpid).values()))
-        os.kill(victim, signal.SIGKILL)
         killed.append(path.stat().st_size)
+        os.kill(victim, signal.SIGKILL)
 
+    victim = next(iter(client.run(os.getpid).values()))  # known before: on a busy machine, to ask takes a while
     killer = threading.Thread(target=kill)
     killer.start()
     probe_layers(slow, path=path, client=client, **settings)

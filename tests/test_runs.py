@@ -13,15 +13,14 @@ import pytest
 from vlm_counting.core import RunRecord, UnknownName
 from vlm_counting.runs import (
     RUNS,
-    _named_values,
     _record,
     check_folder,
     check_parameters,
     declared_parameters,
-    main,
     run_folder,
     with_output,
 )
+from vlm_counting.terminal import _named_values, main
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

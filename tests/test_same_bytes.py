@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import vlm_counting as vc
-from vlm_counting.runs import plan_sweep, sweep
+from vlm_counting.sweeps import plan_sweep, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 ASKED = {"model": "tiny-clip", "dataset": "balanced", "limit": 27}

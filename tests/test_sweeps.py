@@ -17,10 +17,10 @@ from clusters import dask_on, start_on, two_hosts, wait_until
 from joblib import cpu_count
 from notebook_cells import cells
 
-from vlm_counting import runs
+from vlm_counting import runs, sweeps
 from vlm_counting.core import UnknownName
-from vlm_counting.runs import (
-    RUNS,
+from vlm_counting.runs import RUNS
+from vlm_counting.sweeps import (
     Outcome,
     count_samples,
     count_workers,
@@ -29,11 +29,11 @@ from vlm_counting.runs import (
     expand_grid,
     first_score,
     grid_values,
-    main,
     plan_sweep,
     read_grids,
     sweep,
 )
+from vlm_counting.terminal import main
 
 ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
 TYPES = """
@@ -73,11 +73,13 @@ with claim_folder(record, results_dir() / run / name, overwrite) as folder:
 DRIVER = """
 import sys
 from pathlib import Path
+
+from vlm_counting import terminal
 TYPES
 for verb in {"fake", "reader"} - set(runs.RUNS):  # in a worker too: it imports this file, or a copy
     runs.RUNS.add(verb, Path(FOLDER) / f"{verb}.ipynb")
 if __name__ == "__main__":
-    sys.exit(runs.main(sys.argv[1:]))
+    sys.exit(terminal.main(sys.argv[1:]))
 """
 
 
@@ -294,7 +296,7 @@ def test_workers_and_gpus():
 def test_gpus_are_those_that_cuda_may_use(monkeypatch):
     for given, seen in (("", []), ("-1", []), ("0", ["0"]), ("2, 3", ["2", "3"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-        assert runs.visible_gpus() == seen
+        assert sweeps.visible_gpus() == seen
 
 
 def test_the_first_score_is_the_accuracy_or_else_the_first_number(tmp_path):
@@ -361,14 +363,14 @@ def test_a_kernel_that_dies_is_a_failure_in_the_record(fake, monkeypatch):
         record.save(runs.run_folder(parameters, verb))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "_execute", execute)
+    monkeypatch.setattr(sweeps, "_execute", execute)
     (outcome,) = sweep(plan_sweep({"verb": "fake"}), tell=lambda line: None)
     assert (outcome.status, outcome.error) == ("failed", "OSError: [Errno 28] No space left on device")
     assert plan_sweep({"verb": "fake"})[0].state == "failed"
 
 
 def test_a_folder_in_which_somebody_else_works_is_left_alone(fake, monkeypatch):
-    monkeypatch.setattr(runs._wait_for, "__defaults__", (0.6,))
+    monkeypatch.setattr(sweeps._wait_for, "__defaults__", (0.6,))
     (cell,) = plan_sweep({"verb": "fake"})
     holder = "import sys; from vlm_counting.core import hold_folder as hold"
     holder += "\nwith hold(sys.argv[1]): print(1, flush=True); input()"
@@ -384,7 +386,7 @@ def test_a_folder_in_which_somebody_else_works_is_left_alone(fake, monkeypatch):
 def test_each_local_worker_has_a_gpu_of_its_own():
     from distributed import Client
 
-    with runs._local_cluster(2, ["3", "5"]) as one, Client(one) as client:
+    with sweeps._local_cluster(2, ["3", "5"]) as one, Client(one) as client:
         assert set(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == {"3", "5"}
         assert client.submit(os.getenv, "OMP_NUM_THREADS", resources={"GPU": 1}).result(timeout=60)
         assert all(address.startswith("tls://127.0.0.1") for address in client.scheduler_info()["workers"])
@@ -401,7 +403,7 @@ def test_only_runs_that_ask_a_model_need_a_gpu(tmp_path, monkeypatch):
 
     monkeypatch.setattr("distributed.as_completed", lambda futures: [])
     cells = plan_sweep({"verb": "evaluate,extract,train,diagnose,probe,report", "model": "tiny-qwen2-vl"})
-    list(runs._run_cells(cells, {}, (Client(), "", {"GPU": 1}), "a"))
+    list(sweeps._run_cells(cells, {}, (Client(), "", {"GPU": 1}), "a"))
     assert {verb for verb in asked if asked[verb]} == {"evaluate", "extract", "train", "diagnose"}
     assert asked["probe"] is asked["report"] is None
 
@@ -529,7 +531,7 @@ def test_the_example_for_slurm_makes_jobs_that_work(tmp_path, monkeypatch):
 
     texts = [
         cell["source"]
-        for cell in cells(ROOT / "nbs" / "6_running" / "62_runs.ipynb")
+        for cell in cells(ROOT / "nbs" / "6_running" / "64_sweeps.ipynb")
         if cell["cell_type"] == "markdown"
     ]
     example = next(match[1] for text in texts if (match := re.search(r"```python\n(.*SLURMCluster.*?)```", text, re.S)))

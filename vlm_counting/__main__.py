@@ -1,6 +1,6 @@
 """The command `vlm-counting`, also as `python -m vlm_counting`: what Ctrl-C means from the first moment on.
 
-Everything else is in the module `runs`, which takes a second to load; an interrupt during that second is heard here.
+Everything else is in the module `terminal`, which takes a second to load; an interrupt during that second is heard here.
 """
 
 import _thread
@@ -70,7 +70,7 @@ def _end_children() -> None:
 
 
 def main() -> int:
-    "Run the command. The exit status is that of `runs.main`."
+    "Run the command. The exit status is that of `terminal.main`."
     words, status = sys.argv[1:], 130
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # whoever starts it in the background has none
         signal.signal(signal.SIGINT, _hear)
@@ -78,9 +78,9 @@ def main() -> int:
         if words in (["--version"], ["-V"]):
             print(version_line(), flush=True)
             return 0
-        from vlm_counting import runs
+        from vlm_counting import terminal
 
-        status = runs.main(words)
+        status = terminal.main(words)
     except KeyboardInterrupt:
         status = stopped(words)
     if status == 130:

@@ -322,7 +322,7 @@ class Grid:
 @COMMANDS.add("paper")
 def _paper(p: SimpleNamespace, folder: Path, run: RunRecord) -> Grid:
     "Plan the paper's grid, and run what is not done."
-    from vlm_counting.runs import describe_plan, paper_grids, plan_sweep, sweep
+    from vlm_counting.sweeps import describe_plan, paper_grids, plan_sweep, sweep
 
     cells = plan_sweep(*paper_grids(p.models, p.scale, p.photographs, p.run, p.release))
     plan = describe_plan(cells, p.retry)

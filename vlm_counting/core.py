@@ -535,7 +535,8 @@ def image_file(
 # %% ../nbs/1_data/10_core.ipynb #124a0c37
 def _members(kind: type) -> list:
     "The functions of a class and of those that it is made of, by name."
-    return sorted((name, item) for one in kind.__mro__[:-1] for name, item in vars(one).items() if callable(item))
+    found = [(name, item) for one in kind.__mro__[:-1] for name, item in vars(one).items() if callable(item)]
+    return sorted(found, key=lambda pair: pair[0])  # one name may be there twice: in a class and in its parent
 
 
 def _written_out(item: Any, above: tuple = ()) -> Any:  # JSON-able

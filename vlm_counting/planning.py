@@ -42,8 +42,9 @@ from vlm_counting.extraction import (
 )
 from .models import MODELS, VLM, find_checkpoint, load_model, prompt_text
 from .probing import CONTROLS, Features, job_bytes, probe_layers
-from .runs import Cell, count_samples, declared_parameters, plan_sweep, run_folder
+from .runs import declared_parameters, run_folder
 from .stimuli import FAMILIES, Plan, generate
+from .sweeps import Cell, count_samples, plan_sweep
 from .training import HeadConfig, split_samples
 
 # %% ../nbs/6_running/65_planning.ipynb #acd495e4
