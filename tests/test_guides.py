@@ -8,10 +8,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from _site import picture
 from nbdev.clean import clean_nb
 from notebook_cells import MACHINE, cells, named, run_notebook
-
-from tools import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "nbs" / "guides").glob("*.ipynb"))
@@ -76,7 +75,7 @@ def test_outputs_of_guides_are_small_and_fit_for_readers(guide):
 def test_the_picture_has_todays_numbers():
     rows = picture.numbers()
     text = picture.FILE.read_text(encoding="utf-8")
-    assert picture.told(rows) in text, "nbs/images is old. Run: python -m tools.picture"
+    assert picture.told(rows) in text, "nbs/images is old. Run: python nbs/_site/picture.py"
     assert picture.FILE.stat().st_size < 60_000
     assert (rows["twins"] >= 15).all() and rows["read"].between(0, 1).all() and rows["said"].between(0, 1).all()
     index = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))

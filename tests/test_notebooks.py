@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from _site import docs
 from notebook_cells import named, run_notebook
-
-from tools import docs
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = docs.chapters(ROOT)

@@ -10,11 +10,10 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from _site import docs
 from chromium import open_chromium
 from execnb.nbio import dict2nb
 from fastcore.basics import AttrDict
-
-from tools import docs
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = re.compile(r"(@import|url\()\s*(url\()?['\"]?(https?:)?//")
@@ -276,21 +275,24 @@ def test_start_page_and_navigation(browser, address):
         "return [...document.querySelectorAll('#quarto-sidebar .sidebar-item-section > .sidebar-item-container')]"
         ".map(item => item.innerText.trim())"
     )
-    groups = ["Data", "Asking", "Inside", "Paper", "Machinery", "Twins"]
-    assert [name for name in sections if name] == ["Guides", "Verbs", *groups, "Project"]
+    groups = ["Data", "Answers", "States", "Diagnosis", "Paper", "Running", "Tiny models"]
+    assert [name for name in sections if name] == ["Guides", "Commands", *groups, "Project"]
     here = browser.execute_script("return document.querySelector('#quarto-sidebar a.active').innerText.trim()")
     assert here == "core"
 
 
 def test_benchmarks_are_one_page_whose_sections_can_be_linked(pages, site):
-    text = docs.benchmarks_page(ROOT / "benchmarks")
+    text = docs.benchmarks_page(ROOT / "tests" / "benchmarks")
     assert text.startswith("---\ntitle: Benchmarks\n") and "\n# " not in text
-    stems = {path.stem for path in (ROOT / "benchmarks").glob("*.md")}
+    stems = {path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.md")}
     assert stems and stems <= pages[site / "nbs" / "benchmarks.html"].anchors
-    links = {"x](../benchmarks/twins.md)": "x](benchmarks.md#twins)", "x](../benchmarks/)": "x](benchmarks.md)"}
+    links = {
+        "x](../tests/benchmarks/twins.md)": "x](benchmarks.md#twins)",
+        "x](../tests/benchmarks/)": "x](benchmarks.md)",
+    }
     for link, expected in links.items():
         assert docs.fix_links(link, "S") == expected
-    assert docs.fix_links("x](../../benchmarks/twins.md)", "S", "nbs/guides") == "x](../benchmarks.md#twins)"
+    assert docs.fix_links("x](../../tests/benchmarks/twins.md)", "S", "nbs/guides") == "x](../benchmarks.md#twins)"
 
 
 def test_bibtex_has_project_and_paper():

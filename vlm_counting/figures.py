@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'INK', 'FAINT', 'GRID', 'COLOURS', 'MARKERS', 'STYLE', 'BAND', 'MEASURES', 'HATCHES', 'SHAPE_MARKERS',
-           'COLOUR_FILLS', 'POOLING_NAMES', 'BANDS', 'LINES', 'GAINS', 'VERDICTS', 'FAULT_ORDER', 'NOT_EVIDENCE',
-           'TWINS', 'STEPS', 'POSITION_NAMES', 'PANELS', 'UNDATED', 'style', 'Picture', 'new_axes', 'check_table',
-           'escape', 'show_table', 'plot_accuracy_per_count', 'plot_confusion', 'plot_answers', 'plot_response',
-           'plot_break', 'plot_f1_per_count', 'plot_entities', 'plot_entity_grid', 'plot_groups', 'plot_distractors',
+           'COLOUR_FILLS', 'POOLING_NAMES', 'BANDS', 'LINES', 'GAINS', 'VERDICTS', 'NOT_EVIDENCE', 'TWINS', 'STEPS',
+           'POSITION_NAMES', 'PANELS', 'UNDATED', 'style', 'Picture', 'new_axes', 'check_table', 'escape', 'show_table',
+           'plot_accuracy_per_count', 'plot_confusion', 'plot_answers', 'plot_response', 'plot_break',
+           'plot_f1_per_count', 'plot_entities', 'plot_entity_grid', 'plot_groups', 'plot_distractors',
            'plot_position_map', 'true_labels', 'plot_layer_map', 'plot_layers', 'plot_lens_curves', 'plot_reliability',
            'plot_gap', 'plot_learning', 'plot_improvement', 'plot_differences', 'plot_regression', 'evidence_columns',
            'plot_evidence', 'plot_dose_response', 'plot_verdicts', 'plot_hits', 'plot_patching', 'wrong_answers',
@@ -29,8 +29,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .core import Prediction, Registry, Sample, UnknownName, load_image, stratify, unknown, write_atomic
-from .faults import CAUSES
+from vlm_counting.core import (
+    Prediction,
+    Registry,
+    Sample,
+    UnknownName,
+    later,
+    load_image,
+    stratify,
+    unknown,
+    write_atomic,
+)
 from .statistics import interval
 
 # %% ../nbs/5_paper/56_figures.ipynb #ba798d65
@@ -1130,15 +1139,14 @@ def plot_regression(
     return ax
 
 # %% ../nbs/5_paper/56_figures.ipynb #dbeea096
-FAULT_ORDER = tuple(CAUSES)  # the order of rows, columns and colours
 NOT_EVIDENCE = ("twin", "architecture", "fault", "recipe", "dose", "step", "seed", "loss")
 TWINS = "nbs/diagnose.ipynb, one row a twin"
 
 
 def _faults(names: Iterable[str]) -> list[str]:
     "The names that occur, each once, in the fixed order; unknown ones come last, in order of appearance."
-    found = list(dict.fromkeys(names))
-    return [name for name in FAULT_ORDER if name in found] + [name for name in found if name not in FAULT_ORDER]
+    found, known = list(dict.fromkeys(names)), later("faults").CAUSES  # the order of rows, columns and colours
+    return [name for name in known if name in found] + [name for name in found if name not in known]
 
 
 def evidence_columns(
@@ -1222,7 +1230,9 @@ def plot_dose_response(
     rows, name = rows.dropna(subset=[evidence]), (names or {}).get(evidence, evidence.replace("_", " "))
     check_table(rows, (), make=f"twins that have '{evidence}'")
     ax, ill = ax or new_axes(5.6, 3.2), rows[rows["fault"] != "none"]
-    order = _faults([*FAULT_ORDER, *ill["fault"]])[1:]  # a fault keeps its colour, whichever others are drawn
+    order = _faults([*later("faults").CAUSES, *ill["fault"]])[
+        1:
+    ]  # a fault keeps its colour, whichever others are drawn
     start = _by_step(rows[rows["fault"] == "none"].assign(step=0), evidence)
     shown, series = [start], _series(ill, "fault", order)
     for i, (fault, colour, marker, group) in enumerate(series):

@@ -1,8 +1,8 @@
 """The whole paper in miniature from a clean clone: how long it takes, how much memory, what comes out.
 
-`python benchmarks/paper.py` clones this repository as it is committed into a temporary folder and there runs
+`python tests/benchmarks/paper.py` clones this repository as it is committed into a temporary folder and there runs
 `vlm-counting run paper` (the seven twins), with empty results and data folders and the hub switched off. It writes
-benchmarks/paper.json and benchmarks/paper.md, and keeps the report as benchmarks/paper-report.html. `--words` replaces
+paper.json and paper.md. `--words` replaces
 what is run, such as `--words "models=tiny-clip"` for a quick look, which then keeps nothing.
 """
 
@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +51,7 @@ def size_mb(folder: Path) -> float:
 def run_paper(place: Path, words: list[str]) -> dict:
     "Clone, run, measure. `SystemExit` with the command's last lines if it failed."
     clone, results, data = place / "clone", place / "results", place / "data"
-    subprocess.run(["git", "clone", "--quiet", HERE.parent, clone], check=True)
+    subprocess.run(["git", "clone", "--quiet", HERE.parents[1], clone], check=True)
     own = {"PYTHONPATH": clone, "VLM_COUNTING_RESULTS": results, "VLM_COUNTING_DATA": data, "HF_HUB_OFFLINE": 1}
     environment = os.environ | {name: str(value) for name, value in own.items()}
     command, clock, peak = [Path(sys.executable).parent / "vlm-counting", "run", "paper", *words], time.monotonic(), {}
@@ -83,7 +82,7 @@ def describe(results: Path) -> list[str]:
     pictures, mine = list(folder.glob("*.png")), there[there["source"] == "our runs"]
     without = ", ".join(sorted(set(tables) - set(ours))) or "none"
     lines = [
-        f"The report ([paper-report.html](paper-report.html)) rests on {mine['answers'].sum():,} answers of "
+        f"The report rests on {mine['answers'].sum():,} answers of "
         f"{len(mine)} models of ours beside the paper's numbers. It has {len(tables)} tables, {len(ours)} of them with "
         f"rows of ours (without: {without}), and {len(pictures)} pictures.",
         "", "| conclusion of the paper | the paper's numbers | our runs |", "|---|---|---|",
@@ -128,7 +127,6 @@ def main() -> None:
         print(json.dumps(row, indent=1), *found, sep="\n")
         if not given.words:
             write(row, found)
-            shutil.copy(place / "results" / "paper-report" / "report.html", HERE / "paper-report.html")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """How fast `predict` asks every shipped twin, against a loop written as the paper's release works.
 
-Run `python benchmarks/evaluate.py`. It prints a table and writes benchmarks/evaluate.json and benchmarks/evaluate.md.
+Run `python tests/benchmarks/evaluate.py`. It prints a table and writes evaluate.json and evaluate.md.
 
 The loop is the libraries' own classes and nothing of ours: one process, samples in the given order, the processor
-called for each batch and then the model. Generative models: batches of 1 (as most published runs were made) and of 4,
-five new tokens, no log-probabilities. Encoders: one image at a time, its captions embedded again for every image.
-`predict` does more (log-probabilities of 21 counts) and ends in the same answers; the table says how many agree.
+called for each batch and then the model. Generative models: batches of 1 (as most published runs were made) and of
+4, five new tokens, no log-probabilities. Encoders: one image at a time, its captions embedded again for every
+image. `predict` does more (log-probabilities of 21 counts) and ends in the same answers; the table says how many
+agree.
 
 torch gets one thread (`--threads`). Where other work runs on the machine, several threads wait for each other in
-circles, which slows small batches most and would flatter `predict`. A second core, if there is one, prepares the next
-batch.
+circles, which slows small batches most and would flatter `predict`. A second core, if there is one, prepares the
+next batch.
 
 `--real` is for a GPU: Qwen2-VL-7B and PaliGemma2-10B at full size with random weights in bfloat16 (speed does not
-depend on what weights say): images/s, peak memory, and which share of the card's bf16 matrix rate the prefill reaches.
-`--real --small` tries the same code with a few thousand weights.
+depend on what weights say): images/s, peak memory, and which share of the card's bf16 matrix rate the prefill
+reaches. `--real --small` tries the same code with a few thousand weights.
 """
 
 import argparse
@@ -389,7 +390,7 @@ def report(rows: list[dict], real: list[dict], options) -> str:
     lines = ["# Asking: images per second", "", f"{date.today()}; {processor}; device {', '.join(sorted(found))}; "
              f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}. "
              f"`balanced`, 672 x 672 pixels, {options.limit} samples, batch size {options.batch_size}. "
-             "Made by `python benchmarks/evaluate.py`.", "",
+             "Made by `python tests/benchmarks/evaluate.py`.", "",
              "The loop is written as the paper's release works (see the head of that file) and computes no count "
              "log-probabilities; `predict` does. Both take turns within one run. For encoders `predict` is timed over "
              f"{options.encoder_limit} samples, the embedding of the 216 captions included.", ""]  # fmt: skip

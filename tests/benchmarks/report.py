@@ -1,8 +1,8 @@
 """How long the report takes, and what it needs, with the released answers of three models.
 
-Run `python benchmarks/report.py --release FOLDER` (the released predictions). It runs the verb `report` in a
-results folder of its own (or in `--results`, with the runs that are there) and writes benchmarks/report.json and
-benchmarks/report.md.
+Run `python tests/benchmarks/report.py --release FOLDER` (the released predictions). It runs the verb `report` in a
+results folder of its own (or in `--results`, with the runs that are there) and writes report.json and
+report.md.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
         "| what | figure |", "|---|---|", f"| raw answers | {answers} |", f"| wall | {row['seconds']} s |",
         f"| CPU | {row['cpu_seconds']} s |", f"| peak memory | {row['peak_memory_mb']:,} MB |",
         f"| effects tested | {row['effects']} |", f"| pictures (PNG and SVG each) | {row['pictures']} |",
-        f"| report.html | {row['report_mb']} MB |", "", "Made by `python benchmarks/report.py`.",
+        f"| report.html | {row['report_mb']} MB |", "", "Made by `python tests/benchmarks/report.py`.",
     ]  # fmt: skip
     (HERE / "report.md").write_text("\n".join(lines) + "\n")
 

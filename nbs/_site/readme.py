@@ -1,6 +1,6 @@
 """Write README.md from `nbs/index.ipynb`, without Quarto: its text, its code and its text outputs, links made good.
 
-`python tools/readme.py` writes the file; `python tools/readme.py --check` only says whether it is up to date.
+`python nbs/_site/readme.py` writes the file; `python nbs/_site/readme.py --check` only says whether it is up to date.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(\]\()(?!https?:|mailto:|#|/)([^)\s]+)(\))")
 
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:  # 0, or 1 when --check fin
     path, text = ROOT / "README.md", readme(ROOT / "nbs" / "index.ipynb")
     if check:
         same = path.read_text(encoding="utf-8") == text
-        print("README.md is up to date." if same else "README.md is out of date. Run: python tools/readme.py")
+        print("README.md is up to date." if same else "README.md is out of date. Run: python nbs/_site/readme.py")
         return 0 if same else 1
     path.write_text(text, encoding="utf-8")
     return 0

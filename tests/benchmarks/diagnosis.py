@@ -1,8 +1,9 @@
-"""How often the verdict of `diagnose` is right, on twins whose fault was planted, and what it says of the shipped ones.
+"""How often the verdict of `diagnose` is right, on twins whose fault was planted, and what it says of the shipped
+ones.
 
-Run `python benchmarks/diagnosis.py`. It judges the two tables that ship with the package (made by
-`nbs/plant_faults.ipynb`, see there for how to make them again) and writes benchmarks/diagnosis.json and
-benchmarks/diagnosis.md. `--battery` also runs the verb `diagnose` on every shipped twin, on two threads, and times it.
+Run `python tests/benchmarks/diagnosis.py`. It judges the two tables that ship with the package (made by
+`nbs/plant_faults.ipynb`, see there for how to make them again) and writes diagnosis.json and
+diagnosis.md. `--battery` also runs the verb `diagnose` on every shipped twin, on two threads, and times it.
 """
 
 import argparse
@@ -148,7 +149,7 @@ def main() -> None:
     touched, made_there = len(blamed), blamed["fault"].isin(["say", "format"]).sum()
     text = f"""# Does the instrument tell seeing from saying?
 
-{about["date"]}; {about["machine"]}, torch {about["torch"]}. Made by `python benchmarks/diagnosis.py` from
+{about["date"]}; {about["machine"]}, torch {about["torch"]}. Made by `python tests/benchmarks/diagnosis.py` from
 {len(planted)} planted twins of three architectures (recipes at three doses, five seeds; pairs of recipes)
 and {len(load_planted(planted_file().with_name("fourth.csv")))} of a fourth (InternVL3).
 There is one healthy model of each architecture: seeds are of faults and pictures.

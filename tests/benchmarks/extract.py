@@ -1,21 +1,22 @@
 """What it costs to read the hidden states of every layer, over a plain forward pass of the same batches.
 
-Run `python benchmarks/extract.py`. It prints a table and writes benchmarks/extract.json and benchmarks/extract.md.
+Run `python tests/benchmarks/extract.py`. It prints a table and writes extract.json and extract.md.
 
-Three ways take turns on the same prepared batches, round after round, so that a busy machine is busy for all of them:
+Three ways take turns on the same prepared batches, round after round, so that a busy machine is busy for all of
+them:
 
-- `forward`: the model's plain forward pass, logits of the last position only;
-- `extract`: the same pass with everything that `extract` does: all layers, all poolings, the lens with and without the
-  norm, rows moved to the CPU and written into the arrays of a store. It flushes them to the disk every ten seconds; a
-  flush is timed on its own and added in that proportion;
-- `all states`: the library's `output_hidden_states=True`, everything moved to the CPU and pooled there.
+- `forward`: the model's plain forward pass, logits of the last position only; - `extract`: the same pass with
+everything that `extract` does: all layers, all poolings, the lens with and without the norm, rows moved to the CPU
+and written into the arrays of a store. It flushes them to the disk every ten seconds; a flush is timed on its own
+and added in that proportion; - `all states`: the library's `output_hidden_states=True`, everything moved to the CPU
+and pooled there.
 
-The ratio is the median over rounds of (seconds of the round) / (seconds of `forward` in the same round). The twins have
-three to six layers and a forward pass of milliseconds; so a model of the same classes with more layers and random
-weights stands beside them (what weights say does not change the time). torch gets one thread (`--threads`).
+The ratio is the median over rounds of (seconds of the round) / (seconds of `forward` in the same round). The twins
+have three to six layers and a forward pass of milliseconds; so a model of the same classes with more layers and
+random weights stands beside them (what weights say does not change the time). torch gets one thread (`--threads`).
 
-`--real` is for a GPU: Qwen2-VL-7B and PaliGemma2-10B at full size with random weights in bfloat16, with peak memory.
-`--real --small` tries the same code with a few thousand weights.
+`--real` is for a GPU: Qwen2-VL-7B and PaliGemma2-10B at full size with random weights in bfloat16, with peak
+memory. `--real --small` tries the same code with a few thousand weights.
 """
 
 import argparse
@@ -177,7 +178,7 @@ def report(rows: list[dict], options) -> str:
              f"{date.today()}; {processor}, {load}; device {', '.join(sorted({row['device'] for row in rows}))}; "
              f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}. `balanced`, 672 x 672 "
              f"pixels, batch size {options.batch_size}, median of {options.rounds} interleaved rounds. "
-             f"Made by `python benchmarks/extract.py{' --real' * options.real}`.", "",
+             f"Made by `python tests/benchmarks/extract.py{' --real' * options.real}`.", "",
              "`extract` reads all layers and poolings and the lens with and without the norm, and writes them into a "
              f"store that is flushed every {extraction.COMMIT_SECONDS} s. `all states` moves every state to the CPU "
              "(`output_hidden_states=True`) and pools there.", "",

@@ -1,4 +1,4 @@
-"""Draw the picture that explains the project: `python tools/picture.py` writes `nbs/images/seeing-or-saying.svg`.
+"""Draw the picture that explains the project: `python nbs/_site/picture.py` writes `nbs/images/seeing-or-saying.svg`.
 
 Its numbers come from the study of planted faults that ships with the package (`load_planted`); none is typed here.
 """
@@ -17,7 +17,7 @@ from vlm_counting.figures import COLOURS, FAINT, GRID, INK, Picture, style
 from vlm_counting.stimuli import COLOURS as PAINT
 from vlm_counting.stimuli import SHAPES, Scene
 
-FILE = Path(__file__).resolve().parents[1] / "nbs" / "images" / "seeing-or-saying.svg"
+FILE = Path(__file__).resolve().parents[2] / "nbs" / "images" / "seeing-or-saying.svg"
 TWINS = {  # recipe of the study, at its highest dose -> what the picture says of it
     "none": ("healthy", "it counts"),
     "say_bias": ("output layer broken", "sees it, often errs"),

@@ -1,9 +1,9 @@
 """A sweep on four workers, one killed while it reads states and one while it probes, against a sweep in turn.
 
-`python benchmarks/sweep.py` runs the same grid twice, compares all tables, predictions, states and pictures byte for
-byte, and writes benchmarks/sweep.md. Then two hosts, made of network namespaces (needs root on Linux; two processes of
-one machine elsewhere), share a results folder and one scheduler: the worker on its host is killed, and the other host
-does the rest. The same with one verb and one model is in tests/test_sweeps.py.
+`python tests/benchmarks/sweep.py` runs the same grid twice, compares all tables, predictions, states and pictures
+byte for byte, and writes sweep.md. Then two hosts, made of network namespaces (needs root on Linux; two processes
+of one machine elsewhere), share a results folder and one scheduler: the worker on its host is killed, and the other
+host does the rest. The same with one verb and one model is in tests/test_sweeps.py.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from clusters import dask_on, start_on, two_hosts  # noqa: E402
 
 MODELS = ["tiny-clip", "tiny-qwen2-vl"]
@@ -130,7 +130,7 @@ def main() -> None:
     text = [
         "# A sweep whose workers are killed",
         "",
-        f"{datetime.date.today()}, 2 shared {platform.machine()} cores. `python benchmarks/sweep.py`",
+        f"{datetime.date.today()}, 2 shared {platform.machine()} cores. `python tests/benchmarks/sweep.py`",
         "",
         f"`{' '.join(['vlm-counting', 'sweep', *GRID])}`, in turn and with `--workers {WORKERS}`.",
         "",

@@ -1,11 +1,11 @@
 """How fast `fit_head` trains an output layer, against a plain loop in the manner of the paper's release.
 
-Run `python benchmarks/train_head.py`. It prints a table and writes benchmarks/train_head.json and .md.
+Run `python tests/benchmarks/train_head.py`. It prints a table and writes train_head.json and .md.
 
-The plain loop is PyTorch's own: a DataLoader over (state, token) pairs, `torch.nn.Linear`, `torch.optim.AdamW` as it
-comes, and after each batch every prediction is decoded by a tokenizer and read as a number, as the release does to
-know its accuracy. Both loops see the same batches in the same order, in float32; the table says how far their losses
-are apart. They take turns epoch by epoch, so that a busy machine is busy for both.
+The plain loop is PyTorch's own: a DataLoader over (state, token) pairs, `torch.nn.Linear`, `torch.optim.AdamW` as
+it comes, and after each batch every prediction is decoded by a tokenizer and read as a number, as the release does
+to know its accuracy. Both loops see the same batches in the same order, in float32; the table says how far their
+losses are apart. They take turns epoch by epoch, so that a busy machine is busy for both.
 
 `--real` is for a GPU: the head of Qwen2-VL-7B (152,064 x 3,584) and 4,860 states, and the time of 50 epochs.
 """
@@ -122,7 +122,7 @@ def main() -> None:
         json.dumps({"device": name, "versions": versions(), "rows": rows}, indent=1) + "\n"
     )
     text = (
-        f"# Training the output layer\n\n{head} Made by `python benchmarks/train_head.py`.\n\n"
+        f"# Training the output layer\n\n{head} Made by `python tests/benchmarks/train_head.py`.\n\n"
         "`ours` is `fit_head`; `plain` is PyTorch's own loop as the paper's release has it: a DataLoader, "
         "`torch.nn.Linear`, `AdamW` as it comes, and every prediction decoded by a tokenizer and read as a number. "
         "Both see the same batches in the same order, in float32.\n"

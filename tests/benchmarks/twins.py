@@ -1,8 +1,8 @@
 """Layers and output layer of every shipped twin: what was found, and how long it took.
 
-Run `python benchmarks/twins.py`. It runs the verbs `extract` and `probe` on all seven twins and `train` on the five
-that write, as `vlm-counting run` does with its defaults, and writes benchmarks/twins.json and benchmarks/twins.md. What
-is finished already is not repeated; its seconds are those of the first time.
+Run `python tests/benchmarks/twins.py`. It runs the verbs `extract` and `probe` on all seven twins and `train` on
+the five that write, as `vlm-counting run` does with its defaults, and writes twins.json and twins.md. What is
+finished already is not repeated; its seconds are those of the first time.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def read_row(name: str, row: dict) -> str:
 
 def report(read: dict, trained: dict, machine: str) -> str:
     "All of it as Markdown."
-    lines = [f"# Every twin\n\n{date.today()}; {machine}. Made by `python benchmarks/twins.py`.\n"]
+    lines = [f"# Every twin\n\n{date.today()}; {machine}. Made by `python tests/benchmarks/twins.py`.\n"]
     lines += ["## What can be read from the layers, and what the controls leave of it\n"]
     lines += ["216 pictures of `balanced`. Percent of the counts read on new layouts, at best over probes, layers and "
               "poolings (a maximum, so a little too high), and at best from each control. The control task is left "

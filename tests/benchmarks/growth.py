@@ -1,10 +1,10 @@
 """How time and memory of each verb grow with the number of samples: 1,000, 4,000 and all 17,496 of `balanced`.
 
-`OMP_NUM_THREADS=1 python benchmarks/growth.py` runs every verb on a twin in results and data folders of its own, one
-after the other, as the command line does, and writes benchmarks/growth.json and benchmarks/growth.md. What is measured
-is kept row by row: started again, it goes on with what is missing (`--again` measures all). Time is that of the
-processors, of a command with all its processes: other work on the machine does not count. Memory is the peak of the
-largest process.
+`OMP_NUM_THREADS=1 python tests/benchmarks/growth.py` runs every verb on a twin in results and data folders of its
+own, one after the other, as the command line does, and writes growth.json and growth.md. What is measured is kept
+row by row: started again, it goes on with what is missing (`--again` measures all). Time is that of the processors,
+of a command with all its processes: other work on the machine does not count. Memory is the peak of the largest
+process.
 
 `probe` on a twin has 128 numbers a state; a model of seven billion weights has 3,584, where a Gram matrix pays.
 So the last row probes one such representation of random numbers, with the same function.
@@ -114,7 +114,7 @@ def write(rows: dict) -> None:
     lines = [
         "# How the verbs grow with the number of samples",
         "",
-        f"{about}. Made by `python benchmarks/growth.py`.",
+        f"{about}. Made by `python tests/benchmarks/growth.py`.",
         "",
     ]
     lines += [

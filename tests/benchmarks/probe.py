@@ -1,19 +1,18 @@
 """How fast the paper's probe is read, fitted and tested, and how much memory its full size takes.
 
-Run `OMP_NUM_THREADS=1 python benchmarks/probe.py`. It prints tables and writes benchmarks/probe.json and probe.md.
+Run `OMP_NUM_THREADS=1 python tests/benchmarks/probe.py`. It prints tables and writes probe.json and probe.md.
 
 1. Speed: `probing.svm` (one Gram matrix a representation) against scikit-learn's SVC(kernel="linear", C=1), both at
-   the library's default tolerance, three folds by the paper's rule, fit and predict. Both take turns in one process
-   with one thread; processor seconds, median of three rounds (`--rounds`). The states are simulated as real ones
-   look: 24 entity offsets (6 for n = 4,374), power-law spectrum, class signal of rank 8, four dimensions of size 100.
-   Where the row says so, these four also vary more than the others, which makes the solver's work harder
-   on both sides.
-2. Reading: one representation out of a store of plain .npy files, against a pickle stream of one dict a sample, as
-   the paper's release writes it and reads it. `posix_fadvise` drops the files from memory before each reading (cold),
-   where the system has it; warm is a reading without that.
-3. Memory: a store of 100 representations of 17,496 x 3,584 float32. Two are written in full, the others are sparse
-   files (holes read as zeros), because 25 GB of disk would prove nothing more. Another process opens it, looks at one
-   number of each and probes the two full ones with `probe_layers`; its peak resident memory is the figure.
+the library's default tolerance, three folds by the paper's rule, fit and predict. Both take turns in one process
+with one thread; processor seconds, median of three rounds (`--rounds`). The states are simulated as real ones look:
+24 entity offsets (6 for n = 4,374), power-law spectrum, class signal of rank 8, four dimensions of size 100. Where
+the row says so, these four also vary more than the others, which makes the solver's work harder on both sides. 2.
+Reading: one representation out of a store of plain .npy files, against a pickle stream of one dict a sample, as the
+paper's release writes it and reads it. `posix_fadvise` drops the files from memory before each reading (cold),
+where the system has it; warm is a reading without that. 3. Memory: a store of 100 representations of 17,496 x 3,584
+float32. Two are written in full, the others are sparse files (holes read as zeros), because 25 GB of disk would
+prove nothing more. Another process opens it, looks at one number of each and probes the two full ones with
+`probe_layers`; its peak resident memory is the figure.
 
 `--quick` tries all parts with small sizes and writes nothing.
 """
@@ -249,7 +248,7 @@ def report(speed: list[dict], reading: dict, memory: dict, rounds: int) -> str:
     lines = [
         "# Probing: time and memory", "",
         f"{date.today()}; {machine}; scikit-learn {sklearn.__version__}, numpy {np.__version__}. "
-        "Made by `OMP_NUM_THREADS=1 python benchmarks/probe.py`.", "",
+        "Made by `OMP_NUM_THREADS=1 python tests/benchmarks/probe.py`.", "",
         f"The paper's probe, three folds, fit and predict, processor seconds (median of {rounds} rounds, by turns), "
         "default tolerance. Four dimensions have size 100; where they vary more than the others, the solver needs "
         "more steps on both sides, and no matrix saves those.", "",

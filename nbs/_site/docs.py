@@ -1,4 +1,4 @@
-"""Render the docs site into `_docs` from the root `_quarto.yml`: `python tools/docs.py`.
+"""Render the docs site into `_docs` from the root `_quarto.yml`: `python nbs/_site/docs.py`.
 
 Notebooks go through nbdev's own processors first (signatures, folded source, hidden cells), then to Quarto where it is
 installed and to smalldocs otherwise. Nothing is executed: pages show the outputs that are saved in the notebooks.
@@ -20,10 +20,10 @@ import textwrap
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"nbs/(?:\d+_\w+/)?\d+[a-z]*_")  # a page's name has neither the part nor the number
 PAGES = {"CITATION.cff": "citation", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog",
-         "benchmarks/": "benchmarks"}  # not notebooks  # fmt: skip
+         "tests/benchmarks/": "benchmarks"}  # not notebooks  # fmt: skip
 
 PICTURES = {"image/png", "image/jpeg"}
 
@@ -118,7 +118,7 @@ def fix_links(
             place = NUMBER.sub("nbs/", place)
         elif place in PAGES or f"{place}/" in PAGES:
             place = f"nbs/{PAGES.get(place) or PAGES[f'{place}/']}.md"
-        elif re.fullmatch(r"benchmarks/\w+\.md", place):
+        elif re.fullmatch(r"tests/benchmarks/\w+\.md", place):
             place, sign, anchor = "nbs/benchmarks.md", "#", Path(place).stem
         else:
             return f"]({source_url}/{place}{sign}{anchor})"
@@ -354,7 +354,7 @@ def bibtex(
 
 
 def benchmarks_page(
-    folder: Path,  # benchmarks/
+    folder: Path,  # tests/benchmarks/
 ) -> str:  # Markdown
     "All that was measured, on one page: each file a section under its own name."
     lines = ["---", "title: Benchmarks", "---", "", "What was measured, on which day and machine, by which script.", ""]
@@ -429,9 +429,9 @@ def stage(
     source_url = f"https://github.com/{values['user']}/{values['repo']}/blob/{values['branch']}"
     (folder / "nbs").mkdir(parents=True)
     (folder / "_quarto.yml").write_text(NUMBER.sub("nbs/", (root / "_quarto.yml").read_text(encoding="utf-8")))
-    (folder / "tools").mkdir()
+    (folder / "nbs" / "_site").mkdir()
     for file in ("docs.css", "favicon.svg"):
-        shutil.copy(root / "tools" / file, folder / "tools")
+        shutil.copy(root / "nbs" / "_site" / file, folder / "nbs" / "_site")
     if (root / "nbs" / "images").exists():
         shutil.copytree(root / "nbs" / "images", folder / "nbs" / "images")
     for file, page in PAGES.items():

@@ -1,7 +1,8 @@
 """A real run, killed with SIGKILL at thirty random moments and started again, against one that was left alone.
 
-`python benchmarks/killed_runs.py` prints one line per kill and writes benchmarks/killed_runs.md. The toy version in
-tests/test_evaluation.py runs with every test; this one goes through console command, papermill, kernel and tiny twin.
+`python tests/benchmarks/killed_runs.py` prints one line per kill and writes killed_runs.md. The toy version in
+tests/test_evaluation.py runs with every test; this one goes through console command, papermill, kernel and tiny
+twin.
 """
 
 import datetime
@@ -74,7 +75,7 @@ def main() -> None:
     text = [
         f"# A run killed {KILLS} times",
         "",
-        f"{datetime.date.today()}, 2 shared x86-64 cores. `python benchmarks/killed_runs.py`",
+        f"{datetime.date.today()}, 2 shared x86-64 cores. `python tests/benchmarks/killed_runs.py`",
         "",
         f"`{' '.join(['vlm-counting', *COMMAND[1:]])}`, started again after every SIGKILL of the whole process group.",
         "",

@@ -1,6 +1,6 @@
 """How fast pictures are planned, drawn and written, and how large they are.
 
-Run `python benchmarks/stimuli.py`. It draws each family into a temporary folder and writes benchmarks/stimuli.md.
+Run `python tests/benchmarks/stimuli.py`. It draws each family into a temporary folder and writes stimuli.md.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
         "",
         f"{date.today()}; {options.workers} worker processes on {os.cpu_count()} shared {platform.machine()} cores; "
         f"Python {platform.python_version()}, Pillow {PIL.__version__}; 672 x 672 pixels. "
-        "Made by `python benchmarks/stimuli.py`.",
+        "Made by `python tests/benchmarks/stimuli.py`.",
         "",
         "Images per second count everything: planning, drawing, encoding, hashing, writing files and manifest.",
         "",
