@@ -1232,7 +1232,7 @@ def plot_dose_response(
     ax, ill = ax or new_axes(5.6, 3.2), rows[rows["fault"] != "none"]
     order = _faults([*later("faults").CAUSES, *ill["fault"]])[
         1:
-    ]  # a fault keeps its colour, whichever others are drawn
+    ]  # a fault keeps its colour, whatever else is drawn
     start = _by_step(rows[rows["fault"] == "none"].assign(step=0), evidence)
     shown, series = [start], _series(ill, "fault", order)
     for i, (fault, colour, marker, group) in enumerate(series):
