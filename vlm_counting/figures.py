@@ -1230,9 +1230,7 @@ def plot_dose_response(
     rows, name = rows.dropna(subset=[evidence]), (names or {}).get(evidence, evidence.replace("_", " "))
     check_table(rows, (), make=f"twins that have '{evidence}'")
     ax, ill = ax or new_axes(5.6, 3.2), rows[rows["fault"] != "none"]
-    order = _faults([*later("faults").CAUSES, *ill["fault"]])[
-        1:
-    ]  # a fault keeps its colour, whatever else is drawn
+    order = _faults([*later("faults").CAUSES, *ill["fault"]])[1:]  # a fault keeps its colour, whatever else is drawn
     start = _by_step(rows[rows["fault"] == "none"].assign(step=0), evidence)
     shown, series = [start], _series(ill, "fault", order)
     for i, (fault, colour, marker, group) in enumerate(series):
