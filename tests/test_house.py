@@ -492,7 +492,7 @@ def test_sidebar_names_every_notebook_once():
     for group, part in zip(groups, PARTS, strict=True):
         assert all(page.startswith(f"nbs/{part}/") for page in sections[group]), f"{group} holds more than {part}"
     assert set(sections["Commands"]) == {f"nbs/{path.name}" for path in VERBS}
-    table = (ROOT / "README.md").read_text().partition("## The rooms")[2]
+    table = (ROOT / "README.md").read_text().partition("## The notebooks")[2]
     readme_rooms = re.findall(r"^\| .*?\| \[\w+\]\((nbs/\d\w+/\d\w+\.ipynb)\)", table, re.MULTILINE)
     assert readme_rooms == rooms, "the README's table of rooms has another order than the sidebar"
 

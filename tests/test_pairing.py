@@ -203,6 +203,7 @@ def test_captions_that_nobody_writes_do_not_count():
     assert contrastive.pairing_loss(better, matches, taught)[0] < contrastive.pairing_loss(scores, matches, taught)[0]
 
 
+@pytest.mark.slow
 def test_same_upbringing_same_weights(tmp_path):
     "Also with the tower taken over from itself: the writer's chance goes on as if it had learned to see here."
     upbringing = world.shorten(world.upbringing_for("tiny-coca"), 0.002)

@@ -86,6 +86,7 @@ def test_a_tower_raised_otherwise_is_refused(tmp_path):
         world.raise_twin(other, tmp_path / "new", tower=tmp_path / name)
 
 
+@pytest.mark.slow
 def test_a_tower_taken_over_gives_the_same_twin(tmp_path):
     upbringing = world.shorten(world.upbringing_for("tiny-llava-next-interleave"), 0.002)
     world.raise_twin(upbringing, tmp_path / "first")

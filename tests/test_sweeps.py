@@ -445,6 +445,7 @@ def test_control_c_leaves_what_is_done_and_says_how_to_go_on(fake, workers):
     assert [cell.state for cell in plan_sweep({"verb": "fake", "name": "a,b"})] == ["done", "begun"]
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_its_worker_three_times_is_given_up_and_the_others_are_not(fake):
     (fake / "kill-b").write_text("")
     status, out, err = call(fake, "verb=fake,reader", "name=a,b", "--workers", "2")
@@ -457,6 +458,7 @@ def test_a_cell_that_kills_its_worker_three_times_is_given_up_and_the_others_are
 REAL = ("verb=evaluate", "model=tiny-clip", "limit=18", "batch_size=1")  # of a real verb
 
 
+@pytest.mark.slow
 def test_a_host_lost_in_the_middle_changes_no_byte(tmp_path):
     """A real verb, once alone, and once with two hosts and one scheduler, of which the host that asks is killed.
 
