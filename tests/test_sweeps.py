@@ -533,7 +533,7 @@ def test_the_example_for_slurm_makes_jobs_that_work(tmp_path, monkeypatch):
 
     texts = [
         cell["source"]
-        for cell in cells(ROOT / "nbs" / "6_running" / "68_terminal.ipynb")
+        for cell in cells(ROOT / "nbs" / "6_running" / "64_sweeps.ipynb")
         if cell["cell_type"] == "markdown"
     ]
     example = next(match[1] for text in texts if (match := re.search(r"```python\n(.*SLURMCluster.*?)```", text, re.S)))

@@ -26,9 +26,6 @@ __getattr__ = moved(
     ),
 )
 
-# %% ../nbs/2_answers/26_statistics.ipynb #11f02644
-#| export
-
 # %% ../nbs/2_answers/26_statistics.ipynb #42a7bb1f
 RULES = {"strict": "count", "paper": "count_paper"}  # parser -> field of `Prediction`; others are in its `counts`
 LARGEST = 2**53  # an answer of more digits is stored as this one: still far off, but safe in a float
