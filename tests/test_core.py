@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -339,3 +342,65 @@ def test_two_classes_of_one_kind_have_hashes_of_their_own():
             return x + 1
 
     assert len({code_hash(kind) for kind in (Parent, Child, Other)}) == 3 and code_hash(Child()) == code_hash(Child())
+
+
+def test_a_class_is_known_by_all_that_stands_in_it():
+    "Attributes, static methods, properties; of things that `repr` cuts short, all."
+
+    def made(**inside):
+        return type("Mine", (), inside)
+
+    kinds = [made(k=1), made(k=2), made(f=staticmethod(lambda x: x)), made(f=classmethod(lambda x: x))]
+    kinds += [made(f=staticmethod(lambda x: -x)), made(p=property(lambda x: 1)), made(p=property(lambda x: 2))]
+    assert len({code_hash(kind) for kind in kinds}) == len(kinds)
+    long = [re.compile("a" * 300 + end) for end in "bc"]
+    assert code_hash(long[0]) != code_hash(long[1]) and code_hash(itemgetter(1)) != code_hash(itemgetter(2))
+
+
+def test_who_takes_over_a_folder_that_holds_nothing_inherits_nothing(tmp_path):
+    "A run of an old version failed at once; ours was interrupted later: it is ours that goes on."
+    replace(RECORD, status="failed", sessions=[{"versions": {"vlm_counting": "0.5.0"}}]).save(tmp_path)
+    with pytest.raises(KeyboardInterrupt), claim_folder(replace(RECORD, weights="other"), tmp_path):
+        write_atomic(tmp_path / "predictions.jsonl", "precious")
+        raise KeyboardInterrupt
+    with claim_folder(replace(RECORD, weights="other"), tmp_path):
+        pass
+    assert len(RunRecord.load(tmp_path).sessions) == 2
+
+
+def test_parts_of_two_versions_are_not_joined(tmp_path):
+    for number, version in ((1, "0.5.0"), (2, "0.6.0")):
+        part = tmp_path / f"part-{number}-of-2"
+        part.mkdir()
+        replace(RECORD, status="finished", sessions=[{"versions": {"vlm_counting": version}}]).save(part)
+    with pytest.raises(FileExistsError, match="part-1-of-2 was begun by version 0.5.0"):
+        with claim_folder(replace(RECORD), tmp_path):
+            pass
+
+
+def test_one_may_delete_what_was_set_aside(tmp_path):
+    for number in range(4):
+        with claim_folder(replace(RECORD, weights=str(number)), tmp_path, overwrite=True):
+            pass
+    shutil.rmtree(tmp_path / "replaced-1")
+    with claim_folder(replace(RECORD, weights="5"), tmp_path, overwrite=True):
+        pass
+    assert {"replaced", "replaced-2", "replaced-3"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("place", ["nowhere.png", "."])
+def test_an_image_that_is_not_there_is_named_with_its_sample(tmp_path, place):
+    with pytest.raises(FileNotFoundError, match=r"No image at .* for sample 'set/1'.*mistyped"):
+        fingerprint([Sample("set/1", tmp_path / place, "How many?", 1)])
+
+
+def test_functions_of_one_s_own_identify_a_run_by_command_too(tmp_path):
+    "A command knows its parameters already; what it cannot know of them is kept beside them."
+    known = RunRecord("evaluate", {"model": "m", "parser": "mine"})
+    one, two = (describe_run("evaluate", {"parser_code": code}, known=known) for code in ("abc", "abd"))
+    assert one.parameters == known.parameters and one.code == {"parser_code": "abc"}
+    with claim_folder(one, tmp_path):
+        write_atomic(tmp_path / "predictions.jsonl", "precious")
+    with pytest.raises(FileExistsError, match="code is .*abd.* now and was .*abc"), claim_folder(two, tmp_path):
+        pass
+    assert "code" not in json.loads(RECORD.save(tmp_path / "other").read_text())

@@ -716,6 +716,9 @@ def _check_factors(sample: Sample) -> None:
             ) from None
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #1bc56dd8
+_CODES = {}  # id of a parser -> the parser and its hash, before it has read anything: it may count what it reads
+
+
 def _check_parser(parser: object) -> dict[str, str]:
     "What tells a parser of one's own from others of its name. `TypeError` for a function; `UnknownName`."
     if not isinstance(parser, str):
@@ -725,7 +728,11 @@ def _check_parser(parser: object) -> dict[str, str]:
             f'PARSERS.add("{name}", ...), and say parser="{name}".'
         )
     parse = PARSERS[parser]
-    return {} if parser in ALWAYS else {"parser_code": code_hash(parse)}
+    if parser in ALWAYS:
+        return {}
+    if id(parse) not in _CODES:
+        _CODES[id(parse)] = parse, code_hash(parse)
+    return {"parser_code": _CODES[id(parse)][1]}
 
 
 def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> dict:

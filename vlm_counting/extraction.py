@@ -78,7 +78,7 @@ def last_of(
     return mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
 
 
-POOLINGS = Registry("pooling", "Add one in 06_extraction.ipynb.")
+POOLINGS = Registry("pooling", "Add one in nbs/3_states/30_extraction.ipynb.")
 POOLINGS.add("mean", Pooling(("real",), lambda real: real))
 POOLINGS.add("last", Pooling(("prompt",), last_of))
 POOLINGS.add("image_mean", Pooling(("image",), lambda image: image))

@@ -59,7 +59,7 @@ class Fault:
     make: Callable  # (vlm, dose, rng, samples) -> None: changes the model that it is given
 
 
-FAULTS = Registry("fault", "Add one in 09_diagnosis.ipynb.")
+FAULTS = Registry("fault", "Add one in nbs/4_diagnosis/40_faults.ipynb.")
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #c04deb28
 def plant(

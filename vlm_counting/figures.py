@@ -43,7 +43,7 @@ from vlm_counting.core import (
 from .statistics import interval
 
 # %% ../nbs/5_paper/56_figures.ipynb #ba798d65
-FIGURES = Registry("figure", "Add one in 11_figures.ipynb.")
+FIGURES = Registry("figure", "Add one in nbs/5_paper/56_figures.ipynb.")
 INK, FAINT, GRID = "#1a1a1a", "#595959", "#dddddd"  # text, captions, lines behind the data
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one a colour, so that a grey print still tells the series apart
@@ -577,7 +577,7 @@ def _by_colour_and_shape(rows: pd.DataFrame, columns: tuple[str, ...]) -> pd.Dat
         if strange := sorted(set(rows[column]) - set(known)):
             raise ValueError(
                 f"Unknown {column} '{strange[0]}'; this figure draws {', '.join(known)}. "
-                f"Leave those rows out, or add the {column} in 11_figures.ipynb."
+                f"Leave those rows out, or add the {column} in nbs/5_paper/56_figures.ipynb."
             )
         rows[column] = pd.Categorical(rows[column], categories=[name for name in known if name in set(rows[column])])
     return rows.sort_values(["colour", "shape"])

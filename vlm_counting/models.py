@@ -106,7 +106,9 @@ def twins_dir() -> Path:
     return Path(find_spec("vlm_counting").origin).parent / "twins"
 
 
-MODELS = Registry("model", "A local folder or 'hf:org/name' will do as well; add an entry in 03_models.ipynb.")
+MODELS = Registry(
+    "model", "A local folder or 'hf:org/name' will do as well; add an entry in nbs/2_answers/20_models.ipynb."
+)
 
 QWEN2_VL = ModelSpec(
     repo="Qwen/Qwen2-VL-7B-Instruct",
@@ -245,7 +247,7 @@ def prompt_text(
     if not processor.chat_template:
         raise ValueError(
             "This checkpoint has no chat template, so nobody knows how to ask it. Add an entry with `prompt=` "
-            "to MODELS in 03_models.ipynb."
+            "to MODELS in nbs/2_answers/20_models.ipynb."
         )
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
@@ -744,7 +746,7 @@ def _below(spec: ModelSpec, module, what: str):
     if found is None:
         raise AttributeError(
             f"{type(module).__name__} of '{spec.repo}' has no '{path}' for its {what}. Say where it is, {what}='...', "
-            "in its ModelSpec in 03_models.ipynb."
+            "in its ModelSpec in nbs/2_answers/20_models.ipynb."
         )
     return found
 

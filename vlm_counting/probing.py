@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -259,7 +260,9 @@ def _read_fold(
     return (_pairs_fold if shared else _plain_fold)(features, labels, train, test, tolerance)
 
 # %% ../nbs/3_states/32_probing.ipynb #eba014d6
-PROBES = Registry("probe", "An estimator will do as well: probe=LogisticRegression(). Or add one in 07_probing.ipynb.")
+PROBES = Registry(
+    "probe", "An estimator will do as well: probe=LogisticRegression(). Or add one in nbs/3_states/32_probing.ipynb."
+)
 FEW_DIMENSIONS = 256  # below this a shared Gram matrix does not pay
 
 
@@ -453,13 +456,20 @@ def _named(probes: Iterable, seed: int) -> dict[str, Callable]:
 BUILT_IN = ("svm", "svm_standardised", "logistic", "ridge")
 
 
+def _own_parts(model: object) -> list:
+    "The estimator, and what it is made of, as far as no library has it: functions, and things of classes of one's own."
+    parts = [model, *(model.get_params(deep=True).values() if hasattr(model, "get_params") else ())]
+    library = lambda part: type(part).__module__.partition(".")[0] in {"builtins", "numpy", "scipy", "sklearn"}  # noqa: E731
+    return [part for part in parts if not library(part) or hasattr(part, "__code__")]
+
+
 def _probe_codes(probes: dict[str, Callable]) -> dict[str, str]:
     "What tells a probe of one's own from others of its name."
     codes = {}
     for name, fit in probes.items():
         if isinstance(fit, Estimator):
-            text, of_library = _written(fit.model), type(fit.model).__module__.startswith("sklearn.")
-            parts = [text] * (text != name) + [] if of_library else [code_hash((type(fit.model), fit.model))]
+            text = _written(fit.model)
+            parts = [text] * (text != name) + [code_hash((type(part), part)) for part in _own_parts(fit.model)]
             codes |= {name: " ".join(parts)} if parts else {}
         elif name not in BUILT_IN:
             codes[name] = code_hash(fit)
@@ -1554,7 +1564,9 @@ def _plan(
 def _probes(asked: object) -> list:
     "One probe or several; a pair of a new name and a probe is one."
     new = isinstance(asked, tuple) and len(asked) == 2 and isinstance(asked[0], str) and asked[0] not in PROBES
-    return [asked] if new and not isinstance(asked[1], str) else _several(asked)
+    if new and get_close_matches(asked[0], PROBES):
+        raise UnknownName(unknown("probe", asked[0], PROBES, "A name of your own has to differ more."))
+    return [asked] if new and (not isinstance(asked[1], str) or asked[1] in PROBES) else _several(asked)
 
 
 def _check_names(probes: dict[str, Callable]) -> None:
@@ -1622,7 +1634,10 @@ def probe(
         warnings.warn(note, stacklevel=2)
     if path is not None:
         _check_names(plan.probes)
-    path, record = Path(path).expanduser() if path is not None else None, run or plan.record
+    path, record = Path(path).expanduser() if path is not None else None, plan.record
+    if run:
+        codes = record.parameters.get("probe_code")
+        record = replace(run, code={"probe_code": codes} if codes else {})
     plan, engine = replace(plan, record=record, folder=path), {"jobs": jobs, "client": client, "progress": progress}
     with claim_folder(record, path, overwrite) if path else nullcontext():
         return _fill(plan, tasks, keys, untrained, samples, engine)

@@ -407,7 +407,7 @@ def _record(verb: str, parameters: dict) -> RunRecord:
 
 def _as_known(record: RunRecord, earlier: RunRecord) -> RunRecord:
     "A record with what is not known before a model and a dataset are read taken from an earlier one."
-    unread = ("model", "weights", "processor", "dataset", "fingerprint")  # compared when the folder is claimed
+    unread = ("model", "weights", "processor", "dataset", "fingerprint", "code")  # compared when the folder is claimed
     return replace(record, **{name: getattr(earlier, name) for name in unread})
 
 

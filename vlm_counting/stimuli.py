@@ -92,7 +92,7 @@ def shape_mask(
 ) -> np.ndarray:  # (side, side) bool, True = painted
     "The pixels of a shape, hard-edged, with a margin of 7 % on every side. `KeyError` for an unknown shape."
     if shape not in SHAPES:
-        raise UnknownName(unknown("shape", shape, SHAPES, "Add one to SHAPES in 01_stimuli.ipynb."))
+        raise UnknownName(unknown("shape", shape, SHAPES, "Add one in nbs/1_data/12_stimuli.ipynb."))
     picked = (2 * np.arange(side) + 1) * 1200 // (2 * side) - 84
     mask = np.zeros((side, side), dtype=bool)
     for corners in SHAPES[shape]:
@@ -121,9 +121,9 @@ class Entity:
 
     def __post_init__(self):
         if self.colour not in COLOURS:
-            raise UnknownName(unknown("colour", self.colour, COLOURS, "Add one to COLOURS in 01_stimuli.ipynb."))
+            raise UnknownName(unknown("colour", self.colour, COLOURS, "Add one in nbs/1_data/12_stimuli.ipynb."))
         if self.shape not in SHAPES:
-            raise UnknownName(unknown("shape", self.shape, SHAPES, "Add one to SHAPES in 01_stimuli.ipynb."))
+            raise UnknownName(unknown("shape", self.shape, SHAPES, "Add one in nbs/1_data/12_stimuli.ipynb."))
         side = self.size if self.size in ("large", "small") else whole_number(self.size) or 0
         if side not in ("large", "small") and side < 1:
             raise ValueError(f"size is {self.size!r}, expected 'large', 'small' or a number of pixels above 0.")
@@ -534,7 +534,9 @@ def contact_sheet(
     return sheet
 
 # %% ../nbs/1_data/12_stimuli.ipynb #930218f5
-FAMILIES = Registry("stimulus family", "Add one in 01_stimuli.ipynb.")  # name -> function from a `Plan` to rows
+FAMILIES = Registry(
+    "stimulus family", "Add one in nbs/1_data/12_stimuli.ipynb."
+)  # name -> function from a `Plan` to rows
 
 
 class Layout(NamedTuple):

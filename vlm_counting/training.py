@@ -284,7 +284,7 @@ class Part:
     merge: Callable  # (head, ids, tensors) -> Head
 
 
-PARTS = Registry("part", "Add one in 08_training.ipynb.")
+PARTS = Registry("part", "Add one in nbs/3_states/34_training.ipynb.")
 
 
 def _bias(head: Head):

@@ -257,7 +257,7 @@ class Claim:
     average: bool = True  # is the mean over models of interest?
 
 
-CLAIMS = Registry("claim", "Add one in 18_findings.ipynb.")
+CLAIMS = Registry("claim", "Add one in nbs/5_paper/54_findings.ipynb.")
 
 
 def claim(

@@ -121,7 +121,7 @@ def inventory(
     return pd.DataFrame(rows, columns=["source", "model", "experiments", "answers", "layers"])
 
 # %% ../../nbs/5_paper/58_pages.ipynb #c621fc4f
-PAGES = Registry("page", "Add one in 20_pages.ipynb: a function from a Material to pictures by name.")
+PAGES = Registry("page", "Add one in nbs/5_paper/58_pages.ipynb: a function from a Material to pictures by name.")
 SPREAD = "population std over models"
 
 

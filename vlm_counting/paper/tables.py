@@ -51,7 +51,9 @@ def pick(
     return rows[["model", "set", "entity", "target", "value"]]
 
 # %% ../../nbs/5_paper/52_tables.ipynb #5becda92
-TABLES = Registry("table", "Add one in 17_tables.ipynb: a function of the cells that returns one row a model.")
+TABLES = Registry(
+    "table", "Add one in nbs/5_paper/52_tables.ipynb: a function of the cells that returns one row a model."
+)
 
 
 def _models(table: pd.DataFrame) -> pd.DataFrame:

@@ -306,7 +306,7 @@ class Architecture:
     upbringing: dict = field(default_factory=dict)  # where it differs from `Upbringing`'s defaults
 
 
-ARCHITECTURES = Registry("twin", "Add one with ARCHITECTURES.add(...), as in 15_siblings.ipynb.")
+ARCHITECTURES = Registry("twin", "Add one with ARCHITECTURES.add(...), as in nbs/7_tiny/78_generative.ipynb.")
 
 
 def upbringing_for(
