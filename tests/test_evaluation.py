@@ -269,3 +269,19 @@ def test_saving_leaves_the_evaluation_as_it_is(tmp_path):
     done.save(tmp_path)
     assert done.record.sessions == [] and done.record.status == "new"
     assert len(json.loads((tmp_path / "run.json").read_text())["sessions"]) == 1
+
+
+def test_a_parser_that_counts_what_it_reads_goes_on_in_its_folder(tmp_path, monkeypatch):
+    "Its state makes it no other parser."
+    monkeypatch.setattr(PARSERS, "_items", dict(PARSERS._items))
+
+    class Mine:
+        seen = 0
+
+        def __call__(self, text):
+            self.seen += 1
+            return 3
+
+    PARSERS.add("counting", mine := Mine())
+    done = [evaluate(Echo(), few(), tmp_path, parser="counting", progress=False) for _ in range(2)]
+    assert mine.seen and done[0].predictions == done[1].predictions

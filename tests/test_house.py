@@ -508,3 +508,12 @@ def test_citation_names_paper_and_data():
     assert all(item["authors"] and item["type"] for item in cff["references"])
     licences = {item["title"]: item.get("license") for item in cff["references"]}
     assert licences["PixMo-Count"] == "ODC-By-1.0"
+
+
+def test_messages_name_notebooks_that_exist():
+    "An error that says where to add something is advice that somebody follows."
+    for module in order():
+        text = module_file(module).read_text(encoding="utf-8")
+        named = re.findall(r"(?<!\.\./)\b([\w/]*\w\.ipynb)\b", re.sub(r"(?m)^# %%.*$|File to edit: .*$", "", text))
+        wrong = [name for name in named if re.match(r"nbs/\d|\d\d_", name) and not (ROOT / name).exists()]
+        assert not wrong, f"{module} names {wrong[0]}, which is not there"

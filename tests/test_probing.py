@@ -33,7 +33,8 @@ from sklearn.svm import SVC, LinearSVC
 
 import vlm_counting as vc
 from vlm_counting import probing
-from vlm_counting.probing import Features, Task, controls, folds, probe_layers, read_counts
+from vlm_counting.core import UnknownName
+from vlm_counting.probing import Features, Task, controls, find_probe, folds, probe_layers, read_counts
 from vlm_counting.statistics import compare, score
 from vlm_counting.stimuli import generate
 
@@ -1385,3 +1386,32 @@ def test_arrays_that_are_none_are_refused(given, message):
     x, y = plain_states()
     with pytest.raises((TypeError, ValueError), match=message):
         probing.probe(**{"states": x, "targets": y} | given, **QUICK)
+
+
+def test_own_code_inside_an_estimator_of_a_library_identifies_it():
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    def code(change):
+        def turned(x):
+            return x * change
+
+        return probing._probe_codes(dict([find_probe(("mine", make_pipeline(FunctionTransformer(turned), Ridge())))]))
+
+    assert code(1) == code(1) != code(2)  # what a function holds on to is part of it
+    assert probing._probe_codes(dict([find_probe(Ridge())])) == {}  # its text says all
+
+
+@pytest.mark.parametrize("asked", [("smv", "ridge"), ("logistics", "svm")])
+def test_a_misspelt_probe_is_no_name_of_one_s_own(asked):
+    with pytest.raises(UnknownName, match="Did you mean"):
+        probing._probes(asked)
+
+
+def test_a_probe_of_ours_may_have_another_name():
+    assert probing._probes(("mine", "svm")) == [("mine", "svm")] and probing._probes(("svm", "ridge")) == [
+        "svm",
+        "ridge",
+    ]
+    assert find_probe(("mine", "svm"))[0] == "mine"
