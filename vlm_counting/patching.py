@@ -250,7 +250,7 @@ def _plain(number):
 # %% ../nbs/3_states/36_patching.ipynb #e0453e89
 def _as_pairs(pairs: Iterable) -> list[Pair]:
     "Pairs in a list. `TypeError` or `ValueError` says what else was found."
-    if not isinstance(pairs, Iterable):
+    if not isinstance(pairs, Iterable | Pair):
         raise TypeError(f"Found a {type(pairs).__name__} for pairs, expected a list of them, of count_pairs(samples).")
     pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
     right = lambda pair: isinstance(pair, tuple | list) and len(pair) == 2  # noqa: E731
