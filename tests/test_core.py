@@ -404,3 +404,10 @@ def test_functions_of_one_s_own_identify_a_run_by_command_too(tmp_path):
     with pytest.raises(FileExistsError, match="code is .*abd.* now and was .*abc"), claim_folder(two, tmp_path):
         pass
     assert "code" not in json.loads(RECORD.save(tmp_path / "other").read_text())
+
+
+def test_a_part_that_was_killed_before_its_record_was_written_is_in_nobody_s_way(tmp_path):
+    (tmp_path / "part-1-of-2").mkdir()
+    with claim_folder(replace(RECORD), tmp_path):
+        pass
+    assert RunRecord.load(tmp_path).status == "finished"

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from forking import FORK_EACH_LINE
 
-from vlm_counting import extraction
+from vlm_counting import core, extraction
 from vlm_counting.core import Sample, first_difference, hold_folder
 from vlm_counting.extraction import (
     POOLINGS,
@@ -575,10 +575,11 @@ def test_diagnose_does_not_weigh_damaged_states(samples, tmp_path, monkeypatch):
 
 def test_each_file_is_hashed_once_unless_somebody_touched_it(store, tmp_path, monkeypatch):
     folder, hashed, plain = broken(store, tmp_path), [], hashlib.sha256
-    monkeypatch.setattr(
-        extraction, "hashlib", SimpleNamespace(sha256=lambda data: hashed.append(len(data)) or plain(data))
+    counted = SimpleNamespace(
+        sha256=lambda data: hashed.append(len(data)) or plain(data), file_digest=hashlib.file_digest
     )
-    monkeypatch.setattr(extraction, "SETTLED", -9)
+    monkeypatch.setattr(core, "hashlib", counted)
+    monkeypatch.setattr(core, "SETTLED", -9)
     states, size = open_states(folder), (folder / "layer_01.mean.npy").stat().st_size
     for _ in range(4):
         states.array(1, "mean")
@@ -591,7 +592,7 @@ def test_each_file_is_hashed_once_unless_somebody_touched_it(store, tmp_path, mo
     os.utime(folder / "layer_01.mean.npy", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had happened
     with pytest.raises(ValueError, match="has changed"):
         states.array(1, "mean")
-    monkeypatch.setattr(extraction, "SETTLED", 3600)  # written a moment ago: its times may not tell the next change
+    monkeypatch.setattr(core, "SETTLED", 3600)  # written a moment ago: its times may not tell the next change
     states.array(2, "mean")
     states.array(2, "mean")
     assert len(hashed) == 5

@@ -36,6 +36,7 @@ from vlm_counting.core import (
     later,
     moved,
     run_context,
+    whole_number,
     write_atomic,
     write_jsonl,
 )
@@ -62,7 +63,6 @@ from vlm_counting.patching import (
     _at_once,
     _check_asked,
     _listed,
-    _plain,
     count_pairs,
     effects,
     patch,
@@ -852,6 +852,11 @@ def _write(done: Diagnosis, folder: Path) -> None:
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #54d9e166
+def _plain(number):
+    "A whole number as an int; anything else as it is."
+    return number if (whole := whole_number(number)) is None else whole
+
+
 def _choose_samples(alone, groups, limit: int | None, seed: int) -> tuple[list[Sample], list[Sample]]:
     "What a model is asked: given, or made."
     given = {"balanced": alone, "two_groups": groups}

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from operator import index
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -31,6 +30,7 @@ from vlm_counting.core import (
     Registry,
     RunRecord,
     Sample,
+    at_least,
     claim_folder,
     code_hash,
     coverage,
@@ -39,6 +39,7 @@ from vlm_counting.core import (
     later,
     progress_bar,
     read_jsonl,
+    whole_number,
     write_atomic,
     write_jsonl,
 )
@@ -123,20 +124,12 @@ def parse_count(
         count = parse(text)
     except Exception as error:
         raise ValueError(f"The parser '{parser}' failed for {text!r}: {type(error).__name__}: {error}") from error
-    whole = None if count is None else _whole(count)
+    whole = None if count is None else whole_number(count)
     if count is not None and (whole is None or whole < 0):
         raise TypeError(
             f"The parser '{parser}' gave {count!r} for {text!r}, expected a whole number >= 0, or None for none."
         )
     return whole
-
-
-def _whole(number: object) -> int | None:  # None: it is no whole number
-    "An int, numpy's or torch's as an int of Python."
-    try:
-        return None if isinstance(number, bool) or str(getattr(number, "dtype", "")).endswith("bool") else index(number)
-    except TypeError:
-        return None
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #8abfe2e4
 def to_prediction(
@@ -174,16 +167,9 @@ TOKEN_BUDGET = 2048  # tokens a batch where the model has no `token_budget`: kee
 MOST = 64  # samples of an 'auto' batch: what a killed run may lose
 
 
-def _at_least_one(name: str, given: object, auto: str = "") -> int:
-    "A number that was given, numpy's too, as an int. `ValueError` says what is expected."
-    if (whole := _whole(given)) is None or whole < 1:
-        raise ValueError(f"{name} is {given!r}, expected {auto}a whole number of at least 1.")
-    return whole
-
-
 def _check_size(batch_size: int | str) -> int | str:
     auto = isinstance(batch_size, str) and batch_size == "auto"
-    return batch_size if auto else _at_least_one("batch_size", batch_size, "'auto' or ")
+    return batch_size if auto else at_least("batch_size", batch_size, also="'auto' or ")
 
 
 def plan_batches(
@@ -464,7 +450,7 @@ def predict(
     parsers: Sequence[str] = (),  # names in `PARSERS`, besides 'strict' and 'paper', which are always asked
 ) -> list[Prediction]:  # in the order of the samples
     "Ask `vlm` every sample not asked yet. Resumes; one writer at a time (`BlockingIOError`). Errors name the sample."
-    batch_size, max_new_tokens = _check_size(batch_size), _at_least_one("max_new_tokens", max_new_tokens)
+    batch_size, max_new_tokens = _check_size(batch_size), at_least("max_new_tokens", max_new_tokens)
     check_uids(samples)
     [PARSERS[name] for name in parsers]  # refuses a name that does not exist before anything is asked
     path = Path(path) if path else None
@@ -737,7 +723,7 @@ def _check_parser(parser: object) -> dict[str, str]:
 
 def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> dict:
     "What decides the answers beside model and samples. Errors of each."
-    own, sizes = _check_parser(parser), (_check_size(batch_size), _at_least_one("max_new_tokens", max_new_tokens))
+    own, sizes = _check_parser(parser), (_check_size(batch_size), at_least("max_new_tokens", max_new_tokens))
     settings = {"parser": parser} | dict(zip(("batch_size", "max_new_tokens"), sizes, strict=True)) | own
     settings |= vars(vlm.wording) if hasattr(vlm, "wording") else {}
     return settings | (

@@ -29,6 +29,7 @@ from vlm_counting.core import (
     Registry,
     Sample,
     UnknownName,
+    at_least,
     file_hash,
     load_image,
     open_image,
@@ -343,9 +344,7 @@ class VLM(_Signed):
 # %% ../nbs/2_answers/20_models.ipynb #20107e29
 def _answer_length(most) -> int:
     "So many tokens may be written. `ValueError` before anybody is asked."
-    if (length := whole_number(most)) is None or length < 1:
-        raise ValueError(f"max_new_tokens is {most!r}, expected a whole number of at least 1 (the paper's is 5).")
-    return length
+    return at_least("max_new_tokens", most, hint=" (the paper's is 5)")
 
 
 @patch

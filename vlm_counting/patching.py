@@ -20,6 +20,7 @@ import pandas as pd
 from vlm_counting.core import (
     Sample,
     UnknownName,
+    at_least,
     load_image,
     make_folder,
     unknown,
@@ -242,11 +243,6 @@ def _several(value) -> list:
     one = isinstance(value, str) or not isinstance(value, Iterable) or whole_number(value) is not None
     return [value] if one else list(value)
 
-
-def _plain(number):
-    "A whole number as an int; anything else as it is."
-    return number if (whole := whole_number(number)) is None else whole
-
 # %% ../nbs/3_states/36_patching.ipynb #e0453e89
 def _as_pairs(pairs: Iterable) -> list[Pair]:
     "Pairs in a list. `TypeError` or `ValueError` says what else was found."
@@ -271,9 +267,7 @@ def _at_once(vlm, pairs: Sequence[Pair], batch_size: int | str) -> int:
     "Pairs that are answered together: as many as a batch may have tokens, 27 at most."
     if batch_size == "auto":
         return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient))) if pairs else 1
-    if (many := whole_number(batch_size)) is None or many < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, expected 'auto' or a whole number of at least 1.")
-    return many
+    return at_least("batch_size", batch_size, also="'auto' or ")
 
 # %% ../nbs/3_states/36_patching.ipynb #4ead850d
 def patch(
@@ -288,7 +282,7 @@ def patch(
     body, pairs = vlm.anatomy, _as_pairs(pairs)
     if body.head is None:
         raise ValueError(f"'{vlm.name}' writes no words, so there is no answer to patch. Take a generative model.")
-    layers = choose_layers(body, None if layers is None else [_plain(layer) for layer in _several(layers)])
+    layers = choose_layers(body, None if layers is None else _several(layers))
     positions, batch_size = list(dict.fromkeys(_several(positions))), _at_once(vlm, pairs, batch_size)
     if wrong := [name for name in positions if name not in POSITIONS]:
         raise UnknownName(unknown("position", wrong[0], POSITIONS))

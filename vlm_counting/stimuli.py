@@ -33,6 +33,7 @@ from vlm_counting.core import (
     Registry,
     Sample,
     UnknownName,
+    at_least,
     data_dir,
     load_image,
     read_jsonl,
@@ -256,19 +257,10 @@ def _placed_objects(items: Iterable[tuple]) -> tuple[Placed, ...]:
 def _check_grid(made: "Scene | Plan") -> None:
     "Whole numbers as ints; a cell needs at least 4 pixels."
     for what in ("image_size", "grid"):
-        if (size := whole_number(getattr(made, what))) is None or size < 1:
-            raise ValueError(f"{what} is {getattr(made, what)!r}, expected a whole number of at least 1.")
-        object.__setattr__(made, what, size)
+        object.__setattr__(made, what, at_least(what, getattr(made, what)))
     most = made.image_size // 4
     if made.grid > most:
         raise ValueError(f"grid is {made.grid}, expected 1 to {most} cells a side at {made.image_size} pixels.")
-
-
-def _check_seed(seed) -> int:
-    "A seed as an int. `ValueError` for anything that is none."
-    if (whole := whole_number(seed)) is None or whole < 0:
-        raise ValueError(f"seed is {seed!r}, expected a whole number of at least 0.")
-    return whole
 
 # %% ../nbs/1_data/12_stimuli.ipynb #bbb8163d
 def _check_places(scene: Scene) -> None:
@@ -333,7 +325,7 @@ def scene(
     placed = {kind: _places(kind, many) for kind, many in wanted.items() if _is_many(many)}
     taken = {place for places in placed.values() for place in places}
     free = [place for place in product(range(made.grid), repeat=2) if place not in taken]
-    free = [free[place] for place in np.random.default_rng(_check_seed(seed)).permutation(len(free))]
+    free = [free[place] for place in np.random.default_rng(at_least("seed", seed, 0)).permutation(len(free))]
     for kind, many in wanted.items():
         if kind not in placed:
             placed[kind] = [free.pop() for _ in range(_how_many(kind, many, len(free)))]
@@ -569,7 +561,7 @@ class Plan:
 
     def __post_init__(self):
         _check_grid(self)
-        object.__setattr__(self, "seed", _check_seed(self.seed))
+        object.__setattr__(self, "seed", at_least("seed", self.seed, 0))
         counts = tuple(whole_number(count) for count in self.counts)
         if any(count is None or count < 1 for count in counts):
             raise ValueError(f"counts are {list(self.counts)}, expected whole numbers of at least 1.")
