@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 import vlm_counting as vc
-from vlm_counting import probing
+from vlm_counting import machines, probing
 from vlm_counting.core import UnknownName
 from vlm_counting.probing import Features, Task, controls, find_probe, folds, probe_layers, read_counts
 from vlm_counting.statistics import compare, score
@@ -74,6 +74,7 @@ class Store:
     strength: float = 0.3
     pause: float = 0
     deadly: tuple = ()  # a key that whoever reads it does not survive
+    until: str = ""  # a file: as long as it is not there, the last key cannot be read
 
     @property
     def uids(self):
@@ -86,6 +87,8 @@ class Store:
         time.sleep(self.pause)
         if (layer, pooling) == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
+        while self.until and (layer, pooling) == self.keys()[-1] and not Path(self.until).exists():
+            time.sleep(0.05)
         states = simulate(self.targets, self.factors, 24, self.strength * layer, seed=layer + len(pooling))
         if (layer, pooling) == self.broken:
             states[3, 5] = np.nan
@@ -670,7 +673,7 @@ def cluster():
 
 @pytest.fixture
 def client(cluster):
-    with probing.connect(cluster.scheduler_address) as client:
+    with machines.connect(cluster.scheduler_address) as client:
         client.wait_for_workers(2)
         yield client
 
@@ -734,7 +737,8 @@ def test_one_worker_with_one_thread_does_the_work_itself(client, cluster, store,
 
 
 def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path):
-    slow, path, whole = Store(store.targets, store.factors, pause=0.4), tmp_path / "p.jsonl", tmp_path / "w" / "p.jsonl"
+    path, whole, over = tmp_path / "p.jsonl", tmp_path / "w" / "p.jsonl", tmp_path / "over"
+    slow = Store(store.targets, store.factors, pause=0.4, until=str(over))
     settings, killed = {"controls": (), "progress": False}, []
     probe_layers(store, path=whole, jobs=1, **settings)
 
@@ -743,8 +747,9 @@ def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path
             time.sleep(0.01)
         killed.append(path.stat().st_size)
         os.kill(victim, signal.SIGKILL)
+        over.touch()
 
-    victim = next(iter(client.run(os.getpid).values()))  # known before: on a busy machine, to ask takes a while
+    victim = next(iter(client.run(os.getpid).values()))
     killer = threading.Thread(target=kill)
     killer.start()
     probe_layers(slow, path=path, client=client, **settings)
@@ -781,13 +786,13 @@ def test_who_does_not_answer_is_refused_within_ten_seconds():
         with pytest.raises(
             ConnectionError, match=f"No Dask scheduler answers at {address}: .*Start one with `dask sch"
         ):
-            probing.connect(address)
+            machines.connect(address)
         assert time.monotonic() - clock < 10
     with pytest.raises(ConnectionError, match="No Dask scheduler answers at file://x:1"):
-        probing.connect("file://x:1")
+        machines.connect("file://x:1")
     with pytest.raises(ConnectionError, match="No Dask scheduler answers at tls://127.0.0.1:1: .*ssl_context"):
-        probing.connect("tls://127.0.0.1:1")  # Dask: a TypeError
-    assert probing.connect(None) is None
+        machines.connect("tls://127.0.0.1:1")  # Dask: a TypeError
+    assert machines.connect(None) is None
 
 
 def test_who_answers_too_late_is_hung_up_on(monkeypatch):
@@ -801,14 +806,14 @@ def test_who_answers_too_late_is_hung_up_on(monkeypatch):
 
         close = closed.set
 
-    class Impatient(probing.Future):
+    class Impatient(machines.Future):
         def result(self, timeout=None):
             return super().result(timeout and 0.1)
 
     monkeypatch.setattr(distributed, "Client", Late)
-    monkeypatch.setattr(probing, "Future", Impatient)
+    monkeypatch.setattr(machines, "Future", Impatient)
     with pytest.raises(ConnectionError, match="somebody listens there and says nothing"):
-        probing.connect("tcp://host:8786")
+        machines.connect("tcp://host:8786")
     may_answer.set()
     assert closed.wait(10), "a client that nobody has is open"
 
@@ -816,17 +821,17 @@ def test_who_answers_too_late_is_hung_up_on(monkeypatch):
 def test_jobs_of_a_cluster_are_bounded_by_threads_and_by_each_machines_memory(monkeypatch):
     threads = {"a": 4, "b": 4, "c": 8}  # a and b are on one machine
     rooms = {"a": ("one", 3), "b": ("one", 3), "c": ("two", 99)}
-    cluster = SimpleNamespace(nthreads=lambda: threads, run=lambda function, *size: rooms)
-    assert probing.count_cluster_jobs(cluster, 216, 64) == 6  # 3 of the 8 threads on "one"; Dask deals by threads
+    cluster = SimpleNamespace(nthreads=lambda: threads, run=lambda function, size: rooms)
+    assert machines.count_cluster_jobs(cluster, 2**28) == 6  # 3 of the 8 threads on "one"; Dask deals by threads
     rooms["a"] = rooms["b"] = ("one", 8)
-    assert probing.count_cluster_jobs(cluster, 216, 64) == 16
+    assert machines.count_cluster_jobs(cluster, 2**28) == 16
     rooms["a"] = rooms["b"] = ("one", 1)
     threads |= {"a": 40}
-    assert probing.count_cluster_jobs(cluster, 216, 64) == 1
+    assert machines.count_cluster_jobs(cluster, 2**28) == 1
     nobody = SimpleNamespace(nthreads=dict, scheduler=SimpleNamespace(address="tcp://host:1"))
     with pytest.raises(ConnectionError, match="at tcp://host:1 has no workers. Start some: dask worker tcp://host:1"):
-        probing.count_cluster_jobs(nobody, 216, 64)
-    assert probing._room_here(17_496, 3584)[1] < probing._room_here(216, 64)[1]
+        machines.count_cluster_jobs(nobody, 2**28)
+    assert machines._room_here(2**30)[1] < machines._room_here(2**20)[1]
 
 
 def test_the_address_is_no_part_of_the_run():
@@ -856,11 +861,12 @@ def test_untrained_states_must_match(store):
 
 
 def test_jobs_are_bounded_by_memory():
-    assert probing.count_jobs(17_496, 3584, memory=1.5, processors=16) == 1
-    assert probing.count_jobs(17_496, 3584, memory=100, processors=4) == 4
-    assert probing.count_jobs(200, 64, processors=3) >= 1
+    paper, small = probing._job_bytes(17_496, 3584), probing._job_bytes(200, 64)
+    assert machines.count_fitting(paper, memory=1.5 * 2**30, processors=16) == 1
+    assert machines.count_fitting(paper, memory=100 * 2**30, processors=4) == 4
+    assert machines.count_fitting(small, processors=3) >= 1
     # standardising holds two copies in float64: 17,496 x 3,584 needs 4 GB, not 3
-    assert probing.count_jobs(17_496, 3584, memory=7, processors=16) == 1
+    assert machines.count_fitting(paper, memory=7 * 2**30, processors=16) == 1
 
 
 def limit_memory(folder, names, limit, used, cached, other=0):
@@ -879,17 +885,17 @@ def test_the_memory_of_a_job_is_the_least_on_the_way_up(tmp_path, top, line, nam
     root = tmp_path / "sys" / "fs" / "cgroup" / top
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:cpu,cpuacct:/elsewhere\n{line}\n")
-    free = probing._available_memory(tmp_path / "nowhere")
-    assert free > 10**6 and abs(probing._available_memory(tmp_path) / free - 1) < 0.5  # no such folders
+    free = machines.available_memory(tmp_path / "nowhere")
+    assert free > 10**6 and abs(machines.available_memory(tmp_path) / free - 1) < 0.5  # no such folders
     limit_memory(root / "elsewhere", names, 10, 1, 1)  # is not ours
     limit_memory(root / "slurm", names, 10**6, 900_000, 100_000)
     limit_memory(root / "slurm" / "job_7" / "step_0", names, unlimited, 5, 1)
     limit_memory(root / "slurm" / "job_7", names, 90_000, 60_000, 20_000)
-    assert probing._available_memory(tmp_path) == 50_000
+    assert machines.available_memory(tmp_path) == 50_000
     limit_memory(root / "slurm", names, 10**6, 970_000, 10_000)
-    assert probing._available_memory(tmp_path) == 40_000
+    assert machines.available_memory(tmp_path) == 40_000
     limit_memory(root, names, 30_000, 1000, 500)
-    assert probing._available_memory(tmp_path) == 29_500
+    assert machines.available_memory(tmp_path) == 29_500
 
 
 def test_a_new_probe_is_one_function(store):

@@ -993,9 +993,12 @@ def _cannot_write(path: Path, error: OSError) -> OSError:
                        "(set VLM_COUNTING_DATA to move the cache); pictures that are there are kept.")  # fmt: skip
 
 # %% ../nbs/1_data/12_stimuli.ipynb #c9ee42c9
-def _write_images(jobs: list[tuple[Path, dict]]) -> list[str]:
-    "A batch, one after the other."
-    return [_write_image(path, factors) for path, factors in jobs]
+def _write_images(jobs: list[tuple[Path, dict]]) -> list[str] | OSError:
+    "A batch, one after the other. An error is given back: raised here, joblib would kill its neighbours as they write."
+    try:
+        return [_write_image(path, factors) for path, factors in jobs]
+    except OSError as error:
+        return error
 
 
 def _draw_all(jobs: list[tuple[Path, dict]], workers: int | None) -> list[str]:  # sha256 of each file
@@ -1006,9 +1009,13 @@ def _draw_all(jobs: list[tuple[Path, dict]], workers: int | None) -> list[str]: 
         raise ValueError(f"workers is {workers!r}, expected a whole number of processes, or None.")
     workers = whole_number(workers) or (cpu_count() if len(jobs) >= 1000 else 1)
     if workers == 1 or len(jobs) < 2:
-        return _write_images(jobs)
-    batches = [jobs[start : start + 100] for start in range(0, len(jobs), 100)]
-    done = Parallel(n_jobs=workers, max_nbytes=None)(delayed(_write_images)(batch) for batch in batches)
+        done = [_write_images(jobs)]
+    else:
+        batches = [jobs[start : start + 100] for start in range(0, len(jobs), 100)]
+        done = Parallel(n_jobs=workers, max_nbytes=None)(delayed(_write_images)(batch) for batch in batches)
+    for batch in done:
+        if isinstance(batch, OSError):
+            raise batch
     return [digest for batch in done for digest in batch]
 
 # %% ../nbs/1_data/12_stimuli.ipynb #836db3e0
