@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from operator import itemgetter
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from vlm_counting.core import (
+    Journal,
     RunRecord,
     Sample,
     claim_folder,
@@ -192,6 +194,52 @@ def test_a_batch_is_never_appended_to_half_a_line(tmp_path):
     with pytest.warns(UserWarning, match="torn last line"):
         write_jsonl(path, [{"uid": "b"}], append=True)
     assert [row["uid"] for row in read_jsonl(path)] == ["a", "b"]
+
+
+def squares(*numbers: int) -> list[dict]:
+    return [{"root": number, "square": number**2} for number in numbers]
+
+
+def test_a_journal_cut_anywhere_ends_in_the_same_bytes(tmp_path):
+    "Whatever a kill left of it: whole pieces are kept, the rest is done again, the finished file is the same."
+    pieces, path, root = [(5, 6), (1, 2), (3, 4)], tmp_path / "squares.jsonl", itemgetter("root")
+
+    def work() -> list[tuple]:
+        journal = Journal(path, root)
+        left = journal.left(pieces, list)
+        for piece in left:
+            journal.append(squares(*piece))
+        assert journal.finish(range(1, 7)) == squares(*range(1, 7)) == list(Journal(path, root).done.values())
+        return left
+
+    assert work() == pieces and work() == []
+    whole = path.read_bytes()
+    grown = "".join(json.dumps(row) + "\n" for row in squares(5, 6, 1, 2, 3, 4)).encode()
+    for cut in range(len(grown) + 1):
+        path.write_bytes(grown[:cut])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            left = work()
+        assert path.read_bytes() == whole and len(left) == 3 - grown[:cut].count(b"}") // 2, cut
+
+
+def test_a_journal_of_other_work_is_refused_and_stays_as_it_is(tmp_path):
+    path, root = tmp_path / "squares.jsonl", itemgetter("root")
+    Journal(path, root).append(squares(1, 2, 3, 2))
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="squares.jsonl, line 4 is there twice"):
+        Journal(path, root, strange=lambda row, done: "is there twice" if row["root"] in done else "")
+    assert path.read_bytes() == before and list(Journal(path, root).done) == [1, 2, 3]
+    with open(path, "a") as file:
+        file.write("{")
+    with pytest.warns(UserWarning, match="torn last line"):
+        Journal(path, root, repair=False)  # another process is writing it
+    assert path.read_bytes() == before + b"{"
+    kept = Journal(None, root)
+    kept.append(squares(2, 1))
+    assert kept.left([(1,), (3,)], list) == [(3,)] and kept.finish([1, 2]) == squares(1, 2)
+    kept.append([])
+    assert not (tmp_path / "None").exists()
 
 
 def test_a_last_line_that_only_lacks_its_newline_is_whole(tmp_path):

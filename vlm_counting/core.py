@@ -41,6 +41,8 @@ from textwrap import dedent
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
+from fastcore.basics import patch
+
 from . import __version__
 
 # %% ../nbs/1_data/10_core.ipynb #1d467bd2
@@ -309,6 +311,60 @@ def read_jsonl(
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error} Expected one JSON object a line.") from error
     return rows
+
+# %% ../nbs/1_data/10_core.ipynb #0c19e162
+class Journal:
+    "Rows of finished work in a file that grows with it: what it holds need not be done again, after a kill either."
+
+    def __init__(
+        self,
+        path: Path | None,  # of JSON lines; None: nothing is kept
+        key: Callable[[Any], Any],  # row -> what tells it from others; of two rows with one key the later one counts
+        cls: type | None = None,  # of a row, e.g. `Prediction`; None: plain dicts
+        strange: Callable[[Any, dict], str] = lambda row, done: "",  # why a row is none of this work; "": it is
+        repair: bool = True,  # cut a torn last line off the file; False: another process may be writing it
+    ):
+        self.path, self.key, self.done = path and Path(path), key, {}  # done: key -> row, in the order of the file
+        rows = read_jsonl(self.path, cls, repair) if self.path and self.path.exists() else []
+        for line, row in enumerate(rows, start=1):
+            if why := strange(row, self.done):
+                raise FileExistsError(f"{self.path}, line {line} {why}")
+            self.done[key(row)] = row
+
+    def append(self, rows: Iterable) -> None:
+        "Rows of a finished piece of work, in one write; they are on the disk when this returns."
+        rows = list(rows)
+        if self.path and rows:
+            write_jsonl(self.path, rows, append=True)
+        self.done |= {self.key(row): row for row in rows}
+
+# %% ../nbs/1_data/10_core.ipynb #034dbe9f
+@patch
+def left(
+    self: Journal,
+    pieces: Iterable,  # of work, each of which gives one or more rows
+    keys: Callable[[Any], Iterable],  # piece -> keys of its rows
+) -> list:
+    "The pieces that are not done. Rows of a piece that is not whole are taken out, as if it had not been begun."
+    pieces = [piece for piece in pieces if not self.done.keys() >= set(keys(piece))]
+    broken = self.done.keys() & {key for piece in pieces for key in keys(piece)}
+    if broken:
+        self.finish([key for key in self.done if key not in broken])
+    return pieces
+
+
+@patch
+def finish(
+    self: Journal,
+    order: Iterable,  # keys
+) -> list:  # of rows
+    "The rows of some keys, in their order. The file holds exactly these from now on; it is replaced in one step."
+    order = list(order)
+    if order != list(self.done):
+        self.done = {key: self.done[key] for key in order}
+        if self.path:
+            write_jsonl(self.path, self.done.values())
+    return list(self.done.values())
 
 # %% ../nbs/1_data/10_core.ipynb #ee4044a6
 def unknown(
