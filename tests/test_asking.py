@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlm_counting.core import Answer, Sample, hold_folder, load_image, write_jsonl
-from vlm_counting.evaluation import load_predictions, merge_shards, plan_batches, predict, shard_samples
+from vlm_counting.evaluation import _join_parts, load_predictions, plan_batches, predict, shard_samples
 from vlm_counting.models import VLM, load_model
 from vlm_counting.stimuli import generate
 
@@ -80,7 +80,7 @@ def test_shards_change_nothing(vlm, samples, reference, tmp_path):
             folder = tmp_path / str(number)
             rows = predict(vlm, samples, folder / "predictions.jsonl", 8, progress=False, shard=f"{part}/{number}")
             assert [row.uid for row in rows] == [sample.uid for sample in samples[part - 1 :: number]]
-        assert_same(merge_shards(folder, samples), reference)
+        assert_same(_join_parts(folder / "predictions.jsonl", samples, vlm.name), reference)
         assert_same(load_predictions(folder), reference)
 
 
@@ -358,46 +358,55 @@ def test_shards_part_the_samples():
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_merging_names_what_is_missing(tmp_path):
+def joined(folder: Path, samples: list[Sample]) -> list:
+    "All parts of a run of `Letters`; nobody is asked."
+    return _join_parts(folder / "predictions.jsonl", samples, "letters")
+
+
+def test_joining_names_what_is_missing(tmp_path):
     samples, path = words(11), tmp_path / "predictions.jsonl"
-    with pytest.raises(FileNotFoundError, match="No shards in"):
-        merge_shards(tmp_path, samples)
     for shard in ("1/4", "2/4", "4/4"):
         predict(Letters(), samples, path, 1, progress=False, shard=shard)
-    with pytest.raises(
-        FileNotFoundError, match=r"part-3-of-4.predictions.jsonl is missing. Start that part: shard='3/4'"
-    ):
-        merge_shards(tmp_path, samples)
+    with pytest.raises(ValueError, match=r"part-3-of-4.predictions.jsonl lacks 3 of 3 samples.*Start .*shard='3/4'"):
+        predict(Letters(die_at=1), samples, path, progress=False)
     with pytest.raises(KeyboardInterrupt):
         predict(Letters(die_at=2), samples, path, 1, progress=False, shard="3/4")
     with pytest.raises(ValueError, match=r"part-3-of-4.predictions.jsonl lacks 2 of 3 samples.*shard='3/4'"):
-        merge_shards(tmp_path, samples)
+        joined(tmp_path, samples)
     assert not path.exists()
-    predict(Letters(), samples, path, 1, progress=False, shard="3/4")
+    part = tmp_path / "part-3-of-4" / "predictions.jsonl"
+    with open(part, "a") as file:
+        file.write('{"uid": "00')  # that part is being written just now
+    before = part.read_bytes()
+    with pytest.warns(UserWarning, match="torn last line"), pytest.raises(ValueError, match="lacks 2 of 3"):
+        joined(tmp_path, samples)
+    assert part.read_bytes() == before
+    with pytest.warns(UserWarning, match="torn last line"):
+        predict(Letters(), samples, path, 1, progress=False, shard="3/4")
     predict(Letters(), samples, tmp_path / "whole.jsonl", progress=False)
-    assert [row.uid for row in merge_shards(tmp_path, samples)] == [sample.uid for sample in samples]
+    assert [row.uid for row in joined(tmp_path, samples)] == [sample.uid for sample in samples]
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="no sample of that part"):
-        merge_shards(tmp_path, samples[:8])
+    with pytest.raises(FileExistsError, match="part-1-of-4.*, line 3 answers '.*', which is none of the 2 samples"):
+        joined(tmp_path, samples[:8])
     predict(Letters(), samples, path, progress=False, shard="1/2")
     with pytest.raises(ValueError, match="holds shards of 2 and of 4 parts"):
-        merge_shards(tmp_path, samples)
+        joined(tmp_path, samples)
 
 
 def test_parts_of_two_models_are_not_joined(tmp_path):
-    for part, name in ((1, "one"), (2, "other")):
+    for part, name in ((1, "letters"), (2, "other")):
         model = Letters()
         model.name = name
         predict(model, words(4), tmp_path / "predictions.jsonl", progress=False, shard=f"{part}/2")
-    with pytest.raises(ValueError, match="are answers of one and of other"):
-        merge_shards(tmp_path, words(4))
+    with pytest.raises(FileExistsError, match="part-2-of-2.*, line 1 is an answer of 'other', expected 'letters'"):
+        joined(tmp_path, words(4))
 
 
 def test_more_shards_than_samples(tmp_path):
     samples = words(2)
     for part in (1, 2, 3):
         predict(Letters(), samples, tmp_path / "predictions.jsonl", progress=False, shard=f"{part}/3")
-    assert [row.count for row in merge_shards(tmp_path, samples)] == [len(sample.uid) for sample in samples]
+    assert [row.count for row in joined(tmp_path, samples)] == [len(sample.uid) for sample in samples]
 
 
 CHILD = """
@@ -415,7 +424,7 @@ def test_processes_share_a_folder(tmp_path):
     children = [subprocess.Popen([*start, f"{part}/3", str(Path(__file__).parent)]) for part in (1, 2, 3)]
     assert [child.wait() for child in children] == [0, 0, 0]
     expected = predict(Letters(), words(60), progress=False)
-    assert merge_shards(tmp_path, words(60)) == expected
+    assert joined(tmp_path, words(60)) == expected
 
 
 def test_one_writer_for_each_shard(tmp_path):

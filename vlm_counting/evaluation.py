@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_WORDS', 'PARSERS', 'ALWAYS', 'TOKEN_BUDGET', 'MOST', 'parse_count', 'to_prediction', 'load_predictions',
-           'plan_batches', 'Asker', 'in_batches', 'read_answered', 'shard_samples', 'shard_path', 'plan_samples',
-           'check_uids', 'predict', 'name_shards', 'merge_shards', 'Evaluation', 'evaluate']
+           'plan_batches', 'Asker', 'in_batches', 'plan_samples', 'check_uids', 'predict', 'Evaluation', 'evaluate']
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #46787c4c
 import gc
@@ -20,12 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from vlm_counting.core import (
     Answer,
+    Journal,
     Prediction,
     Registry,
     RunRecord,
@@ -303,26 +304,19 @@ def in_batches(
             yield done, results
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #e249af7b
-def read_answered(
-    path: Path,  # a predictions.jsonl; a torn last line is cut off it
-    samples: list[Sample],  # the ones that are asked
-    model: str,  # the one who is asked
-) -> dict[str, Prediction]:  # by uid, in the order of the file
-    "What is answered already. `FileExistsError` names the first line that does not belong to this run."
-    asked, found = {sample.uid for sample in samples}, {}
-    for line, row in enumerate(read_jsonl(path, Prediction, repair=True) if path.exists() else (), start=1):
-        if row.uid not in asked or row.uid in found:
-            what = "a second time" if row.uid in found else f"which is none of the {len(samples)} samples asked for"
-            raise FileExistsError(
-                f"{path}, line {line} answers '{row.uid}', {what}: the file belongs to other samples. "
-                "Choose another folder, or delete the file."
-            )
+def _journal(path: Path | None, samples: list[Sample], model: str, **options) -> Journal:
+    "What is answered already, by uid. `FileExistsError` names the first line that does not belong to this run."
+    asked = {sample.uid for sample in samples}
+
+    def strange(row: Prediction, done: dict) -> str:
         if row.model != model:
-            raise FileExistsError(
-                f"{path}, line {line} is an answer of '{row.model}', expected '{model}'. Choose another folder."
-            )
-        found[row.uid] = row
-    return found
+            return f"is an answer of '{row.model}', expected '{model}'. Choose another folder."
+        if row.uid in asked and row.uid not in done:
+            return ""
+        what = "a second time" if row.uid in done else f"which is none of the {len(asked)} samples asked for"
+        return f"answers '{row.uid}', {what}: the file belongs to other samples. Choose another folder, or delete it."
+
+    return Journal(path, attrgetter("uid"), Prediction, strange, **options)
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #bc57e218
 def shard_samples(
@@ -342,6 +336,20 @@ def shard_path(
 ) -> Path:  # e.g. part-1-of-4/predictions.jsonl
     "The file that one part of a run is written to, in a folder of its own."
     return path.parent / f"part-{shard.replace('/', '-of-')}" / path.name
+
+
+def name_shards(
+    folder: Path,  # of the whole
+    name: str,  # of what a part has, e.g. 'predictions.jsonl'
+) -> list[str]:  # ['1/4', '2/4', '3/4', '4/4'] where one of them is there; [] where none is
+    "The shards that a folder's parts are out of. `ValueError`: they disagree."
+    there = [path.relative_to(folder).parts[0] for path in folder.glob(f"part-*/{name}")]
+    numbers = sorted({int(match[1]) for part in there if (match := re.fullmatch(r"part-\d+-of-(\d+)", part))})
+    if len(numbers) > 1:
+        raise ValueError(
+            f"{folder} holds shards of {numbers[0]} and of {numbers[1]} parts. Delete those that are not wanted."
+        )
+    return [f"{part}/{number}" for number in numbers for part in range(1, number + 1)]
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #ca9aa73b
 def _length(vlm, sample: Sample) -> int:
@@ -364,15 +372,6 @@ def plan_samples(
         lengths, budget = [1] * len(samples), 16
     batches = [[samples[position] for position in batch] for batch in plan_batches(lengths, batch_size, budget)]
     return batches, {sample.uid: length for sample, length in zip(samples, lengths, strict=True)}
-
-
-def _without_broken(path: Path | None, batches: list[list[Sample]], done: dict[str, Prediction]) -> list[list[Sample]]:
-    "The batches left to ask. Answers of a batch that is not whole are taken out of `done` and out of the file."
-    left = [batch for batch in batches if any(sample.uid not in done for sample in batch)]
-    broken = [done.pop(sample.uid) for batch in left for sample in batch if sample.uid in done]
-    if broken:
-        write_jsonl(path, done.values())
-    return left
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #f75410e5
 def _answers(said: object, asked: int, who: str) -> list[Answer | str]:
@@ -401,31 +400,27 @@ def _parsed(sample: Sample, *about: object) -> Prediction:
 def _ask(
     vlm,
     samples: list[Sample],
-    path: Path | None,
-    done: dict,
+    journal: Journal,
     batch_size: int | str,
     max_new_tokens: int,
     progress: bool,
     parsers: Sequence[str],
 ) -> None:
-    "Ask what is not in `done`; add the answers to it, and batch by batch to the file."
+    "Ask the batches that are not in the journal, and keep each that is answered there."
     batches, lengths = plan_samples(vlm, samples, batch_size)
-    batches = _without_broken(path, batches, done)
+    batches = journal.left(batches, lambda batch: [sample.uid for sample in batch])
 
     def work(piece: list[Sample], inputs) -> list[Answer]:
         ask = vlm.answer if inputs is None else lambda piece, **how: vlm.answer_prepared(piece, inputs, **how)
         return _answers(ask(piece, max_new_tokens=max_new_tokens), len(piece), vlm.name)
 
     asker = Asker(lengths, getattr(vlm, "prepare", lambda piece: None), work)
-    shown = progress_bar(len(samples), len(done), vlm.name, shown=progress)
+    shown = progress_bar(len(samples), len(journal.done), vlm.name, shown=progress)
     with shown as bar, closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
         for batch, answers in answered:
             pairs = zip(batch, answers, strict=True)
-            rows = [_parsed(sample, answer, vlm.name, parsers) for sample, answer in pairs]
-            if path:
-                write_jsonl(path, rows, append=True)
-            done |= {row.uid: row for row in rows}
-            bar.update(len(rows))
+            journal.append(_parsed(sample, answer, vlm.name, parsers) for sample, answer in pairs)
+            bar.update(len(batch))
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #07dd5dba
 def check_uids(samples: list[Sample]) -> None:
@@ -446,7 +441,7 @@ def predict(
     batch_size: int | str = 16,  # samples asked at once, or 'auto'
     max_new_tokens: int = 5,  # the paper's length of an answer
     progress: bool = True,  # show a bar
-    shard: str | None = None,  # 'i/n': ask that part only, into part-<i>-of-<n>/; see `merge_shards`
+    shard: str | None = None,  # 'i/n': ask that part only, into part-<i>-of-<n>/; without it, parts are joined
     parsers: Sequence[str] = (),  # names in `PARSERS`, besides 'strict' and 'paper', which are always asked
 ) -> list[Prediction]:  # in the order of the samples
     "Ask `vlm` every sample not asked yet. Resumes; one writer at a time (`BlockingIOError`). Errors name the sample."
@@ -454,63 +449,32 @@ def predict(
     check_uids(samples)
     [PARSERS[name] for name in parsers]  # refuses a name that does not exist before anything is asked
     path = Path(path) if path else None
-    if path and not shard and not path.exists() and any(path.parent.glob(f"part-*/{path.name}")):
-        return merge_shards(path.parent, samples, path.name)
+    if path and not shard and not path.exists() and name_shards(path.parent, path.name):
+        return _join_parts(path, samples, vlm.name)
     if shard:
         samples, path = shard_samples(samples, shard), shard_path(path, shard) if path else None
     with hold_folder(path.parent) if path else nullcontext():
-        done = read_answered(path, samples, vlm.name) if path else {}
-        if len(done) < len(samples):
-            _ask(vlm, samples, path, done, batch_size, max_new_tokens, progress, parsers)
-        predictions = [done[sample.uid] for sample in samples]
-        if path and list(done) != [sample.uid for sample in samples]:
-            write_jsonl(path, predictions)
-    return predictions
-
-# %% ../nbs/2_answers/24_evaluation.ipynb #2f334a6d
-def name_shards(
-    folder: Path,  # holds part-1-of-n ...
-) -> list[str]:  # ['1/4', '2/4', '3/4', '4/4'], also those whose folders are not there yet
-    "The shards that a folder's parts are out of. `FileNotFoundError`: there are none, `ValueError`: they disagree."
-    names = [re.fullmatch(r"part-\d+-of-(\d+)", path.name) for path in sorted(folder.glob("part-*"))]
-    numbers = sorted({int(match[1]) for match in names if match})
-    if not numbers:
-        raise FileNotFoundError(f"No shards in {folder}. Expected folders such as part-1-of-4; run with shard='1/4'.")
-    if len(numbers) > 1:
-        raise ValueError(
-            f"{folder} holds shards of {numbers[0]} and of {numbers[1]} parts. Delete those that are not wanted."
-        )
-    return [f"{part}/{numbers[0]}" for part in range(1, numbers[0] + 1)]
+        journal = _journal(path, samples, vlm.name)
+        if len(journal.done) < len(samples):
+            _ask(vlm, samples, journal, batch_size, max_new_tokens, progress, parsers)
+        return journal.finish(sample.uid for sample in samples)
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #9df2d9dd
-def merge_shards(
-    folder: Path,  # holds part-1-of-n/predictions.jsonl ... part-n-of-n/predictions.jsonl
-    samples: list[Sample],  # all of them, in the order that they were sharded in
-    name: str = "predictions.jsonl",  # of each part's file, and of the whole
-) -> list[Prediction]:  # in the order of the samples
-    "Join the parts into one file. `FileNotFoundError`, `ValueError` name a part that is missing or not whole."
-    folder, merged = Path(folder), {}
-    for shard in name_shards(folder):
-        path, part = shard_path(folder / name, shard), shard_samples(samples, shard)
-        if part and not path.exists():
-            raise FileNotFoundError(f"{path} is missing. Start that part: shard='{shard}'.")
-        rows = {row.uid: row for row in read_jsonl(path, Prediction)} if part else {}
-        lacking, extra = [s.uid for s in part if s.uid not in rows], rows.keys() - {s.uid for s in part}
-        if lacking:
+def _join_parts(path: Path, samples: list[Sample], model: str) -> list[Prediction]:
+    "Join the parts into one file, in the order of the samples. `ValueError` names a part that is not whole."
+    whole = {}
+    for shard in name_shards(path.parent, path.name):
+        place, part = shard_path(path, shard), shard_samples(samples, shard)
+        rows = _journal(place, part, model, repair=False).done  # somebody may still be writing it
+        if lacking := [sample.uid for sample in part if sample.uid not in rows]:
             raise ValueError(
-                f"{path} lacks {len(lacking)} of {len(part)} samples, the first is '{lacking[0]}'. "
-                f"Start that part again: shard='{shard}'."
+                f"{place} lacks {len(lacking)} of {len(part)} samples, the first is '{lacking[0]}'. "
+                f"Start that part: shard='{shard}'."
             )
-        if extra:
-            raise ValueError(
-                f"{path} answers '{min(extra)}', which is no sample of that part. Was it made from other samples?"
-            )
-        merged |= rows
-    predictions = [merged[sample.uid] for sample in samples]
-    if len(models := sorted({row.model for row in predictions})) > 1:
-        raise ValueError(f"The parts in {folder} are answers of {' and of '.join(models)}. Expected one model.")
-    with hold_folder(folder):
-        write_jsonl(folder / name, predictions)
+        whole |= rows
+    predictions = [whole[sample.uid] for sample in samples]
+    with hold_folder(path.parent):
+        write_jsonl(path, predictions)
     return predictions
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #7eacccb9
