@@ -851,10 +851,10 @@ def test_notes_of_rows_that_are_none_are_refused(rows, half, samples):
     "They were counted: with one row too many noted, another was never read."
     with open(half / "progress.jsonl", "a") as file:
         file.write(f'{{"rows": {rows}}}\n')
-    with pytest.raises(ValueError, match="progress.jsonl, line 3 notes the rows .* expected numbers from 0 to 11"):
+    with pytest.raises(FileExistsError, match="progress.jsonl, line 3 notes the rows .* expected numbers from 0 to 11"):
         go_on(half, samples)
     (half / "progress.jsonl").write_text('{"row": [1]}\n')
-    with pytest.raises(ValueError, match="line 1 notes the rows None"):
+    with pytest.raises(FileExistsError, match="line 1 notes the rows None"):
         go_on(half, samples)
     with pytest.raises(ValueError, match="0 of 12 samples are in it"):
         open_states(half)
@@ -1088,23 +1088,23 @@ def test_a_join_that_cannot_be_made_says_why_and_writes_nothing(samples, tmp_pat
 
     in_parts(name, samples, folder, 3, 3)
     shutil.move(parts[1], tmp_path / "aside")
-    refused("part-2-of-3.states is missing. Start that part: shard='2/3'", FileNotFoundError)
+    refused("Of 12 samples 3 are not in exactly one of the parts in .* is in 0 of them. Start that part: shard='2/3'")
     shutil.copytree(parts[0], parts[1])
-    refused(r"part-2-of-3.states has '.*', which another part has too. Were all parts made in the same way")
+    refused("12 samples 9 are not in exactly one .* is in 2 of them. Were all parts made in the same way")
     shutil.rmtree(parts[1])
     shutil.move(tmp_path / "aside", parts[1])
-    refused("part-1-of-3.states has '.*', which is none of the samples asked for", asked=samples[:-3])
+    refused("part-1-of-3.states is of other samples: there are 5 samples now, and there were 6", asked=samples[:-3])
     more = [*samples, replace(samples[0], uid="more")]
-    refused("lack 1 of 13 samples, the first is 'more'. Were all parts made in the same way", asked=more)
+    refused("13 samples 1 are not in exactly one .*: 'more' is in 0 of them. Were all parts made", asked=more)
     refused(r"part-1-of-3.states holds other states: layers is \[1\] now and was", FileExistsError, layers=[1])
     moved = [replace(sample, factors=sample.factors | {"layout": -1}) for sample in samples]
-    refused("part-1-of-3.states holds other states: fingerprint is", FileExistsError, asked=moved)
-    (tmp_path / "part-1-of-2" / "states").mkdir(parents=True)
+    refused("part-1-of-3.states is of other samples: the factors of sample 0 .*'layout': -1", asked=moved)
+    shutil.copytree(parts[0], tmp_path / "part-1-of-2" / "states")
     refused("holds shards of 2 and of 3 parts")
     shutil.rmtree(tmp_path / "part-1-of-2")
     about = (parts[2] / "states.json").read_text()
     (parts[2] / "states.json").write_text(about.replace('"finished": true', '"finished": false'))
-    refused("part-3-of-3.states is not finished. Start that part again: shard='3/3'")
+    refused("part-3-of-3.states is not finished: 0 of 3 samples are in it. Start the same extraction again")
     (parts[2] / "states.json").write_text(about)
     data = bytearray((parts[2] / "layer_01.mean.npy").read_bytes())
     data[-1] ^= 1
@@ -1129,7 +1129,7 @@ def test_parts_are_joined_without_those_that_have_no_batch(samples, tmp_path):
     extract_states(vlm, samples, folder, shard="1/3", **settings)
     with pytest.raises(ValueError, match="12 samples make 2 batches. The parts are joined without it"):
         extract_states(vlm, samples, folder, shard="3/3", **settings)
-    with pytest.raises(FileNotFoundError, match="part-2-of-3.states is missing. Start that part: shard='2/3'"):
+    with pytest.raises(ValueError, match="is in 0 of them. Start that part: shard='2/3'"):
         extract_states(vlm, samples, folder, **settings)
     extract_states(vlm, samples, folder, shard="2/3", **settings)
     assert same_files(extract_states(vlm, samples, folder, **settings).folder,

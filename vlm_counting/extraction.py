@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['POOLINGS', 'LENS_FILES', 'FORMAT', 'COMMIT_SECONDS', 'PIECE', 'AGAIN', 'Pooling', 'last_of', 'one_token',
            'pool_tokens', 'clear_tokens', 'Column', 'file_of', 'plan_columns', 'choose_layers', 'choose_poolings',
-           'parse_layers', 'parse_poolings', 'lens_row', 'Collector', 'at_layer', 'Reader', 'file_bytes',
-           'extract_states', 'States', 'open_states', 'check_samples', 'read_lens', 'lens_curves', 'describe_states',
-           'extract']
+           'parse_layers', 'parse_poolings', 'lens_row', 'Collector', 'at_layer', 'Reader', 'extract_states', 'States',
+           'open_states', 'check_samples', 'read_lens', 'lens_curves', 'describe_states', 'extract']
 
 # %% ../nbs/3_states/30_extraction.ipynb #37359545
+import errno
 import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -31,6 +33,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/3_states/30_extraction.ipynb #33487bd9
 from vlm_counting.core import (
+    Journal,
     Registry,
     RunRecord,
     Sample,
@@ -332,31 +335,15 @@ class Reader:
 FORMAT = 1  # of the store
 COMMIT_SECONDS = 10  # what a killed run may lose
 
-
-def _header(shape: tuple[int, ...], dtype: str) -> bytes:
-    "The head of a .npy file."
-    head, about = BytesIO(), {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, about)
-    return head.getvalue()
-
-
-def file_bytes(
-    column: Column,  # of the array
-    samples: int,  # how many
-) -> int:
-    "What an array takes on the disk, its head included."
-    return len(_header((samples, *column.shape), column.dtype)) + 4 * samples * prod(column.shape)
-
 # %% ../nbs/3_states/30_extraction.ipynb #993e9e41
-def _map_array(path: Path, column: Column, samples: int) -> np.ndarray | None:
+def _map_array(path: Path, column: Column, samples: int) -> np.memmap | None:
     "An array file, of which only what is used will be read; None if there is none of this size, type and shape."
-    head = _header((samples, *column.shape), column.dtype)
-    if not path.exists() or path.stat().st_size != file_bytes(column, samples):
+    try:
+        found = np.lib.format.open_memmap(path, "r")
+    except (OSError, ValueError):
         return None
-    with open(path, "rb") as file:
-        if file.read(len(head)) != head:
-            return None
-        return np.memmap(file, column.dtype, "r", len(head), (samples, *column.shape))
+    fits = found.shape == (samples, *column.shape) and found.dtype == column.dtype and found.flags.c_contiguous
+    return found if fits and path.stat().st_size == found.offset + found.nbytes else None
 
 
 def _take_rows(maps: list[np.ndarray], places: list[int] | slice) -> np.ndarray:  # (places, width) float32
@@ -365,20 +352,19 @@ def _take_rows(maps: list[np.ndarray], places: list[int] | slice) -> np.ndarray:
 
 # %% ../nbs/3_states/30_extraction.ipynb #f85561a2
 def _lay_out(folder: Path, columns: list[Column], samples: int) -> None:
-    "Make array files in full size. `OSError` if the disk is too small; then none is left."
-    made, need = [], sum(4 * samples * prod(column.shape) for column in columns)
+    "Make array files in full size, with room reserved for them. `OSError` if the disk is too small; then none is left."
+    need = sum(4 * samples * prod(column.shape) for column in columns)
     try:
+        if shutil.disk_usage(folder).free < need:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for column in columns:
-            path, size = folder / column.file, file_bytes(column, samples)
-            made.append(path)
-            with open(path, "wb") as file:
-                file.write(_header((samples, *column.shape), column.dtype))
-                file.flush()
-                reserve = getattr(os, "posix_fallocate", lambda number, start, size: os.truncate(number, size))
-                reserve(file.fileno(), 0, size)
+            np.lib.format.open_memmap(folder / column.file, "w+", column.dtype, (samples, *column.shape))
+            with open(folder / column.file, "r+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     except OSError as error:
-        for path in made:
-            path.unlink(missing_ok=True)
+        for column in columns:
+            (folder / column.file).unlink(missing_ok=True)
         raise type(error)(
             error.errno,
             f"The states need {need / 1e6:,.1f} MB in {folder}: {error.strerror}. Free some space, choose another "
@@ -387,14 +373,13 @@ def _lay_out(folder: Path, columns: list[Column], samples: int) -> None:
 
 # %% ../nbs/3_states/30_extraction.ipynb #e2662b4b
 def _write_rows(folder: Path, columns: list[Column], places: list[int], samples: int, rows: np.ndarray) -> None:
-    "Put rows (places, width) where they belong in each array file."
+    "Put rows (places, width) where they belong in each array file. Not mapped: a full disk would kill the process."
     for column in columns:
-        part = np.ascontiguousarray(rows[:, column.part].astype(column.dtype))
-        start, size = len(_header((samples, *column.shape), column.dtype)), part.itemsize * part.shape[1]
+        part = rows[:, column.part].astype(column.dtype)
         try:
             with open(folder / column.file, "r+b") as file:
                 for place, row in zip(places, part, strict=True):
-                    file.seek(start + place * size)
+                    file.seek((place - samples) * row.nbytes, os.SEEK_END)
                     file.write(row.tobytes())
         except OSError as error:
             raise type(error)(
@@ -408,20 +393,47 @@ def _flush(path: Path) -> None:
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
-
+# %% ../nbs/3_states/30_extraction.ipynb #2763e625
 def _note(places: list[int], rows: np.ndarray) -> dict:
     "A line of progress.jsonl: which rows of the arrays, and the sha256 of their numbers (float32, row by row)."
     return {"rows": places, "sha256": hashlib.sha256(np.ascontiguousarray(rows, dtype="<f4")).hexdigest()}
 
 
-def _note_batches(folder: Path, columns: list[Column], pending: list[dict]) -> None:
+def _note_batches(journal: Journal, columns: list[Column], pending: list[dict]) -> None:
     "First the arrays reach the disk, then the lines that say so."
     if not pending:
         return
     with ThreadPoolExecutor(8) as pool:  # ten times as fast as one after the other
-        list(pool.map(_flush, [folder / column.file for column in columns]))
-    write_jsonl(folder / "progress.jsonl", pending, append=True)
+        list(pool.map(_flush, [journal.path.with_name(column.file) for column in columns]))
+    journal.append(pending)
     pending.clear()
+
+
+def _open_notes(folder: Path, samples: int) -> Journal:
+    "What earlier sessions noted. `FileExistsError` for notes of other rows."
+
+    def strange(line: Any, done: dict) -> str:
+        rows = line.get("rows") if isinstance(line, dict) else None
+        if isinstance(rows, list) and all(type(row) is int and 0 <= row < samples for row in rows):
+            return ""
+        return (
+            f"notes the rows {str(rows)[:60]}, expected numbers from 0 to {samples - 1}. Delete the folder and "
+            "extract again."
+        )
+
+    return Journal(folder / "progress.jsonl", lambda line: tuple(line["rows"]), strange=strange)
+
+
+def _noted_rows(journal: Journal, maps: list[np.ndarray]) -> set[int]:
+    "Rows that are noted, as far as they still are what was noted."
+    done, lost = set(), set()
+    for line in journal.done.values():
+        whole = "sha256" not in line or line == _note(line["rows"], _take_rows(maps, line["rows"]))  # older ones: none
+        (done if whole else lost).update(line["rows"])
+    if lost - done:
+        which = f"{len(lost - done)} rows of {journal.path.parent}"
+        warnings.warn(f"{which} are not what was noted. They are read again.", stacklevel=2)
+    return done
 
 # %% ../nbs/3_states/30_extraction.ipynb #54103b5e
 def _wording(vlm) -> dict | None:
@@ -516,26 +528,9 @@ def _keep_samples(folder: Path, samples: list[Sample], expected: str = "") -> No
         warnings.warn(f"{path} was not as the samples have it. It is written anew.", stacklevel=2)
     write_jsonl(path, rows)
 
-# %% ../nbs/3_states/30_extraction.ipynb #932a8ffe
-def _noted_rows(folder: Path, lines: list, maps: list[np.ndarray]) -> set[int]:
-    "Rows that earlier sessions noted, as far as they still are what was noted. `ValueError` for notes of other rows."
-    done, lost, samples = set(), set(), len(maps[0])
-    for number, line in enumerate(lines, start=1):
-        rows = line.get("rows") if isinstance(line, dict) else None
-        if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < samples for row in rows):
-            raise ValueError(
-                f"{folder / 'progress.jsonl'}, line {number} notes the rows {str(rows)[:60]}, expected numbers from 0 "
-                f"to {samples - 1}. Delete the folder and extract again."
-            )
-        whole = "sha256" not in line or line == _note(rows, _take_rows(maps, rows))  # older ones have none
-        (done if whole else lost).update(rows)
-    if lost - done:
-        warnings.warn(f"{len(lost - done)} rows of {folder} are not what was noted. They are read again.", stacklevel=2)
-    return done
-
 # %% ../nbs/3_states/30_extraction.ipynb #8e8c6635
-def _begin(folder: Path, identity: dict, samples: list[Sample], reader: Reader) -> set[int]:  # rows that are done
-    "A new store, or what there is of an earlier one that was not finished."
+def _begin(folder: Path, identity: dict, samples: list[Sample], reader: Reader) -> tuple[Journal, set[int]]:
+    "A new store, or what there is of an earlier one that was not finished: its notes, and the rows that are done."
     for left in folder.glob(".*.tmp"):  # of a session that was killed
         left.unlink()
     others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
@@ -545,18 +540,17 @@ def _begin(folder: Path, identity: dict, samples: list[Sample], reader: Reader) 
                 f"{folder} holds '{others[0]}' but no states.json: it is no store. Choose another folder."
             )
         _write_about(folder, _about(identity, reader, finished=False))
-    progress, size = folder / "progress.jsonl", len(samples)
-    lines = read_jsonl(progress, repair=True) if progress.exists() else []
-    maps = [_map_array(folder / column.file, column, size) for column in reader.columns]
+    journal = _open_notes(folder, len(samples))
+    maps = [_map_array(folder / column.file, column, len(samples)) for column in reader.columns]
     broken = [column for column, found in zip(reader.columns, maps, strict=True) if found is None]
-    if lines and broken:
+    if journal.done and broken:
         raise FileNotFoundError(
             f"{folder} has lost '{broken[0].file}', or a part of it, while it grew. Delete the folder and extract "
             "again."
         )
     _keep_samples(folder, samples)
-    _lay_out(folder, broken, size)
-    return _noted_rows(folder, lines, maps) if lines else set()
+    _lay_out(folder, broken, len(samples))
+    return journal, _noted_rows(journal, maps)
 
 # %% ../nbs/3_states/30_extraction.ipynb #6269865d
 def _read_batches(vlm, samples: list[Sample], reader: Reader, done: set[int], batch_size: int | str) -> Iterator[tuple]:
@@ -570,23 +564,20 @@ def _read_batches(vlm, samples: list[Sample], reader: Reader, done: set[int], ba
             yield [place[sample.uid] for sample in batch], np.stack(rows)
 
 
-def _fill(stream: Iterator[tuple], folder: Path, columns: list[Column], samples: int, done: set, bar: dict) -> None:
-    "Write (places, rows) as they come, and add them to `done`; every few seconds they reach the disk and are noted."
+def _fill(stream: Iterator[tuple], journal: Journal, columns: list[Column], samples: int, bar: dict) -> None:
+    "Write (places, rows) as they come; every few seconds they reach the disk and are noted."
     pending, clock = [], time.monotonic()
     with progress_bar(samples, **bar) as bar, closing(stream):
         try:
             for places, rows in stream:
-                _write_rows(folder, columns, places, samples, rows)
+                _write_rows(journal.path.parent, columns, places, samples, rows)
                 pending.append(_note(places, rows))
-                done.update(places)
                 bar.update(len(places))
                 if time.monotonic() - clock >= COMMIT_SECONDS:
-                    _note_batches(folder, columns, pending)
+                    _note_batches(journal, columns, pending)
                     clock = time.monotonic()
         finally:
-            _note_batches(folder, columns, pending)
-    if len(done) < samples:
-        raise RuntimeError(f"{folder} still lacks {samples - len(done)} of {samples} samples. Start again.")
+            _note_batches(journal, columns, pending)
 
 # %% ../nbs/3_states/30_extraction.ipynb #74e868b0
 def _finished(vlm, identity: dict, reader: Reader, hashes: dict[str, str], tokens: np.ndarray | None) -> dict:
@@ -617,32 +608,26 @@ def _own_samples(vlm, samples: list[Sample], shard: str, batch_size: int | str) 
     return [sample for sample in samples if sample.uid in mine]
 
 # %% ../nbs/3_states/30_extraction.ipynb #6a879fc6
-def _open_parts(vlm, samples: list[Sample], folder: Path, identity: dict) -> list[tuple["States", list[int]]]:
-    "Each part of a store, and its rows in the whole. Errors name one that is missing, unfinished or of something else."
-    if not any(folder.parent.glob(f"part-*/{folder.name}/states.json")):
-        return []
-    place, taken, parts = {sample.uid: row for row, sample in enumerate(samples)}, set(), []
-    for shard in name_shards(folder.parent):
+def _open_parts(vlm, samples: list[Sample], folder: Path, reader: Reader, batch_size: int | str) -> list["States"]:
+    "The parts of a store. Errors name one that is missing, unfinished or of something else."
+    parts, absent = [], []
+    for shard in name_shards(folder.parent, f"{folder.name}/states.json"):
         path = shard_path(folder, shard)
-        if not (path / "states.json").exists():
-            if not shard_samples(plan_samples(vlm, samples, identity["batches"]["size"])[0], shard):
-                continue  # it has nothing to read
-            raise FileNotFoundError(f"{path} is missing. Start that part: shard='{shard}'.")
-        if not _read_about(path).get("finished"):
-            raise ValueError(f"{path} is not finished. Start that part again: shard='{shard}'.")
-        part = open_states(path)
-        if strange := [uid for uid in part.uids if uid not in place or uid in taken]:
-            what = "which another part has too" if strange[0] in taken else "which is none of the samples asked for"
-            raise ValueError(f"{path} has '{strange[0]}', {what}. Were all parts made in the same way?")
-        rows = [place[uid] for uid in part.uids]
-        same = {"samples": len(rows), "fingerprint": fingerprint(samples[row] for row in rows)}
-        _check_same(path, identity | same, _completed(part.about, vlm))
-        taken |= set(part.uids)
-        parts.append((part, rows))
-    if lacking := [sample.uid for sample in samples if sample.uid not in taken]:
+        if not (path / "states.json").exists():  # it may have nothing to read
+            absent.append(shard)
+            continue
+        parts.append(open_states(path))
+        uids = set(parts[-1].uids)
+        own = [sample for sample in samples if sample.uid in uids]
+        check_samples(parts[-1], own)
+        _check_same(path, _identity(vlm, own, reader, batch_size), _completed(parts[-1].about, vlm))
+    times = Counter(uid for part in parts for uid in part.uids)
+    wrong = [sample.uid for sample in samples if times[sample.uid] != 1]
+    if parts and wrong:
+        advice = f"Start that part: shard='{absent[0]}'." if absent else "Were all parts made in the same way?"
         raise ValueError(
-            f"The parts in {folder.parent} lack {len(lacking)} of {len(samples)} samples, the first is '{lacking[0]}'. "
-            "Were all parts made in the same way?"
+            f"Of {len(samples)} samples {len(wrong)} are not in exactly one of the parts in {folder.parent}: "
+            f"'{wrong[0]}' is in {times[wrong[0]]} of them. {advice}"
         )
     return parts
 
@@ -650,23 +635,17 @@ def _open_parts(vlm, samples: list[Sample], folder: Path, identity: dict) -> lis
 PIECE = 2**26  # bytes of a join that are in memory at once
 
 
-def _read_parts(parts: list[tuple["States", list[int]]], columns: list[Column], done: set[int]) -> Iterator[tuple]:
+def _read_parts(parts: list["States"], samples: list[Sample], columns: list[Column], done: set[int]) -> Iterator[tuple]:
     "(places, rows) of each piece that is not in `done`, read from the parts. `ValueError` for one that has changed."
     step = max(1, PIECE // (4 * columns[-1].part.stop))
-    for part, rows in parts:
+    place = {sample.uid: row for row, sample in enumerate(samples)}
+    for part in parts:
         _check_files(part.folder, {column.file: part.about["sha256"].get(column.file) for column in columns})
         maps = [_map_array(part.folder / column.file, column, len(part)) for column in columns]
-        for start in range(0, len(rows), step):
-            places = rows[start : start + step]
+        for start in range(0, len(part), step):
+            places = [place[uid] for uid in part.uids[start : start + step]]
             if not done.issuperset(places):
                 yield places, _take_rows(maps, slice(start, start + step))
-
-
-def _rows_left(vlm, samples: list[Sample], reader: Reader, done: set[int], batch_size: int | str, parts: list):
-    "(places, rows) of all that is not in `done`: from the parts if there are any, or else from the model."
-    if parts:
-        return _read_parts(parts, reader.columns, done)
-    return _read_batches(vlm, samples, reader, done, batch_size)
 
 # %% ../nbs/3_states/30_extraction.ipynb #90c91ce1
 def _plan_reader(vlm, samples: list[Sample], layers, poolings, batch_size: int | str, lens: bool) -> Reader:
@@ -703,12 +682,14 @@ def extract_states(
         if earlier:
             _check_same(folder, identity, _completed(earlier, vlm))
         if not earlier.get("finished"):
-            parts = [] if shard else _open_parts(vlm, samples, folder, identity)
-            done = _begin(folder, identity, samples, reader)
-            if len(done) < len(samples):
-                bar = {"label": vlm.name, "initial": len(done), "shown": progress}
-                stream = _rows_left(vlm, samples, reader, done.copy(), batch_size, parts)
-                _fill(stream, folder, reader.columns, len(samples), done, bar)
+            parts = [] if shard else _open_parts(vlm, samples, folder, reader, batch_size)
+            journal, done = _begin(folder, identity, samples, reader)
+            if parts:
+                stream = _read_parts(parts, samples, reader.columns, done)
+            else:
+                stream = _read_batches(vlm, samples, reader, done, batch_size)
+            bar = {"label": vlm.name, "initial": len(done), "shown": progress}
+            _fill(stream, journal, reader.columns, len(samples), bar)
             _finish(vlm, folder, identity, reader)
         else:
             _keep_samples(folder, samples, earlier["sha256"].get("samples.jsonl", ""))
@@ -1009,11 +990,11 @@ def _sample_file(samples: list[Sample]) -> tuple[list[dict], str]:
         return read_jsonl(path), file_hash(path)
 
 
-def _array_hash(array: np.ndarray) -> str:
-    "sha256 of the file that an array would be."
-    digest = hashlib.sha256(_header(array.shape, array.dtype.str))
-    digest.update(array)
-    return digest.hexdigest()
+def _as_file(array: np.ndarray) -> memoryview:
+    "The bytes of the .npy file that an array would be."
+    file = BytesIO()
+    np.save(file, array)
+    return file.getbuffer()
 
 # %% ../nbs/3_states/30_extraction.ipynb #7b4863b3
 def _hold(vlm, samples: list[Sample], reader: Reader, batch_size: int | str, progress: bool) -> States:
@@ -1032,7 +1013,8 @@ def _hold(vlm, samples: list[Sample], reader: Reader, batch_size: int | str, pro
             for column in reader.columns:
                 arrays[column.file][places] = rows[:, column.part].reshape(-1, *column.shape)
             bar.update(len(places))
-    hashes = {file: _array_hash(array) for file, array in arrays.items()} | {"samples.jsonl": digest}
+    hashes = {file: hashlib.sha256(_as_file(array)).hexdigest() for file, array in arrays.items()}
+    hashes["samples.jsonl"] = digest
     identity = _identity(vlm, samples, reader, batch_size)
     about = _finished(vlm, identity, reader, hashes, arrays.get(LENS_FILES[0]))
     return _as_states(None, json.loads(json.dumps(about)), lines, arrays=arrays)
@@ -1093,8 +1075,7 @@ def _write_store(states: States, folder: Path) -> None:
     known = zip(states.uids, states.targets.tolist(), states.factors, strict=True)
     write_jsonl(make_folder(folder) / "samples.jsonl", [{"uid": u, "target": t, "factors": f} for u, t, f in known])
     for file in states.about["dims"]:
-        array = _load_array(states, file)
-        write_atomic(folder / file, _header(array.shape, array.dtype.str) + array.tobytes())
+        write_atomic(folder / file, _as_file(_load_array(states, file)))
     write_atomic(folder / "states.json", states.description())
 
 

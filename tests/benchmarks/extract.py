@@ -86,7 +86,8 @@ class Ways:
             extraction._write_rows(self.folder, self.reader.columns, places, len(self.samples), rows)
 
     def flush(self) -> None:
-        extraction._note_batches(self.folder, self.reader.columns, [{"rows": [0]}])
+        notes = extraction._open_notes(self.folder, len(self.samples))
+        extraction._note_batches(notes, self.reader.columns, [{"rows": [0]}])
 
     def all_states(self) -> None:
         for _, inputs in self.batches:
