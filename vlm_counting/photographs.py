@@ -27,6 +27,7 @@ from functools import partial
 from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 
@@ -35,14 +36,13 @@ import tenacity
 
 from . import __version__
 from vlm_counting.core import (
+    Journal,
     file_hash,
     hold_folder,
     make_folder,
     progress_bar,
-    read_jsonl,
     unknown,
     write_atomic,
-    write_jsonl,
 )
 from .datasets import PIXMO_COUNTS, SPLITS, check_rows, coverage, open_table, split_rows
 from .stimuli import ENTITIES, Entity, Scene, render
@@ -356,26 +356,20 @@ def fetch_one(
     return {"image_sha256": digest} | failed[-1] | {"later": later, "bytes": 0, "width": 0, "height": 0}
 
 # %% ../nbs/1_data/18_photographs.ipynb #f4f15d12
-def _finished(
-    folder: Path,
-    digests: Iterable[str],
-    limits: Limits,
-    again: bool,  # ask once more for what failed for good
-) -> dict[str, dict]:  # sha256 -> its line of the journal
-    "What need not be asked for any more."
-    journal, done = folder / "fetched.jsonl", {}
-    lines = {line["image_sha256"]: line for line in read_jsonl(journal, repair=True)} if journal.exists() else {}
+def _finished(journal: Journal, digests: Iterable[str], limits: Limits, again: bool) -> set[str]:
+    "What need not be asked for any more. `again`: ask once more for what failed for good."
+    done = set()
     for digest in digests:
-        path, line = picture_path(folder, digest), lines.get(digest)
+        path, line = picture_path(journal.path.parent, digest), journal.done.get(digest, {"outcome": "", "later": True})
+        fetched = line["outcome"] == "fetched"
         if path.exists() and file_hash(path) == digest:
-            if line is None or line["outcome"] != "fetched":  # killed between the picture and its line
+            if not fetched:  # killed between the picture and its line
                 width, height = check_picture(path, limits)
                 line = {"image_sha256": digest, "outcome": "fetched", "why": "", "later": False}
-                line |= {"bytes": path.stat().st_size, "width": width, "height": height}
-                write_jsonl(journal, [line], append=True)
-            done[digest] = line
-        elif line is not None and line["outcome"] != "fetched" and not line["later"] and not again:
-            done[digest] = line
+                journal.append([line | {"bytes": path.stat().st_size, "width": width, "height": height}])
+            done.add(digest)
+        elif not (fetched or line["later"] or again):
+            done.add(digest)
     return done
 
 # %% ../nbs/1_data/18_photographs.ipynb #a522f16a
@@ -427,19 +421,19 @@ def fetch_images(
     with hold_folder(folder):
         for left in make_folder(folder / "images").glob(".*.part"):  # of a run that was killed
             left.unlink()
-        done = _finished(folder, jobs, limits, again)
+        journal = Journal(folder / "fetched.jsonl", itemgetter("image_sha256"))
+        done = _finished(journal, jobs, limits, again)
         rest = {digest: urls for digest, urls in jobs.items() if digest not in done}
         if rest:
             fetcher = Fetcher(folder, limits, private_hosts)
             with closing(_fetch_all(fetcher, rest, workers, progress)) as lines:
                 for line in lines:
-                    write_jsonl(folder / "fetched.jsonl", [line], append=True)
-                    done[line["image_sha256"]] = line
+                    journal.append([line])
     columns = ["outcome", "why", "bytes", "width", "height"]
     return pandas.DataFrame(
         [
             {"row": number, "image_url": row["image_url"], "image_sha256": row["image_sha256"]}
-            | {name: done[row["image_sha256"]][name] for name in columns}
+            | {name: journal.done[row["image_sha256"]][name] for name in columns}
             for number, row in enumerate(rows)
         ],
         columns=["row", "image_url", "image_sha256", *columns],
