@@ -28,12 +28,12 @@ from vlm_counting.stimuli import (
     Entity,
     Plan,
     Scene,
+    _encode_png,
     ask,
     candidate_lists,
     compactness,
     contact_sheet,
     draw,
-    encode_png,
     generate,
     hull_area,
     render,
@@ -431,7 +431,7 @@ def scene():
 def test_all_seventy_sprites_are_read_back_in_every_format(scene, tmp_path):
     picture = render(scene)
     picture.save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(encode_png(*draw(scene)))
+    (tmp_path / "b.png").write_bytes(_encode_png(*draw(scene)))
     clear = np.asarray(picture.convert("RGBA")).copy()
     clear[~clear[..., :3].any(axis=2)] = (0, 0, 0, 0)  # a transparent ground
     ways = [picture, picture.convert("RGBA"), picture.convert("P", palette=Image.Palette.ADAPTIVE), clear]
@@ -522,7 +522,7 @@ def test_our_png_is_read_by_pillow(colours, shape):
     stripes = np.repeat(noise[:, :1], shape[1], axis=1)
     sparse = np.where(generator.random(shape) < 0.02, noise, 0).astype(np.uint8)
     for pixels in (noise, stripes, sparse, noise * 0):
-        with Image.open(io.BytesIO(encode_png(pixels, palette))) as picture:
+        with Image.open(io.BytesIO(_encode_png(pixels, palette))) as picture:
             assert picture.mode == "P" or colours <= 2
             assert np.array_equal(np.asarray(picture.convert("RGB")), np.array(palette, dtype=np.uint8)[pixels])
 

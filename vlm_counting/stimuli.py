@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'SHAPES', 'ENTITIES', 'UNSEEN', 'FAMILIES', 'CHOICES', 'DRAWING', 'shape_mask', 'plural', 'Entity',
-           'entity_factors', 'Placed', 'Cells', 'Scene', 'draw', 'render', 'scene', 'encode_png', 'contact_sheet',
-           'Layout', 'Row', 'Plan', 'candidate_lists', 'plan_rows', 'ask', 'read_options', 'balanced',
-           'unseen_combinations', 'distracted', 'compactness', 'clustered', 'scattered', 'two_groups', 'matched_sizes',
-           'area_matched', 'size_varied', 'hull_area', 'hull_matched', 'free', 'cache_folder', 'generate']
+           'entity_factors', 'Placed', 'Cells', 'Scene', 'draw', 'render', 'scene', 'contact_sheet', 'Layout', 'Row',
+           'Plan', 'candidate_lists', 'plan_rows', 'ask', 'read_options', 'balanced', 'unseen_combinations',
+           'distracted', 'compactness', 'clustered', 'scattered', 'two_groups', 'matched_sizes', 'area_matched',
+           'size_varied', 'hull_area', 'hull_matched', 'free', 'cache_folder', 'generate']
 
 # %% ../nbs/1_data/12_stimuli.ipynb #9703be10
 import errno
@@ -238,7 +238,7 @@ class Scene(Cells):
         return sum(int(shape_mask(item.entity.shape, self.box(item)[2]).sum()) for item in self.objects)
 
     def _repr_png_(self) -> bytes:  # so that a notebook shows a scene as a picture
-        return encode_png(*draw(self))
+        return _encode_png(*draw(self))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #cb1c3907
 def _placed_objects(items: Iterable[tuple]) -> tuple[Placed, ...]:
@@ -409,78 +409,91 @@ def _read_cell(pixels: np.ndarray, row: int, column: int) -> Placed:
     return Placed(Entity(colour, *found), row, column)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #c8417ec4
-def _code(symbol: int) -> tuple[int, int]:  # value, first bit lowest; number of bits
-    "The fixed Huffman code of deflate (RFC 1951, 3.2.6)."
-    first, start, bits = next(
-        row for row in ((280, 192, 8), (256, 0, 7), (144, 400, 9), (0, 48, 8)) if symbol >= row[0]
-    )
+def _coded(
+    symbol: int,  # 0-255: that byte; 256: the end; from 257: a copy, its length to follow
+) -> tuple[int, int]:  # its bits, the first one lowest; how many
+    "A symbol in the fixed code of deflate (RFC 1951, 3.2.6)."
+    begins = (280, 192, 8), (256, 0, 7), (144, 400, 9), (0, 48, 8)
+    first, start, bits = next(row for row in begins if symbol >= row[0])
     return int(f"{start + symbol - first:0{bits}b}"[::-1], 2), bits
 
-
+# %% ../nbs/1_data/12_stimuli.ipynb #78a70b37
 @lru_cache(maxsize=64)
-def _codes(stride: int) -> tuple[np.ndarray, np.ndarray]:  # (516,) values and (516,) bits, see below
-    "Codes of the bytes 0-255, the end mark at 256, and at 257 + n: copy n bytes (3 to 258) from `stride` bytes before."
-    extra = max((stride - 1).bit_length() - 2, 0)
-    distance = int(f"{2 * extra + ((stride - 1) >> extra):05b}"[::-1], 2) | ((stride - 1) % (1 << extra)) << 5
-    codes = [_code(symbol) for symbol in range(257)] + [(0, 0)] * 3
-    for length in range(3, 259):
-        more = max((length - 3).bit_length() - 3, 0) if length < 258 else 0
-        symbol = 257 + 4 * more + ((length - 3) >> more) if length < 258 else 285
-        value, bits = _code(symbol)
-        rest = (length - 3) % (1 << more)
-        codes.append((value | (rest | distance << more) << bits, bits + more + 5 + extra))
-    return tuple(np.array(column, dtype=np.int64) for column in zip(*codes, strict=True))
+def _codes(
+    stride: int,  # bytes of a row
+) -> tuple[np.ndarray, np.ndarray]:  # (513,) bits and (513,) how many
+    "Of the bytes 0 to 255, the end at 256, and at 254 + n a copy of n bytes (3 to 258) from the row above."
+    back, more = stride - 1, max((stride - 1).bit_length() - 2, 0)
+    distance = int(f"{2 * more + (back >> more):05b}"[::-1], 2) | back % (1 << more) << 5
+    codes = [_coded(symbol) for symbol in range(257)]
+    for symbol in range(257, 286):
+        value, bits = _coded(symbol)
+        extra = max((symbol - 261) // 4, 0) if symbol < 285 else 0
+        for rest in range(1 << extra):
+            codes.append((value | (rest | distance << extra) << bits, bits + extra + 5 + more))
+    del codes[-2]  # 258 bytes have a symbol of their own
+    return tuple(np.array(column) for column in zip(*codes, strict=True))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #22a202ee
-def _deflate(data: np.ndarray, stride: int) -> bytes:
-    "A zlib stream of (rows * stride,) uint8 in which a run equal to the row above is copied from there."
-    literal = np.ones(len(data), dtype=bool)
-    np.not_equal(data[stride:], data[:-stride], out=literal[stride:])
-    places = np.append(np.flatnonzero(literal), len(data))
-    for length in (1, 2):  # so few equal bytes cannot be copied
-        before = places[np.flatnonzero(np.diff(places) == length + 1)]
-        literal[before + 1] = literal[before + length] = True
-    places = np.append(np.flatnonzero(literal), len(data))
-    runs = np.diff(places, prepend=-1) - 1
-    long = np.maximum(runs - 3, 0) // 256
-    ends = np.cumsum(1 + long + (runs > 0))
-    tokens = np.full(ends[-1], 257 + 256)
-    tokens[ends - 1] = np.append(data, 0)[places]
-    tokens[-1] = 256
-    copied = runs > 0
-    tokens[ends[copied] - 2] = 257 + (runs - 256 * long)[copied]
-    values, bits = _codes(stride)
-    values, bits = np.append(3, values[tokens]), np.append(3, bits[tokens])  # 3: one block, fixed codes
-    starts = np.cumsum(bits) - bits
-    stream = (np.repeat(values, bits) >> (np.arange(starts[-1] + bits[-1]) - np.repeat(starts, bits))) & 1
+def _choose(
+    data: np.ndarray,  # (rows * stride,) uint8
+    stride: int,  # bytes of a row
+) -> np.ndarray:  # (tokens,) places in the table of `_codes`
+    "What to say about each byte: give it, or copy it from the row above."
+    given = np.ones(len(data), dtype=bool)
+    np.not_equal(data[stride:], data[:-stride], out=given[stride:])
+    places = np.append(np.flatnonzero(given), len(data))
+    for length in (1, 2):
+        before = places[:-1][np.diff(places) == length + 1]
+        given[before + 1] = given[before + length] = True
+    places = np.append(np.flatnonzero(given), len(data))
+    copied = np.diff(places, prepend=-1) - 1  # before each byte that is given
+    whole = np.maximum(copied - 3, 0) // 256  # copies of 256; one of what is left comes after them
+    symbols = np.append(data, 0)[places].astype(int)
+    symbols[-1] = 256
+    tokens = np.stack([np.full(len(places), 254 + 256), 254 + copied - 256 * whole, symbols], axis=1)
+    return np.repeat(tokens.ravel(), np.stack([whole, copied > 0, whole >= 0], axis=1).ravel())
+
+# %% ../nbs/1_data/12_stimuli.ipynb #b832e5a7
+def _deflate(
+    data: np.ndarray,  # (rows * stride,) uint8
+    stride: int,  # bytes of a row
+) -> bytes:
+    "A zlib stream of one block in the fixed code."
+    tokens = _choose(data, stride)
+    values, bits = (np.append(3, column[tokens]) for column in _codes(stride))  # 3: the last block, fixed code
+    places = np.cumsum(bits) - bits
+    stream = np.repeat(values, bits) >> (np.arange(bits.sum()) - np.repeat(places, bits)) & 1
     packed = np.packbits(stream.astype(np.uint8), bitorder="little").tobytes()
     return b"\x78\x01" + packed + zlib.adler32(data).to_bytes(4, "big")
 
+# %% ../nbs/1_data/12_stimuli.ipynb #3b20f95b
+def _pack_rows(
+    pixels: np.ndarray,  # (height, width) uint8 colour numbers
+    depth: int,  # bits a pixel: 1, 2, 4 or 8
+) -> np.ndarray:  # (height, 1 + bytes of a row) uint8
+    "The rows of a PNG."
+    bits = np.stack([pixels & 1 << bit for bit in reversed(range(depth))], axis=2)
+    rows = np.packbits(bits.reshape(len(pixels), -1), axis=1)  # what is not 0 becomes 1
+    return np.insert(rows, 0, 0, axis=1)
+
 # %% ../nbs/1_data/12_stimuli.ipynb #ea2375c5
-def encode_png(
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    "One part of a PNG."
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _encode_png(
     pixels: np.ndarray,  # (height, width) uint8 colour numbers
     colours: list[tuple[int, int, int]],  # red, green, blue of each number, at most 256
 ) -> bytes:
-    "An indexed-colour PNG of 1, 2, 4 or 8 bits a pixel; the same bytes on every machine."
-    height, width = pixels.shape
+    "An indexed-colour PNG; the same bytes on every machine."
     depth = next(bits for bits in (1, 2, 4, 8) if len(colours) <= 2**bits)
-    rows, bits = np.pad(pixels, ((0, 0), (0, -width % (8 // depth)))) if width % (8 // depth) else pixels, depth
-    if depth == 1:
-        rows, bits = np.packbits(rows, axis=1), 8
-    while bits < 8:
-        rows, bits = rows[:, 0::2] << bits | rows[:, 1::2], 2 * bits
-    lines = np.zeros((height, rows.shape[1] + 1), dtype=np.uint8)  # each line starts with its filter: 0, none
-    lines[:, 1:] = rows
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 3, 0, 0, 0)),
-        (b"PLTE", bytes(value for colour in colours for value in colour)),
-        (b"IDAT", _deflate(lines.ravel(), lines.shape[1])),
-        (b"IEND", b""),
-    )
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    rows = _pack_rows(pixels, depth)
+    header = struct.pack(">IIBBBBB", *pixels.shape[::-1], depth, 3, 0, 0, 0)
+    palette = bytes(value for colour in colours for value in colour)
+    parts = _chunk(b"IHDR", header), _chunk(b"PLTE", palette), _chunk(b"IDAT", _deflate(rows.ravel(), rows.shape[1]))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + _chunk(b"IEND", b"")
 
 # %% ../nbs/1_data/12_stimuli.ipynb #142bb322
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -976,7 +989,7 @@ def _sample(row: Row, form: str, folder: Path) -> Sample:
 # %% ../nbs/1_data/12_stimuli.ipynb #5e7684bc
 def _write_image(path: Path, factors: dict) -> str:  # sha256 of the file
     "Draw one picture and put it in place in one step."
-    data = encode_png(*draw(Scene.from_factors(factors)))
+    data = _encode_png(*draw(Scene.from_factors(factors)))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)

@@ -16,7 +16,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from vlm_counting.stimuli import FAMILIES, Plan, Scene, draw, encode_png, generate
+from vlm_counting.stimuli import FAMILIES, Plan, Scene, _encode_png, draw, generate
 
 SHOWN = ("balanced", "clustered", "distractors_9_large_red_circle", "two_groups", "area_matched", "size_varied", "free")
 
@@ -46,7 +46,7 @@ def encoders(number: int) -> list[str]:
             total += file.tell()
         return total
 
-    rows = [("ours, indexed", *seconds(lambda: sum(len(encode_png(*picture)) for picture in pictures), repeat=3))]
+    rows = [("ours, indexed", *seconds(lambda: sum(len(_encode_png(*picture)) for picture in pictures), repeat=3))]
     for mode, level in (("P", 1), ("P", 6), ("RGB", 1), ("RGB", 6)):
         name = f"Pillow, {'indexed' if mode == 'P' else 'RGB'}, level {level}"
         rows.append((name, *seconds(with_pillow, mode, level, repeat=2)))
