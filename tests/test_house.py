@@ -47,7 +47,6 @@ CONTRACT = {
     "paper.findings": "CLAIMS Material findings conclusions",
     "paper.browser": "browser_page write_browser show_browser check_run",
     "paper.pages": "PAGES inventory compared browse_runs",
-    "planning": "DEVICES BLUEPRINTS count_work measure_costs predict_costs plan_costs describe_costs",
 }
 
 

@@ -17,7 +17,7 @@ from clusters import dask_on, start_on, two_hosts, wait_until
 from joblib import cpu_count
 from notebook_cells import cells
 
-from vlm_counting import runs, sweeps
+from vlm_counting import machines, runs, sweeps
 from vlm_counting.core import UnknownName
 from vlm_counting.runs import RUNS
 from vlm_counting.sweeps import (
@@ -296,7 +296,7 @@ def test_workers_and_gpus():
 def test_gpus_are_those_that_cuda_may_use(monkeypatch):
     for given, seen in (("", []), ("-1", []), ("0", ["0"]), ("2, 3", ["2", "3"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-        assert sweeps.visible_gpus() == seen
+        assert machines.visible_gpus() == seen
 
 
 def test_the_first_score_is_the_accuracy_or_else_the_first_number(tmp_path):
@@ -386,7 +386,7 @@ def test_a_folder_in_which_somebody_else_works_is_left_alone(fake, monkeypatch):
 def test_each_local_worker_has_a_gpu_of_its_own():
     from distributed import Client
 
-    with sweeps._local_cluster(2, ["3", "5"]) as one, Client(one) as client:
+    with machines.local_cluster(2, ["3", "5"]) as one, Client(one) as client:
         assert set(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == {"3", "5"}
         assert client.submit(os.getenv, "OMP_NUM_THREADS", resources={"GPU": 1}).result(timeout=60)
         assert all(address.startswith("tls://127.0.0.1") for address in client.scheduler_info()["workers"])

@@ -88,7 +88,8 @@ def _open_extraction(p: SimpleNamespace) -> Any:
 def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Read counts out of the states that `extract` left, out of those of fresh weights, and out of the images."
     from vlm_counting.extraction import extract_states
-    from vlm_counting.probing import connect, fresh_seed, probe
+    from vlm_counting.machines import connect
+    from vlm_counting.probing import fresh_seed, probe
 
     client, states = connect(p.scheduler), _open_extraction(p)
     source = RunRecord.load(states.home)

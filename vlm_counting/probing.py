@@ -6,20 +6,16 @@
 __all__ = ['RULES', 'LARGEST', 'STEPS', 'ROWS', 'AT_ONCE', 'PROBES', 'FEW_DIMENSIONS', 'CLASSIFIERS_NEVER', 'CONTROLS', 'TYPES',
            'ARRANGEMENT', 'SEEN', 'COLUMNS', 'KEY', 'WORDS', 'SMALL', 'folds', 'Features', 'Stopped', 'svm',
            'svm_standardised', 'logistic', 'ridge', 'Estimator', 'find_probe', 'read_counts', 'control_labels',
-           'seen_share', 'Task', 'plan_tasks', 'lit_area', 'picture_features', 'controls', 'count_fitting', 'job_bytes',
-           'count_jobs', 'connect', 'count_cluster_jobs', 'Unit', 'probe_layers', 'what_remains', 'two_class_matrix',
-           'one_vs_all_confusion', 'choose_rules', 'fresh_seed', 'Probing', 'probe']
+           'seen_share', 'Task', 'plan_tasks', 'lit_area', 'picture_features', 'controls', 'Unit', 'probe_layers',
+           'what_remains', 'two_class_matrix', 'one_vs_all_confusion', 'choose_rules', 'fresh_seed', 'Probing', 'probe']
 
 # %% ../nbs/3_states/32_probing.ipynb #43176ce9
 import hashlib
 import json
-import platform
 import re
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
@@ -32,6 +28,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from vlm_counting.core import (
+    Journal,
     Prediction,
     Registry,
     RunRecord,
@@ -44,12 +41,12 @@ from vlm_counting.core import (
     later,
     load_image,
     progress_bar,
-    read_jsonl,
     unknown,
     write_atomic,
     write_jsonl,
 )
 from .extraction import States, check_samples, lens_curves, read_lens
+from .machines import count_cluster_jobs, count_fitting, dask_backend
 from .statistics import compare, confusion, interval, tabulate
 
 # %% ../nbs/3_states/32_probing.ipynb #0e8768d6
@@ -754,136 +751,13 @@ def _identity(states: object) -> str:  # 12 hex digits
     return digest.hexdigest()[:12]
 
 # %% ../nbs/3_states/32_probing.ipynb #448b4c51
-def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    "Folders of our control groups and of all above them, with the names of limit, use and cache there."
-    told = root / "proc/self/cgroup"
-    for line in told.read_text().splitlines() if told.exists() else ():
-        _, kinds, path = line.split(":", 2)
-        if not kinds:  # version 2
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in kinds.split(","):  # version 1
-            top = root / "sys/fs/cgroup/memory"
-            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        else:
-            continue
-        own = top / path.lstrip("/")
-        yield from ((group, names) for group in (own, *own.parents) if group.is_relative_to(top))
-
-
-def _available_memory(
-    root: Path = Path("/"),  # where proc and sys are
-) -> float:  # bytes
-    "Memory to be had now: of this machine, container and job. What only caches files is to be had."
-    import psutil
-
-    free = [psutil.virtual_memory().available]
-    for group, (limit, used, cache) in _memory_groups(root):
-        try:
-            cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())[cache]
-            free.append(int((group / limit).read_text()) - int((group / used).read_text()) + int(cached))
-        except (OSError, ValueError, KeyError):  # no limit here
-            continue
-    return min(free)
-
-# %% ../nbs/3_states/32_probing.ipynb #3959d405
-def count_fitting(
-    size: int,  # bytes of one job
-    memory: float | None = None,  # bytes for all jobs together; None: half of what is to be had
-    processors: int | None = None,  # None: all that we may use
-) -> int:  # at least 1
-    "How many jobs may run at once."
-    from joblib import cpu_count  # knows the limits of a container
-
-    room = memory or _available_memory() / 2
-    return max(1, min(processors or cpu_count(), int(room // size)))
-
-
-def job_bytes(
+def _job_bytes(
     samples: int,  # how many
     dim: int,  # of the representation
 ) -> int:  # bytes
     "What probing one representation holds at most: two Gram matrices, and states five times while standardising."
     grams = 2 if dim >= FEW_DIMENSIONS else 0
     return 4 * samples * (5 * dim + grams * samples) + 2**28  # its own states, and two copies of them in float64
-
-
-def count_jobs(
-    samples: int,  # how many
-    dim: int,  # of the largest representation
-    memory: float | None = None,  # GiB for all jobs together; None: half of what is free
-    processors: int | None = None,  # None: all
-) -> int:  # at least 1
-    "How many representations may be probed at once, as `job_bytes` has it."
-    return count_fitting(job_bytes(samples, dim), memory and memory * 2**30, processors)
-
-# %% ../nbs/3_states/32_probing.ipynb #99877931
-def connect(
-    scheduler: str | object | None,  # address of a running Dask cluster such as 'tcp://host:8786'; None: there is none
-) -> object:  # a `distributed.Client` (`with` closes it), or None
-    "A client of a running Dask cluster. `ConnectionError` within ten seconds if nobody answers."
-    if scheduler is None:
-        return None
-    answer = Future()
-
-    def call():  # in a thread of its own: Dask's timeout does not hold for somebody who listens and says nothing
-        from distributed import Client
-
-        try:
-            answer.set_result(Client(scheduler, timeout=8))
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    try:
-        return answer.result(timeout=9)
-    except (OSError, ValueError, TypeError, MemoryError) as error:  # the last: who answers speaks another language
-        answer.add_done_callback(lambda late: late.exception() or late.result().close())  # nobody waits for it now
-        why = str(error) or "somebody listens there and says nothing"
-        raise ConnectionError(
-            f"No Dask scheduler answers at {scheduler}: {why}. Start one with `dask scheduler`, and give the address "
-            "that it prints, such as tcp://host:8786."
-        ) from None
-
-# %% ../nbs/3_states/32_probing.ipynb #76daae39
-def _room_here(samples: int, dim: int) -> tuple[str, int]:
-    "(this machine, how many representations its memory can hold at once)."
-    return platform.node(), count_jobs(samples, dim, processors=2**20)
-
-
-def count_cluster_jobs(
-    client: object,  # from `connect`
-    samples: int,  # how many
-    dim: int,  # of the largest representation
-) -> int:  # at least 1
-    "Representations under way at once that memory allows, on average. `ConnectionError` if there are no workers."
-    threads, machines = client.nthreads(), {}
-    if not threads:
-        address = client.scheduler.address
-        raise ConnectionError(f"The Dask cluster at {address} has no workers. Start some: dask worker {address}")
-    for worker, (machine, room) in client.run(_room_here, samples, dim).items():
-        before, _ = machines.get(machine, (0, room))
-        machines[machine] = before + threads.get(worker, 0), room
-    share = min((min(1, room / count) for count, room in machines.values() if count), default=1)
-    return max(1, int(share * sum(threads.values())))  # Dask deals by threads
-
-# %% ../nbs/3_states/32_probing.ipynb #75fc9d90
-def _dask_backend(client: object):
-    "joblib's Dask backend, for which a job that was given up is one that failed, and a lone worker works."
-    from joblib._dask import DaskDistributedBackend
-
-    class Backend(DaskDistributedBackend):
-        def submit(self, func, callback=None):
-            future = super().submit(func, callback)
-            future.add_done_callback(lambda done: done.exception() and callback(done))
-            return future
-
-        def retrieve_result_callback(self, out):
-            return super().retrieve_result_callback(out.result() if isinstance(out, Future) else out)
-
-        def effective_n_jobs(self, n_jobs):
-            return max(2, super().effective_n_jobs(n_jobs))  # one would be done here
-
-    return Backend(client=client)
 
 # %% ../nbs/3_states/32_probing.ipynb #d31b9113
 @dataclass(frozen=True)
@@ -953,45 +827,41 @@ def _place(layer: int | None, pooling: str | None) -> dict:  # None: it is of no
     return {"layer": None if layer is None else int(layer), "pooling": pooling}
 
 # %% ../nbs/3_states/32_probing.ipynb #54ea87f4
-def _read_rows(path: Path | None, units: list[Unit]) -> dict[tuple, dict]:
+def _journal(path: Path | None, units: list[Unit]) -> Journal:
     "Rows that are finished already. `FileExistsError` if the file is about other states or other settings."
-    rows = read_jsonl(path, repair=True) if path and path.exists() else []
     known = {key for unit in units for key in unit.expected()}
-    for line, row in enumerate(rows, start=1):
-        if set(KEY) - set(row) or _row_key(row) not in known:
-            found = ", ".join(f"{name} {row.get(name)!r}" for name in KEY)
-            raise FileExistsError(
-                f"{path}, line {line} is none of the {len(known)} scores asked for ({found}): the file belongs to "
-                "other states or settings. Choose another path, or delete the file."
-            )
-    return {_row_key(row): row for row in rows}
+
+    def strange(row: dict, done: dict) -> str:
+        if set(KEY) <= set(row) and _row_key(row) in known:
+            return ""
+        found = ", ".join(f"{name} {row.get(name)!r}" for name in KEY)
+        return (
+            f"is none of the {len(known)} scores asked for ({found}): the file belongs to other states or settings. "
+            "Choose another path, or delete the file."
+        )
+
+    return Journal(path, _row_key, strange=strange)
 
 # %% ../nbs/3_states/32_probing.ipynb #0da9a3f2
 def _run_units(
-    units: list[Unit], done: dict, path: Path | None, jobs: int, client: object, clusters: list, progress: bool
+    units: list[Unit], journal: Journal, jobs: int, client: object, clusters: list, progress: bool
 ) -> None:
-    "Do what is not in `done`, in order; add the rows of each unit to it and to the file."
+    "Do what is not in the journal, in order, and keep the rows of each unit there."
     from joblib import Parallel, delayed
 
-    left = [unit for unit in units if any(key not in done for key in unit.expected())]
-    broken = [done.pop(key) for unit in left for key in unit.expected() if key in done]
-    if broken:
-        write_jsonl(path, done.values())
+    left = journal.left(units, Unit.expected)
     engine = (
-        {"backend": _dask_backend(client), "pre_dispatch": jobs} if client else {"n_jobs": min(jobs, len(left)) or 1}
+        {"backend": dask_backend(client), "pre_dispatch": jobs} if client else {"n_jobs": min(jobs, len(left)) or 1}
     )
     finished = Parallel(return_as="generator", **engine)(delayed(unit.run)(clusters) for unit in left)
     failures, initial = [], len(units) - len(left)
     with progress_bar(len(units), initial, "probed", "representation", shown=progress) as bar:
         for rows, failure, trace in finished:
-            if failure:
-                failures.append((failure, trace))
-            elif path:
-                write_jsonl(path, rows, append=True)
-            done |= {_row_key(row): row for row in rows}
+            journal.append(rows)  # none where it failed
+            failures += [(failure, trace)] if failure else []
             bar.update()
     if failures:
-        _raise(failures, len(units), path)
+        _raise(failures, len(units), journal.path)
 
 
 def _raise(failures: list[tuple[str, str]], units: int, path: Path | None) -> None:
@@ -1010,15 +880,12 @@ def _probe_units(
     path, clusters = Path(path) if path else None, _clusters(states.targets, states.factors)
     width = getattr(states, "width", lambda layer, pooling: states.array(layer, pooling).shape[1])
     widest = max(width(*key) for key in {unit.pooling: (unit.layer, unit.pooling) for unit in units}.values())
-    size = len(states.targets), widest
-    jobs = jobs or (count_cluster_jobs(client, *size) if client else count_jobs(*size))
+    size = _job_bytes(len(states.targets), widest)
+    jobs = jobs or (count_cluster_jobs(client, size) if client else count_fitting(size))
     with hold_folder(path.parent) if path else nullcontext():
-        done = _read_rows(path, units)
-        _run_units(units, done, path, jobs, client, clusters, progress)
-        rows = [done[key] for unit in units for key in unit.expected()]
-        if path and list(done.values()) != rows:
-            write_jsonl(path, rows)
-    return rows
+        journal = _journal(path, units)
+        _run_units(units, journal, jobs, client, clusters, progress)
+        return journal.finish(key for unit in units for key in unit.expected())
 
 
 def _check_keys(states: object, keys: Sequence[tuple] | None) -> list[tuple]:
@@ -1047,7 +914,7 @@ def probe_layers(
     path: Path | None = None,  # JSON lines to append to and to resume from
     jobs: int | None = None,  # representations at once; None: as many as processors and memory allow
     progress: bool = True,  # show a bar
-    client: object = None,  # from `connect`: the workers of a Dask cluster probe; None: processes of this machine
+    client: object = None,  # from `machines.connect`: workers of a Dask cluster probe; None: processes of this machine
 ) -> pd.DataFrame:  # `COLUMNS` and selectivity; one row a layer, pooling, probe, rule and control
     "Probe every representation of a model. Resumes. `RuntimeError` names the representation that failed."
     keys = _check_keys(states, keys)
@@ -1613,7 +1480,7 @@ def probe(
     samples: Sequence[Sample] | None = None,  # whose images are probed, too; None: they are not
     path: Path | str | None = None,  # the run's folder, in which all is kept and goes on; None: in memory
     jobs: int | None = None,  # representations at once; None: as many as processors and memory allow
-    client: object = None,  # from `connect`: the workers of a Dask cluster probe
+    client: object = None,  # from `machines.connect`: the workers of a Dask cluster probe
     overwrite: bool = False,  # replace another run in the folder
     progress: bool = True,  # show a bar
     run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments

@@ -64,8 +64,9 @@ __getattr__ = moved(
     sweeps=(
         "Cell Command DEATHS Outcome PAPER_SIZES count_samples count_workers describe_outcomes describe_plan "
         "expand_grid first_score folder_state grid_values paper_grids plan_sweep read_grids run_cell share "
-        "sweep visible_gpus"
+        "sweep"
     ),
+    machines="visible_gpus",
     terminal=("Listed SHOWN command_help examination find_results main summary"),
 )
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Command', 'PAPER_SIZES', 'DEATHS', 'grid_values', 'expand_grid', 'share', 'read_grids', 'paper_grids', 'Cell',
            'folder_state', 'count_samples', 'plan_sweep', 'describe_plan', 'Outcome', 'first_score', 'run_cell',
-           'visible_gpus', 'count_workers', 'sweep', 'describe_outcomes']
+           'count_workers', 'sweep', 'describe_outcomes']
 
 # %% ../nbs/6_running/64_sweeps.ipynb #476bc61f
 import csv
@@ -18,7 +18,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 import uuid
@@ -34,16 +33,13 @@ from vlm_counting.core import (
     first_difference,
     git_commit,
     hold_folder,
-    later,
     make_folder,
     results_dir,
     unknown,
     write_atomic,
 )
-from vlm_counting.models import (
-    choose_models,
-    find_entry,
-)
+from .machines import connect, count_fitting, local_cluster, visible_gpus
+from .models import choose_models, find_entry
 from .stimuli import FAMILIES, Plan
 
 # %% ../nbs/6_running/64_sweeps.ipynb #f95bbdc5
@@ -516,25 +512,13 @@ def run_cell(
     return Outcome(cell.name, "failed" if error else "done", seconds, "" if error else first_score(folder), error)
 
 # %% ../nbs/6_running/64_sweeps.ipynb #1a03afd3
-def visible_gpus() -> list[str]:  # such as ['0', '1']; empty without
-    "The GPUs of this machine that CUDA may use, without loading torch."
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return told.stdout.split() if told.returncode == 0 else []
-
-
 def count_workers(
     workers: int | str,  # 'auto': one for each GPU, else one for each processor, as far as memory reaches
     gpus: list[str],  # from `visible_gpus`
 ) -> int:
     "How many processes to start. `ValueError` for more than there are GPUs, or for no number."
     if workers == "auto":
-        return len(gpus) or later("probing").count_fitting(3 * 2**29)  # a run on a twin takes about 1 GiB
+        return len(gpus) or count_fitting(3 * 2**29)  # a run on a twin takes about 1 GiB
     check_value(Workers, "workers", workers)
     if gpus and workers > len(gpus):
         raise ValueError(
@@ -542,31 +526,6 @@ def count_workers(
             f"{len(gpus)}, or hide the GPUs: CUDA_VISIBLE_DEVICES= in front of the same command."
         )
     return workers
-
-# %% ../nbs/6_running/64_sweeps.ipynb #6578d778
-@contextmanager
-def _local_cluster(workers: int, gpus: list[str]):
-    "A scheduler and workers on this machine, each in a process of its own that is started again when it dies."
-    from distributed import Nanny, Scheduler, Security, SpecCluster
-    from joblib import cpu_count
-
-    share_of_cores = max(1, cpu_count() // workers)
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "LOKY_MAX_CPU_COUNT": share_of_cores}
-    security = Security.temporary()
-    here = {"host": "127.0.0.1", "protocol": "tls://", "security": security, "dashboard": False}
-    common = here | {"nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}
-    started = {
-        number: {
-            "cls": Nanny,
-            "options": common
-            | {"env": threads | ({"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {})}
-            | {"resources": {"GPU": 1} if gpus else {}},
-        }
-        for number in range(workers)
-    }
-    scheduler = {"cls": Scheduler, "options": here | {"allowed_failures": 100}}  # `run_cell` counts deaths itself
-    with SpecCluster(workers=started, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL) as cluster:
-        yield cluster
 
 # %% ../nbs/6_running/64_sweeps.ipynb #afa6c863
 def _elsewhere(host: str, place: Path) -> str:
@@ -629,8 +588,8 @@ def _cluster(workers: int | str, scheduler: str | None, cells: list[Cell]):
         )
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        address = scheduler or stack.enter_context(_local_cluster(count_workers(workers, gpus), gpus))
-        client = stack.enter_context(later("probing").connect(address))
+        address = scheduler or stack.enter_context(local_cluster(count_workers(workers, gpus), gpus))
+        client = stack.enter_context(connect(address))
         meeting, offered = stack.enter_context(_meeting_place(client)) if scheduler else ("", bool(gpus))
         yield client, meeting, {"GPU": 1} if offered else None
 
