@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -390,6 +391,18 @@ def test_two_classes_of_one_kind_have_hashes_of_their_own():
             return x + 1
 
     assert len({code_hash(kind) for kind in (Parent, Child, Other)}) == 3 and code_hash(Child()) == code_hash(Child())
+
+
+def test_copying_changes_no_hash():
+    "Python notes in a class that one of its instances was copied."
+
+    class Mine:
+        def predict(self, x):
+            return x
+
+    before = code_hash(Mine())
+    deepcopy(Mine())
+    assert code_hash(Mine()) == before
 
 
 def test_a_class_is_known_by_all_that_stands_in_it():

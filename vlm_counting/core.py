@@ -360,11 +360,12 @@ def finish(
 ) -> list:  # of rows
     "The rows of some keys, in their order. The file holds exactly these from now on; it is replaced in one step."
     order = list(order)
+    rows = [self.done[key] for key in order]
     if order != list(self.done):
-        self.done = {key: self.done[key] for key in order}
+        self.done = dict(zip(order, rows, strict=True))
         if self.path:
-            write_jsonl(self.path, self.done.values())
-    return list(self.done.values())
+            write_jsonl(self.path, rows)
+    return rows
 
 # %% ../nbs/1_data/10_core.ipynb #ee4044a6
 def unknown(
@@ -636,6 +637,7 @@ def _members(kind: type) -> list:
         "__doc__",
         "__firstlineno__",
         "__static_attributes__",
+        "__slotnames__",  # Python writes it when an instance is copied
         "_abc_impl",
     }
     found = [(name, inside(item)) for one in own for name, item in vars(one).items() if name not in noise]

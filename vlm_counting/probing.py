@@ -843,9 +843,7 @@ def _journal(path: Path | None, units: list[Unit]) -> Journal:
     return Journal(path, _row_key, strange=strange)
 
 # %% ../nbs/3_states/32_probing.ipynb #0da9a3f2
-def _run_units(
-    units: list[Unit], journal: Journal, jobs: int, client: object, clusters: list, progress: bool
-) -> None:
+def _run_units(units: list[Unit], journal: Journal, jobs: int, client: object, clusters: list, progress: bool) -> None:
     "Do what is not in the journal, in order, and keep the rows of each unit there."
     from joblib import Parallel, delayed
 
