@@ -20,6 +20,7 @@ from vlm_counting.audit import annotate, audit
 from vlm_counting.core import Sample, file_hash, write_jsonl
 from vlm_counting.datasets import (
     DATASETS,
+    check_images,
     check_source,
     export_parquet,
     export_released,
@@ -170,6 +171,30 @@ def test_bad_folder_is_refused_by_file_and_id(tmp_path, name):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         load_dataset(folder)
     assert message in str(caught.value)
+
+
+def test_a_png_is_whole_up_to_its_end_mark(tmp_path):
+    "Every cut is seen but one in the last four bytes, and every byte that is not what it was, of all that is decoded."
+    whole = picture(tmp_path / "0.png").read_bytes()
+    sample = Sample("a/0", b"", "How many?", 1)
+    for end in range(len(whole) - 4):
+        with pytest.raises(ValueError, match="'a/0': the image .* is broken"):
+            check_images([replace(sample, image=whole[:end])])
+    for place in range(len(whole) - 12):
+        wrong = bytes(byte ^ 4 * (number == place) for number, byte in enumerate(whole))
+        with pytest.raises(ValueError, match="'a/0': the image .* is broken"):
+            check_images([replace(sample, image=wrong)])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP"])
+def test_images_of_other_kinds_are_seen_to_be_cut(kind):
+    file = io.BytesIO()
+    Image.effect_noise((60, 50), 80).convert("RGB").save(file, kind)
+    sample = Sample("a/0", file.getvalue(), "How many?", 1)
+    assert check_images([sample])[0].sha256
+    for part in (0.5, 0.9):
+        with pytest.raises(ValueError, match="'a/0': the image .* is broken"):
+            check_images([replace(sample, image=sample.image[: int(part * len(sample.image))])])
 
 
 def test_problems_are_shown_together_five_by_name(tmp_path):
@@ -358,7 +383,7 @@ def test_archive_limits(tmp_path):
     for limits, message in (
         ({"max_members": 3}, "more than 3 members"),
         ({"max_file": 100}, "more than 100"),
-        ({"max_total": 2000}, "more than 2,000 bytes"),
+        ({"max_total": 500}, "more than 500 bytes"),
     ):
         with pytest.raises(ValueError, match=message):
             extract_archive(archive, **limits)
@@ -373,6 +398,15 @@ def test_archive_with_a_huge_name_stops_early(tmp_path):
         tar.addfile(info)
     with pytest.raises(ValueError, match="was not unpacked: it unpacks to more"):
         extract_archive(tmp_path / "bomb.tar.gz", max_file=1000)
+
+
+def test_archive_with_much_behind_its_end_stops_early(tmp_path):
+    import gzip
+
+    packed = pack(tmp_path / "set.tar", make(tmp_path / "set"), "set", "w").read_bytes() + bytes(2**23)
+    (tmp_path / "tail.tar.gz").write_bytes(gzip.compress(packed))
+    with pytest.raises(ValueError, match="was not unpacked: it unpacks to more than the files in it"):
+        extract_archive(tmp_path / "tail.tar.gz")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 0.3, 0.9, -1, -5])

@@ -24,7 +24,7 @@ from vlm_counting.core import (
 from .stimuli import CHOICES, read_options
 
 # %% ../nbs/1_data/16_audit.ipynb #a7ca7dd8
-from .datasets import _inspect, _key, _refuse
+from .datasets import image_key, inspect_image, refuse
 
 # %% ../nbs/1_data/16_audit.ipynb #65a610c5
 def _seen(
@@ -68,10 +68,10 @@ def annotate(
     "Read positions, size, distractors and layout off the pictures. `ValueError` if an answer disagrees with one."
     asked, layouts, variants, problems, unread, annotated = {}, {}, Counter(), [], 0, []
     for sample in samples:
-        asked.setdefault(_key(sample), set()).add(sample.factors.get("entity"))
+        asked.setdefault(image_key(sample), set()).add(sample.factors.get("entity"))
     for sample in samples:
         try:
-            factors = _seen(sample, asked[_key(sample)])
+            factors = _seen(sample, asked[image_key(sample)])
         except ValueError as error:
             name = sample.image.name if isinstance(sample.image, Path) else name_image(sample.image)
             problems.append(f"'{sample.uid}' ({name}): {error}")
@@ -84,7 +84,7 @@ def annotate(
                 key = (sample.factors.get("entity"), sample.target, factors["layout"])
                 factors["variant"], variants[key] = variants[key], variants[key] + 1
         annotated.append(replace(sample, factors=factors | sample.factors))
-    _refuse("The dataset", problems)
+    refuse("The dataset", problems)
     if unread:
         warnings.warn(
             f"{unread} of {len(samples)} images are no scenes that can be read; left as they were.", stacklevel=2
@@ -155,7 +155,7 @@ def _disagrees(sample: Sample, counts: range) -> str:  # "" if nothing disagrees
 def _look(path: Any, digest: str) -> dict:  # width, height, mode, sha256, error; _bits: its difference hash, or None
     "What one image is, decoded. Where there is no file, its sha256 is what the row says."
     seen = {"width": 0, "height": 0, "mode": "", "sha256": digest, "error": "", "_bits": None}
-    found, seen["error"] = _inspect(path)
+    found, seen["error"] = inspect_image(path)
     seen["sha256"] = found or ("" if not isinstance(path, Path) or path.exists() else digest)
     try:
         picture = load_image(path)
@@ -181,11 +181,11 @@ def audit(
     (pictures that look the same), across (a copy or near copy in another split), tells, disagrees."""
     import pandas
 
-    seen = {_key(sample): sample for sample in samples}
+    seen = {image_key(sample): sample for sample in samples}
     seen = {key: _look(sample.image, sample.sha256) for key, sample in seen.items()}
     rows = [
         {"uid": s.uid, "target": s.target, "entity": s.factors.get("entity"), "label": s.factors.get("label")}
-        | {"split": s.factors.get("split"), "question": s.question, **seen[_key(s)]}
+        | {"split": s.factors.get("split"), "question": s.question, **seen[image_key(s)]}
         | {"tells": _told(s), "disagrees": _disagrees(s, counts)}
         for s in samples
     ]
