@@ -247,7 +247,7 @@ def test_a_sweep_has_words_of_its_own(given, results, monkeypatch):
 @pytest.mark.parametrize("given", ["dry_run=True", "--dry-run"])
 def test_a_dry_run_needs_no_kernel(given, results, monkeypatch, capsys):
     monkeypatch.setattr(runs, "_execute", lambda *_: pytest.fail("a kernel was started"))
-    assert main(["paper", "models=tiny-clip", given]) == 0
+    assert main(["paper", "models=tiny-clip", "measure=0", given]) == 0
     told = capsys.readouterr().out
     assert "paper-evaluate/tiny-clip/clustered" in told and "Nothing was started" in told
     assert list(results.iterdir()) == []

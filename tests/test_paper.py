@@ -9,7 +9,7 @@ import pytest
 from notebook_cells import cells
 
 from vlm_counting.core import UnknownName
-from vlm_counting.models import GROUPS
+from vlm_counting.models import _GROUPS
 from vlm_counting.runs import RUNS, check_parameters
 from vlm_counting.sweeps import Outcome
 from vlm_counting.terminal import main
@@ -34,7 +34,7 @@ def paper(tmp_path, monkeypatch):
 
 
 def test_the_twins_do_everything(paper):
-    planned = paper(dry_run=True).cells
+    planned = paper(dry_run=True, measure=0).cells
     assert Counter(cell.verb for cell in planned) == {
         "evaluate": 7 * 15 + 5, "extract": 7, "probe": 7, "train": 5, "diagnose": 7, "report": 1,
     }  # fmt: skip
@@ -47,20 +47,22 @@ def test_the_twins_do_everything(paper):
 
 
 def test_the_real_models_do_the_same_at_the_size_of_the_paper(paper):
-    planned = paper(models="paper", scale="full", photographs=True, scheduler="tcp://host:8786", dry_run=True).cells
+    planned = paper(
+        models="paper", scale="full", photographs=True, scheduler="tcp://host:8786", dry_run=True, measure=0
+    ).cells
     size = {(cell.verb, cell.parameters.get("dataset")): cell.samples for cell in planned}
     assert (
         size["evaluate", "balanced"] == size["extract", "balanced"] == 17_496 and size["evaluate", "scattered"] == 9408
     )
     assert size["evaluate", "distractors_9_large_red_star"] == 2187
     asked = {cell.parameters["model"] for cell in planned if cell.parameters.get("dataset") == "CountBenchQA"}
-    assert asked == set(GROUPS["paper"])  # the paper asked CLIP and CoCa too
+    assert asked == set(_GROUPS["paper"])  # the paper asked CLIP and CoCa too
     real = [cell for cell in planned if cell.verb == "train" and cell.parameters["dataset"] == "pixmo-count"]
     assert len(real) == 5 and real[0].parameters["training"] == "pixmo-count-train"
 
 
 def test_encoders_alone_have_no_words_to_train(paper):
-    assert {cell.verb for cell in paper(models="tiny-clip", dry_run=True).cells} == {
+    assert {cell.verb for cell in paper(models="tiny-clip", dry_run=True, measure=0).cells} == {
         "evaluate",
         "extract",
         "probe",
@@ -82,7 +84,7 @@ def test_wrong_words_are_refused():
 
 def test_a_dry_run_starts_nothing(paper, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("vlm_counting.sweeps.sweep", lambda *_: pytest.fail("it was started"))
-    paper(models="tiny-clip", dry_run=True)
+    paper(models="tiny-clip", dry_run=True, measure=0)
     said = capsys.readouterr().out
     assert "paper-evaluate/tiny-clip/clustered" in said and "Nothing was started" in said
     assert not (tmp_path / "paper").exists()

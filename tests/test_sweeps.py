@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,11 +25,13 @@ from vlm_counting.sweeps import (
     Outcome,
     count_samples,
     count_workers,
+    describe_costs,
     describe_outcomes,
     describe_plan,
     expand_grid,
     first_score,
     grid_values,
+    measure_costs,
     plan_sweep,
     read_grids,
     sweep,
@@ -317,6 +320,66 @@ def test_a_table_names_every_cell_that_is_not_done():
     told = describe_outcomes([*outcomes, Outcome("c", "skipped", None, "", "needs b, which failed")])
     assert "3 cells: 1 done, 1 failed, 1 skipped." in told and "X: why" in told and "needs b, which failed" in told
     assert "0 cells" in describe_plan([]) and "0 cells" in describe_outcomes([])
+
+
+# --- what it will cost
+
+
+def test_few_images_are_stretched_to_a_range():
+    half, whole = {"samples": 10, "work": 2.0, "bytes": 150}, {"samples": 20, "work": 3.0, "bytes": 250}
+    assert sweeps._stretch([half, whole], 100, 1) == (11, 15, 1050)
+    assert sweeps._stretch([half, whole | {"work": 1.0}], 100, 1) == (1, 5, 1050)  # noise: never negative
+    assert sweeps._stretch([half], 40, 1.5) == (2, 16, 600)
+    assert sweeps._stretch([half, half], 10, 1) == (2, 2, 150)  # the whole set is no larger
+
+
+def test_what_cannot_be_measured_says_why_and_the_rest_is_added_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    asked, run = (
+        [],
+        {"samples": 36, "work": 3.6, "bytes": 360, "rest": 2.0, "memory": {"process": 1000, "device": 2000}},
+    )
+
+    def apart(cells, images):
+        asked.extend(cell.name for cell in cells)
+        return {"runs": {"evaluate": [run | {"samples": 18, "work": 1.8}, run]}, "why": {}, "start": 5, "device": "cpu"}
+
+    monkeypatch.setattr(sweeps, "_measure_apart", apart)
+    first, *others = plan_sweep(
+        {"command": "evaluate", "model": "tiny-clip", "dataset": ["balanced", "clustered", "scattered"], "limit": 360},
+        {"command": "evaluate,report", "model": "tiny-clip", "run": "x", "limit": 90},
+    )
+    costs = sweeps.measure_costs([replace(first, state="done"), *others])
+    assert asked == [first.name]  # the largest set stands for all; it may be done already
+    assert [cost.why for cost in costs] == ["", "it is given no model"]
+    (cost, _), told = costs, describe_costs(costs)
+    assert (cost.runs, cost.samples) == (3, 810) and cost.seconds == pytest.approx((102, 102))  # 3 * (5 + 2) + 81
+    assert "Not measured: report: it is given no model" in told and "without the 1 runs" in told
+    assert "1.0 GB of memory and 2.1 GB of GPU memory" in told
+
+
+def test_a_model_that_kills_its_process_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    lost = subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(sweeps.subprocess, "run", lambda *_, **__: lost)
+    told = describe_costs(measure_costs(plan_sweep({"command": "evaluate", "model": "tiny-clip"})))
+    assert "ended by signal 9; is the memory large enough?" in told and told.endswith(
+        "Nothing of it could be measured."
+    )
+    with pytest.raises(ValueError, match="images is 2, expected at least 4"):
+        measure_costs([], 2)
+
+
+def test_a_dry_run_measures_what_is_here_and_fetches_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
+    words = ["sweep", "command=evaluate,extract,probe", "model=tiny-clip,qwen2-vl-7b", "limit=54", "--dry-run"]
+    assert main([*words, "measure=18"]) == 0
+    plan, measured = capsys.readouterr().out.split("Measured here and now, on cpu")
+    assert "6 cells, 0 done already" in plan and not (tmp_path / "results").exists()
+    rows = [line.split() for line in measured.splitlines() if line.split()[:1] == ["tiny-clip"]]
+    assert [row[1:4] for row in rows] == [[each, "1", "54"] for each in ("evaluate", "extract", "probe")]
+    assert "Not measured: evaluate, extract, probe with qwen2-vl-7b: FileNotFoundError: The weights of" in measured
+    assert measured.strip().endswith("without the 3 runs that were not measured.")
 
 
 # --- runs, one after the other

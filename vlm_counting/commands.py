@@ -37,9 +37,14 @@ from .models import VLM, load_model
 # %% ../nbs/6_running/66_commands.ipynb #9d1cbd74
 COMMANDS = Registry("command", "Add one with @COMMANDS.add(name), and its notebook of parameters in nbs/.")
 
-
-def _model(p: SimpleNamespace, **more: Any) -> VLM:
+# %% ../nbs/6_running/66_commands.ipynb #0a6b2670
+def open_model(
+    p: SimpleNamespace,  # parameters of a command; a model that is loaded already may come with them, as `vlm`
+    **more: Any,  # instead of what they say, as for `load_model`
+) -> VLM:
     "The model that the parameters name, worded as they say."
+    if hasattr(p, "vlm") and not more:
+        return p.vlm
     given = {"checkpoint": p.checkpoint, "device": p.device, "dtype": p.dtype, "attention": p.attention}
     given |= {name: getattr(p, name) for name in ("head", "untrained") if hasattr(p, name)}
     return load_model(p.model, **given | {"instruction": p.instruction, "prompt": p.prompt, "system": p.system} | more)
@@ -52,7 +57,7 @@ def _evaluate(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
 
     samples = load_dataset(p.dataset, limit=p.limit, seed=p.seed)
     how = {"parser": p.parser, "batch_size": p.batch_size, "max_new_tokens": p.max_new_tokens}
-    return evaluate(_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
+    return evaluate(open_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #c5be0d61
 @COMMANDS.add("extract")
@@ -62,7 +67,7 @@ def _extract(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
 
     samples = load_dataset(p.dataset, limit=p.limit, seed=p.seed)
     how = {"layers": p.layers, "poolings": p.poolings, "batch_size": p.batch_size}
-    return extract(_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
+    return extract(open_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #7bdfaf4e
 def _open_extraction(p: SimpleNamespace) -> Any:
@@ -126,9 +131,9 @@ def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     }
     how = {"rate": p.learning_rate, "seed": p.training_seed, "teacher": p.teacher, "stop": p.stop}
     return train_head(
-        _model(p), train, test, valid=valid, held_out=held_out, transfer=transfer, conditions=conditions,
+        open_model(p), train, test, valid=valid, held_out=held_out, transfer=transfer, conditions=conditions,
         config=HeadConfig(p.part, p.epochs, **how), controls=p.controls, path=folder, batch_size=p.batch_size,
-        seed=p.seed, reload=lambda head: _model(p, head=head), overwrite=p.overwrite, run=run,
+        seed=p.seed, reload=lambda head: open_model(p, head=head), overwrite=p.overwrite, run=run,
     )  # fmt: skip
 
 # %% ../nbs/6_running/66_commands.ipynb #0fbe1eb0
@@ -139,9 +144,11 @@ def _diagnose(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     from vlm_counting.patching import count_pairs
 
     alone, groups = (load_dataset(name, limit=p.limit, seed=p.seed) for name in (p.dataset, p.transfer))
-    pairs = count_pairs(load_dataset(p.dataset, limit=p.limit and 4 * p.limit, seed=p.seed), seed=p.seed)
+    every = getattr(p, "every", 1)  # measuring on a few images takes every n-th pair
+    more = load_dataset(p.dataset, limit=p.limit and 4 * p.limit * every, seed=p.seed)
+    pairs = count_pairs(more, seed=p.seed)[::every]
     how = {"limit": p.limit, "seed": p.seed, "batch_size": p.batch_size, "overwrite": p.overwrite}
-    return diagnose(_model(p), alone, groups, pairs=pairs, path=folder, run=run, **how)
+    return diagnose(open_model(p), alone, groups, pairs=pairs, path=folder, run=run, **how)
 
 
 @COMMANDS.add("report")
@@ -323,11 +330,13 @@ class Grid:
 @COMMANDS.add("paper")
 def _paper(p: SimpleNamespace, folder: Path, run: RunRecord) -> Grid:
     "Plan the paper's grid, and run what is not done."
-    from vlm_counting.sweeps import describe_plan, paper_grids, plan_sweep, sweep
+    from vlm_counting.sweeps import describe_costs, describe_plan, measure_costs, paper_grids, plan_sweep, sweep
 
     cells = plan_sweep(*paper_grids(p.models, p.scale, p.photographs, p.run, p.release))
     plan = describe_plan(cells, p.retry)
     print(plan, flush=True)
+    if p.dry_run and p.measure:
+        print(describe_costs(measure_costs(cells, p.measure, p.retry)))
     outcomes = [] if p.dry_run else sweep(cells, p.workers, p.scheduler, p.retry)
     if outcomes:
         table = pandas.DataFrame([vars(outcome) for outcome in outcomes])

@@ -7,8 +7,8 @@ __all__ = ['RUNS', 'TOOLS', 'TYPES', 'Model', 'Models', 'TinyModel', 'TinyModels
            'HeadFile', 'Template', 'Text', 'Parser', 'Count', 'Limit', 'TrainingLimit', 'Most', 'NotNegative',
            'Patience', 'Seed', 'FreshSeed', 'Untrained', 'Numbers', 'Rate', 'Weight', 'BatchSize', 'Precision',
            'Attention', 'Switch', 'Layers', 'Poolings', 'Probes', 'FoldRules', 'HeadPart', 'States', 'RunName', 'Shard',
-           'Overwrite', 'Device', 'Jobs', 'Workers', 'Address', 'Scale', 'Budget', 'Shown', 'Runs', 'Place', 'Rule',
-           'Categories', 'Hosts', 'SCHEME', 'PAPERMILL_IO', 'Parameter', 'check_value', 'Declared',
+           'Overwrite', 'Device', 'Jobs', 'Measured', 'Workers', 'Address', 'Scale', 'Budget', 'Shown', 'Runs', 'Place',
+           'Rule', 'Categories', 'Hosts', 'SCHEME', 'PAPERMILL_IO', 'Parameter', 'check_value', 'Declared',
            'declared_parameters', 'check_parameters', 'run_folder', 'check_folder', 'perform', 'run', 'RunNotebooks',
            'with_output', 'execute', 'read_word']
 
@@ -263,6 +263,7 @@ Shard = TYPES.add("Shard", Parameter(
 Overwrite = TYPES.add("Overwrite", replace(Switch, identity=False))
 Device = TYPES.add("Device", Parameter("auto, cpu, cuda, cuda:0 and so on, or mps", right=_device, identity=False))
 Jobs = TYPES.add("Jobs", _whole(0, identity=False))
+Measured = TYPES.add("Measured", _whole(0, identity=False))
 Workers = TYPES.add("Workers", _whole(1, "auto", meaning=", or 'auto'", identity=False))
 Address = TYPES.add("Address", Parameter(
     "what `dask scheduler` prints, such as tcp://host:8786, or None", also=(None,), identity=False,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Command', 'PAPER_SIZES', 'DEATHS', 'grid_values', 'expand_grid', 'share', 'read_grids', 'paper_grids', 'Cell',
-           'folder_state', 'count_samples', 'plan_sweep', 'describe_plan', 'Outcome', 'first_score', 'run_cell',
-           'count_workers', 'sweep', 'describe_outcomes']
+           'folder_state', 'count_samples', 'plan_sweep', 'describe_plan', 'Cost', 'measure_costs', 'describe_costs',
+           'Outcome', 'first_score', 'run_cell', 'count_workers', 'sweep', 'describe_outcomes']
 
 # %% ../nbs/6_running/64_sweeps.ipynb #476bc61f
 import csv
@@ -18,13 +18,17 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 # %% ../nbs/6_running/64_sweeps.ipynb #f9de6c55
 from vlm_counting.core import (
@@ -33,7 +37,9 @@ from vlm_counting.core import (
     first_difference,
     git_commit,
     hold_folder,
+    later,
     make_folder,
+    progress_bar,
     results_dir,
     unknown,
     write_atomic,
@@ -421,6 +427,212 @@ def describe_plan(
     return "\n".join(
         [f"{'cell':{width}}  {'samples':>8}", *lines, f"{len(cells)} cells, {done} done already; {total}."]
     )
+
+# %% ../nbs/6_running/64_sweeps.ipynb #e70ca52f
+@dataclass(frozen=True)
+class Cost:
+    "What one command will cost with one model, going by a few images here and now."
+
+    model: str
+    command: str
+    runs: int  # to go
+    samples: int = 0  # in all of them
+    start: float = 0.0  # seconds a run: libraries, model, first answers
+    seconds: tuple[float, float] = (0.0, 0.0)  # of all runs with their starts, from less to more
+    disk: float = 0.0  # bytes
+    memory: dict = field(default_factory=dict)  # highest use in MiB, as `peak_memory` has it
+    device: str = ""
+    why: str = ""  # it was not measured
+
+# %% ../nbs/6_running/64_sweeps.ipynb #164ae321
+_PATIENCE = 20.0  # seconds: what takes longer with half of the images is not given all of them
+
+
+def _with_few(parameters: dict, images: int) -> dict:
+    "Parameters of a run of so many images at most, as a whole and on this machine."
+    most = {name: min(images, parameters.get(name) or images) for name in ("limit", "training_limit")}
+    instead = most | {"shard": None, "scheduler": None}
+    return parameters | {name: value for name, value in instead.items() if name in parameters}
+
+# %% ../nbs/6_running/64_sweeps.ipynb #f96ca58c
+def _measure_run(cell: Cell, images: int, vlm: object) -> dict:
+    "One command on a few images: samples, seconds of its work and of the rest, bytes, memory."
+    few = _with_few(cell.parameters, images)
+    folder, samples, clock = run_folder(few, cell.verb), count_samples(few), time.perf_counter()
+    shutil.rmtree(folder, ignore_errors=True)
+    every = max(1, round((cell.samples or 1) / (samples or 1)))
+    asked = SimpleNamespace(**few, vlm=vlm, every=every)
+    later("commands").COMMANDS[cell.verb](asked, folder, _record(cell.verb, few)).figures()
+    record, seconds = RunRecord.load(folder), time.perf_counter() - clock
+    session = record.sessions[-1]
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    about = {"samples": samples or record.samples, "work": session["seconds"], "bytes": size}
+    return about | {"rest": seconds - session["seconds"], "memory": session["peak_memory"]}
+
+# %% ../nbs/6_running/64_sweeps.ipynb #7ca5e0ba
+def _measure_half(cells: list[Cell], images: int, vlm: object, found: dict) -> None:
+    "Each command once more, unless it failed or was slow; what is found is added."
+    for cell in cells:
+        runs = found["runs"].setdefault(cell.verb, [])
+        if cell.verb in found["why"] or (runs and runs[-1]["work"] > _PATIENCE):
+            continue
+        try:
+            runs.append(_measure_run(cell, images, vlm))
+        except Exception as error:  # whatever a command raises
+            found["why"][cell.verb] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _measure_here(place: Path, begun: float, images: int) -> None:
+    "What `_measure_apart` starts: cells of one model come in a file, and what they cost goes into another."
+    cells = [Cell(**each) for each in json.loads((place / "cells.json").read_text(encoding="utf-8"))]
+    found = {"runs": {}, "why": {}}
+    asking = next((cell for cell in cells if "batch_size" in cell.parameters), cells[0])
+    vlm = later("commands").open_model(SimpleNamespace(**asking.parameters))
+    _measure_half([asking], max(2, images // 4), vlm, {"runs": {}, "why": {}})  # its first answers
+    found |= {"start": time.time() - begun, "device": vlm.device_name}
+    for part in (max(2, images // 2), images):
+        _measure_half(cells, part, vlm, found)
+        write_atomic(place / "found.json", json.dumps(found))
+
+# %% ../nbs/6_running/64_sweeps.ipynb #8edd6a47
+def _measure_apart(cells: list[Cell], images: int) -> dict:
+    "Cells of one model, each command once, in a process that downloads nothing and keeps nothing."
+    script = "import sys; from pathlib import Path; from vlm_counting.sweeps import _measure_here as measure; "
+    script += "measure(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_atomic(place / "cells.json", json.dumps([vars(cell) for cell in cells]))
+        own = {"VLM_COUNTING_RESULTS": str(place / "results"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        command = [sys.executable, "-c", script, folder, str(time.time()), str(images)]
+        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+        kept = place / "found.json"
+        found = json.loads(kept.read_text()) if kept.exists() else {"runs": {}, "why": {}}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        killed = f"its process was ended by signal {-done.returncode}; is the memory large enough?"
+        found["why"] |= {cell.verb: killed if done.returncode < 0 else last for cell in cells}
+    return found
+
+# %% ../nbs/6_running/64_sweeps.ipynb #a0978523
+_POWER = {"probe": 1.5}  # how fast a command may grow with its samples; others: as these
+
+
+def _stretch(runs: list[dict], samples: int, power: float) -> tuple[float, float, float]:
+    "(least, most seconds of work, bytes) of a run of so many samples, from one or two with few."
+    first, last = runs[0], runs[-1]
+    further, step = samples - last["samples"], last["samples"] - first["samples"]
+    each = {name: max(0.0, last[name] - first[name]) / step if step else 0.0 for name in ("work", "bytes")}
+    times = samples / last["samples"]
+    least, most = sorted((last["work"] + each["work"] * further, last["work"] * times**power))
+    return least, most, last["bytes"] + each["bytes"] * further if step else last["bytes"] * times
+
+# %% ../nbs/6_running/64_sweeps.ipynb #8990b958
+def _cost(model: str, command: str, cells: list[Cell], found: dict) -> Cost:
+    "What cells of one command and model cost, from what few images did."
+    runs, why = found["runs"].get(command), found["why"].get(command, "")
+    if not why and any(cell.samples is None for cell in cells):
+        why = "nobody knows how many samples its sets have before they are read"
+    if why or not runs:
+        return Cost(model, command, len(cells), why=why or "it was not tried")
+    start = found["start"] if "batch_size" in cells[0].parameters else 0.0
+    parts = [_stretch(runs, cell.samples, _POWER.get(command, 1)) for cell in cells]
+    least, most, disk = map(sum, zip(*parts, strict=True))
+    once, samples = (start + runs[-1]["rest"]) * len(cells), sum(cell.samples for cell in cells)
+    seconds, memory = (once + least, once + most), runs[-1]["memory"]
+    return Cost(model, command, len(cells), samples, start, seconds, disk, memory, found["device"])
+
+# %% ../nbs/6_running/64_sweeps.ipynb #fddf18f0
+def _why_not(cell: Cell, commands: Iterable[str]) -> str:  # "" if it can be
+    "Why a cell cannot be measured on a few images, beside cells of these commands with the same model."
+    _, source = _source(cell.verb)
+    if not cell.parameters.get("model"):
+        return "it is given no model"
+    if cell.verb not in later("commands").COMMANDS:
+        return "no function does it"
+    return "" if not source or source in commands else f"it reads a run of {source}, which this plan does not make"
+
+
+def _measure_model(model: str, named: list[Cell], going: list[Cell], images: int) -> list[Cost]:
+    "Costs of the cells of one model that are to be done; `named` are all that it has in the plan."
+    commands = list(dict.fromkeys(cell.verb for cell in going))
+    largest = {cell.verb: cell for cell in sorted(named, key=lambda cell: cell.samples or 0)}
+    why = {verb: _why_not(cell, largest) for verb, cell in largest.items()}
+    needed = {*commands, *(_source(verb)[0] and _source(verb)[1] for verb in commands)}
+    asked = [largest[cell.verb] for cell in named if cell is largest[cell.verb]]
+    asked = [cell for cell in asked if cell.verb in needed and not why[cell.verb]]
+    found = _measure_apart(asked, images) if asked else {"runs": {}, "why": {}}
+    found["why"] |= {verb: text for verb, text in why.items() if text}
+    return [_cost(model, verb, [cell for cell in going if cell.verb == verb], found) for verb in commands]
+
+# %% ../nbs/6_running/64_sweeps.ipynb #c43a1bf8
+def measure_costs(
+    cells: list[Cell],  # from `plan_sweep`
+    images: int = 36,  # given to each command of each model
+    retry: bool = False,  # failed cells will be run again
+) -> list[Cost]:  # one a model and command that has something to do
+    "What is left of a plan will cost so much here. What cannot be measured says why; nothing is fetched or kept."
+    if images < 4:
+        raise ValueError(f"images is {images}, expected at least 4: half of them are measured first, and then all.")
+    going = [cell for cell in cells if cell.state != "done" and (retry or cell.state != "failed")]
+    named = lambda model, some: [cell for cell in some if str(cell.parameters.get("model", "")) == model]  # noqa: E731
+    models, costs = dict.fromkeys(str(cell.parameters.get("model", "")) for cell in going), []
+    with progress_bar(len(models), label="measuring", unit="model") as bar:
+        for model in bar.each(models):
+            costs += _measure_model(model, named(model, cells), named(model, going), images)
+    return costs
+
+# %% ../nbs/6_running/64_sweeps.ipynb #6747865d
+def _range(least: float, most: float) -> str:  # in hours
+    return " to ".join(f"{hours:.3f}" if hours < 1 else f"{hours:.1f}" for hours in (least / 3600, most / 3600))
+
+
+def _cost_row(cost: Cost) -> dict:
+    "A row of the table of costs, for a terminal."
+    row = {"model": cost.model, "command": cost.command, "runs": cost.runs, "samples": f"{cost.samples:,}"}
+    row |= {"start (s)": f"{cost.start:.0f}", "hours": _range(*cost.seconds), "disk (GB)": f"{cost.disk / 1e9:.2f}"}
+    for name, kind in {"memory (GB)": "process", "GPU (GB)": "device"}.items():
+        size = cost.memory.get(kind)
+        row[name] = "-" if size is None else f"{size * 2**20 / 1e9:.1f}"
+    return row
+
+# %% ../nbs/6_running/64_sweeps.ipynb #2c7812ae
+def _lost_lines(lost: list[Cost]) -> list[str]:
+    "What was not measured: a line for each model and reason."
+    commands = {}
+    for cost in lost:
+        commands.setdefault((cost.model, cost.why), []).append(cost.command)
+    shorter = lambda text: text if len(text) <= 160 else f"{text[:160]}..."  # noqa: E731
+    return [
+        f"Not measured: {', '.join(each)}{f' with {model}' if model else ''}: {shorter(why)}"
+        for (model, why), each in commands.items()
+    ]
+
+
+def _together(known: list[Cost]) -> str:
+    "The total, in words."
+    least, most = (sum(cost.seconds[end] for cost in known) for end in (0, 1))
+    peak = {kind: max(cost.memory.get(kind, 0) for cost in known) * 2**20 / 1e9 for kind in ("process", "device")}
+    disk = sum(cost.disk for cost in known) / 1e9
+    words = f"Together {_range(least, most)} hours, one run after the other, {disk:.2f} GB of files"
+    words += f"; at once at most {peak['process']:.1f} GB of memory"
+    return words + (f" and {peak['device']:.1f} GB of GPU memory" if peak["device"] else "")
+
+# %% ../nbs/6_running/64_sweeps.ipynb #39593e76
+def describe_costs(
+    costs: list[Cost],
+) -> str:  # for a terminal
+    "What a plan will cost: a row a model and command, the total, and what is not in it."
+    import pandas
+
+    known, lost = [cost for cost in costs if not cost.why], [cost for cost in costs if cost.why]
+    if not known:
+        return "\n".join([*_lost_lines(lost), "Nothing of it could be measured."])
+    where = ", ".join(dict.fromkeys(cost.device for cost in known))
+    head = f"Measured here and now, on {where}, and stretched to what is left of the plan:"
+    table = pandas.DataFrame([_cost_row(cost) for cost in known]).to_string(index=False)
+    runs = sum(cost.runs for cost in lost)
+    without = f", without the {runs} runs that were not measured" if lost else ""
+    return "\n".join([head, table, *_lost_lines(lost), f"{_together(known)}{without}."])
 
 # %% ../nbs/6_running/64_sweeps.ipynb #158095e3
 DEATHS = 3  # so many workers may die of a cell

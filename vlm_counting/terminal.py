@@ -40,6 +40,7 @@ from vlm_counting.runs import (
     Address,
     Checkpoint,
     Device,
+    Measured,
     Model,
     Models,
     Precision,
@@ -57,10 +58,12 @@ from vlm_counting.runs import (
     run_folder,
 )
 from vlm_counting.sweeps import (
+    describe_costs,
     describe_outcomes,
     describe_plan,
     first_score,
     folder_state,
+    measure_costs,
     plan_sweep,
     read_grids,
     sweep,
@@ -245,13 +248,16 @@ def _doctor(
 def _sweep(
     workers: Workers = 1,  # processes on this machine; 'auto': as many as GPUs, or as processors and memory
     scheduler: Address = None,  # address of a running Dask cluster, such as 'tcp://host:8786'; used instead
-    dry_run: Switch = False,  # print the plan and stop
+    dry_run: Switch = False,  # print the plan, measure what it will cost, and stop
+    measure: Measured = 36,  # images of each model and command that a dry run measures; 0: only the plan
     retry: Switch = False,  # run failed cells again
     grids: Text = "",  # the rest of what is typed: [FILE.yaml] command=evaluate model=tiny-clip,tiny-coca ...
 ) -> int:
     "Run every combination of models, datasets, commands and whatever else has several values. A comma parts values."
     cells = plan_sweep(*grids)
     print(describe_plan(cells, retry), flush=True)
+    if dry_run and measure:
+        print(describe_costs(measure_costs(cells, measure, retry)))
     if dry_run:
         return 0
     outcomes = sweep(cells, workers, scheduler, retry, lambda line: print(line, flush=True))

@@ -20,15 +20,18 @@ import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+
+import numpy as np
 
 from vlm_counting.core import git_commit, project_root, versions
 
 HERE, MODEL, SIZES, START = Path(__file__).parent, "tiny-internvl3", (1_000, 4_000, 17_496), 90
 STIMULI = "from vlm_counting.datasets import load_dataset; load_dataset('balanced', limit={n})"
 WIDE = """
-from vlm_counting.planning import Numbers
+from growth import Numbers
 from vlm_counting.probing import probe_layers
 
 probe_layers(Numbers({n}, 3584), rules=("random",), controls=(), jobs=1, progress=False)
@@ -53,13 +56,42 @@ ALONE = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}  # no helpers whose 
 BEFORE = {"probe": "extract model={m} limit={n} run=narrow layers=3 poolings=mean,last"}  # not measured
 
 
+@dataclass(frozen=True)
+class Numbers:
+    "Random states in memory, with the interface of a store."
+
+    samples: int
+    dim: int
+    model: str = "random numbers"
+
+    @property
+    def targets(self) -> np.ndarray:
+        return 1 + np.arange(self.samples) % 9
+
+    @property
+    def uids(self) -> list[str]:
+        return [str(number) for number in range(self.samples)]
+
+    @property
+    def factors(self) -> list[dict]:
+        return [{"layout": number // 9 % 81, "entity": f"kind {number // 729}"} for number in range(self.samples)]
+
+    def keys(self) -> list[tuple[int, str]]:
+        return [(0, "mean")]
+
+    def array(self, layer: int, pooling: str, check: bool = False) -> np.ndarray:
+        random = np.random.default_rng(0)
+        ways = 8 * random.standard_normal((9, self.dim)) / self.dim**0.5
+        return (ways[self.targets - 1] + random.standard_normal((self.samples, self.dim))).astype(np.float32)
+
+
 def measured(words: str, size: int, places: dict[str, str]) -> dict:
     "Processor seconds and peak memory of one command with all its processes. `SystemExit` with what it said."
     filled = words.format(m=MODEL, n=size, t=min(size, 7290))
     command = [Path(sys.executable).parent / "vlm-counting", "run", *filled.split()]
     command = [sys.executable, "-c", filled] if "import" in words else command
     with tempfile.TemporaryFile() as said:
-        environment = os.environ | {"PYTHONPATH": str(project_root())} | places | ALONE
+        environment = os.environ | {"PYTHONPATH": f"{project_root()}{os.pathsep}{HERE}"} | places | ALONE
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
         _, status, used = os.wait4(process.pid, 0)
         if status:
