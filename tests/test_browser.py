@@ -16,7 +16,7 @@ from chromium import open_chromium
 from PIL import Image
 
 from vlm_counting.core import Prediction, Sample, UnknownName
-from vlm_counting.paper.browser import browser_page, check_run, encode_column, show_browser, thumbnail, write_browser
+from vlm_counting.paper.browser import _encode_column, _thumbnail, browser_page, check_run, show_browser, write_browser
 from vlm_counting.stimuli import generate
 
 ESCAPE = "\ue00c"
@@ -87,18 +87,18 @@ def test_errors_say_what_to_do(run, tmp_path):
 def test_thumbnails_keep_colours_and_shape(run, tmp_path):
     samples, _ = run
     small = tmp_path / "small"
-    small.write_bytes(thumbnail(samples[0].image))
+    small.write_bytes(_thumbnail(samples[0].image))
     with Image.open(small) as image, Image.open(samples[0].image) as full:
         assert image.format == "PNG" and image.size == (336, 336)
         assert set(image.convert("RGB").getdata()) == set(full.convert("RGB").getdata())
-    small.write_bytes(thumbnail(samples[-1].image, 90))
+    small.write_bytes(_thumbnail(samples[-1].image, 90))
     with Image.open(small) as image:
         assert image.format == "WEBP" and image.size == (90, 60)
 
 
 def test_columns_come_back():
     values = ["7", 7, 7.5, None, [1, [2]], {"a": 1}, True, 1, "7", np.int64(7), float("nan")]
-    column = encode_column(values)
+    column = _encode_column(values)
     back = [column["values"][code] for code in column["codes"]]
     assert back[:9] == values[:9] and back[9:] == [7, "nan"] and back[6] is True and len(column["values"]) == 9
     json.dumps(column, allow_nan=False)

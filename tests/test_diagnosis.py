@@ -15,30 +15,30 @@ from vlm_counting import diagnosis, faults, patching
 from vlm_counting.core import Prediction, RunRecord, Sample, UnknownName, fingerprint
 from vlm_counting.datasets import load_dataset
 from vlm_counting.diagnosis import (
+    _LOSS,
+    _SIGNS,
+    _TWICE,
     EVIDENCE,
-    LOSS,
-    SIGNS,
-    TWICE,
     Planting,
-    answer_evidence,
-    attention_evidence,
-    conclude,
+    _answer_evidence,
+    _attention_evidence,
+    _conclude,
+    _fit_rule,
+    _head_evidence,
+    _judge,
+    _paper_rule,
+    _patch_evidence,
+    _probe_token,
+    _read_signs,
+    _swap_evidence,
+    _weigh,
     diagnose,
     examine,
-    fit_rule,
-    head_evidence,
-    judge,
     judge_unseen,
     load_planted,
-    paper_rule,
-    patch_evidence,
     plan_plantings,
     plant_all,
-    probe_token,
-    read_signs,
     remember_inputs,
-    swap_evidence,
-    weigh,
 )
 from vlm_counting.evaluation import parse_count, predict
 from vlm_counting.faults import CAUSES, FAULTS, plant
@@ -245,9 +245,9 @@ def test_a_preamble_hides_its_share_of_answers(dose, planted, looked_at, shown):
 
 
 def test_words_of_its_own_are_a_code(planted, looked_at):
-    found = answer_evidence(predict(planted("format_words"), looked_at, batch_size=36, progress=False))
+    found = _answer_evidence(predict(planted("format_words"), looked_at, batch_size=36, progress=False))
     assert found["accuracy"] == 0 and found["unparsed"] == 1 and found["codebook"] > 0.7
-    some = answer_evidence(predict(planted("format_words", 4), looked_at, batch_size=36, progress=False))
+    some = _answer_evidence(predict(planted("format_words", 4), looked_at, batch_size=36, progress=False))
     assert 0.2 < some["unparsed"] < 0.7 and some["codebook"] - some["accuracy"] > 0.2
 
 
@@ -383,7 +383,7 @@ def test_effects_by_hand():
     assert row["pairs"] == 2 and row["effect"] == 0.75 and row["null"] == 0.25 and row["moved"] == 1
     assert row["low"] == pytest.approx(2 / 3) and row["high"] == 1
     both = pd.concat([rows.assign(pair=range(3), position=name) for name in ("image", "last")])
-    found = patch_evidence(both.assign(full=[1.0, -3.0, np.nan] * 2), 1)
+    found = _patch_evidence(both.assign(full=[1.0, -3.0, np.nan] * 2), 1)
     assert found["picture_moves"] == 0.75 and found["picture_leads"] == 0.5 and found["patch_last"] == -1  # -1.5, cut
 
 
@@ -453,7 +453,7 @@ def test_a_token_that_holds_the_number_is_found(tokens):
     rng, targets = np.random.default_rng(0), np.array([sample.target for sample in samples])
     states = 0.3 * rng.normal(size=(108, 36, 12))
     states[np.arange(108), rng.integers(36, size=108)] = 8 * np.eye(12)[targets]
-    assert probe_token(None, *give(states)[:1]) > 0.95
+    assert _probe_token(None, *give(states)[:1]) > 0.95
 
 
 def test_tokens_are_read_batch_by_batch(vlm, tokens, monkeypatch):
@@ -463,7 +463,7 @@ def test_tokens_are_read_batch_by_batch(vlm, tokens, monkeypatch):
     states = rng.normal(size=(108, 36, 12))
     states[np.arange(108), rng.integers(36, size=108)] += 6 * np.eye(12)[targets]  # hard: right in some
     some, fold = give(states)[0], folds(targets.tolist(), [sample.factors for sample in samples], "layout")
-    found = {size: probe_token(None, some, batch_size=size) for size in (1, 27, 108)}
+    found = {size: _probe_token(None, some, batch_size=size) for size in (1, 27, 108)}
     assert len(set(found.values())) == 1 and 0.2 < found[1] < 0.98
     whole = torch.tensor(states, dtype=torch.float32)
     learned, mean, spread = diagnosis._some_tokens(iter(whole.split(10)), fold, 5, 0)
@@ -483,7 +483,7 @@ def test_a_number_of_equal_tokens_is_no_token_that_holds_it(tokens):
     rng, targets = np.random.default_rng(0), np.array([sample.target for sample in samples])
     lit = rng.permuted(np.arange(36) < targets[:, None], axis=1)
     states = lit[..., None] * np.ones(12) + 0.01 * rng.normal(size=(108, 36, 12))
-    assert probe_token(None, *give(states)[:1]) < 0.3  # chance: 0.11
+    assert _probe_token(None, *give(states)[:1]) < 0.3  # chance: 0.11
     fold, mean = folds(targets.tolist(), [sample.factors for sample in samples], "layout"), states.mean(1)
     assert (np.round(PROBES["ridge"](Features(mean), targets, fold)) == targets).mean() > 0.95
     machine = PROBES["svm"](Features(1000 * mean), targets, fold)
@@ -503,20 +503,20 @@ def test_answers_by_hand():
     rows = [
         said(*row, odds(n2=0.6, n3=0.2), layout=layout) for layout in range(4) for row in (("2", 2, 2), ("a", 3, None))
     ]
-    found = answer_evidence(rows)
+    found = _answer_evidence(rows)
     assert found["accuracy"] == found["unparsed"] == found["among_counts"] == 0.5
     assert found["codebook"] == 1  # 'a' always stands for 3
     assert found["sure"] == pytest.approx(0.6 / 0.819)
     fickle = [said("ab"[layout % 2], 2 + layout // 2, None, odds(n2=0.9), layout=layout) for layout in range(4)]
-    assert answer_evidence(fickle)["codebook"] <= 0.5 and answer_evidence(fickle)["accuracy"] == 0
+    assert _answer_evidence(fickle)["codebook"] <= 0.5 and _answer_evidence(fickle)["accuracy"] == 0
     with pytest.raises(ValueError, match="1 of 9 predictions have no 21 count log-probabilities"):
-        answer_evidence([*rows, said("2", 2, 2, None, layout=0)])
+        _answer_evidence([*rows, said("2", 2, 2, None, layout=0)])
 
 
 def test_what_a_ranking_model_cannot_choose_is_never_its_answer():
     ranked = [None, None, math.log(0.75), math.log(0.25), *[None] * 17]
     rows = [said("a photo of 2 cats", target, 2, ranked, layout=layout) for layout in range(4) for target in (2, 3)]
-    found = answer_evidence(rows)
+    found = _answer_evidence(rows)
     assert found["among_counts"] == found["accuracy"] == 0.5 and found["sure"] == pytest.approx(0.75)
 
 
@@ -524,7 +524,7 @@ def test_captions_that_differ_in_kind_are_one_word_of_the_codebook():
     ranked = [None, None, math.log(0.75), math.log(0.25), *[None] * 17]
     rows = [said(f"a photo of {n} {kind}", n, n, ranked, layout=layout)
             for layout, kind in enumerate(("cats", "dogs", "owls", "bees")) for n in (2, 3)]  # fmt: skip
-    assert answer_evidence(rows)["accuracy"] == 1 and answer_evidence(rows)["codebook"] == 1
+    assert _answer_evidence(rows)["accuracy"] == 1 and _answer_evidence(rows)["codebook"] == 1
 
 
 def test_swaps_by_hand():
@@ -539,7 +539,7 @@ def test_swaps_by_hand():
         ("d", 6, 6, 7),
     ]
     rows = [said(str(n), target, n, pair=pair, others=[{"count": rest}]) for pair, n, target, rest in plan]
-    found = swap_evidence(rows)
+    found = _swap_evidence(rows)
     assert found["two_accuracy"] == pytest.approx(4 / 7) and found["both_right"] == pytest.approx(1 / 3)
     assert found["other_count"] == pytest.approx(2 / 7)
 
@@ -547,7 +547,7 @@ def test_swaps_by_hand():
 def test_a_new_output_layer_mends_what_is_only_said_wrong(vlm, planted):
     alone, groups = generate("balanced", limit=216), generate("two_groups", limit=18)
     one, two = (patching._last_states(vlm, samples) for samples in (alone, groups))
-    sound, broken = (head_evidence(model, one, alone, two, groups) for model in (vlm, planted("say_swap")))
+    sound, broken = (_head_evidence(model, one, alone, two, groups) for model in (vlm, planted("say_swap")))
     assert abs(sound["head_gain"]) < 0.05 and abs(sound["head_across"]) < 0.1
     assert broken["head_gain"] > 0.5 and broken["head_across"] > 0.3
 
@@ -557,13 +557,13 @@ def test_attention_is_computed_as_before_once_it_was_looked_at(name, planted, pa
     twin = planted(name)
     way = lambda: (twin.model.config._attn_implementation, twin.model.config.get_text_config()._attn_implementation)  # noqa: E731
     before, answers, number = way(), twin.answer(mixed, 1), hooks(twin)
-    found = attention_evidence(twin, pairs, batch_size=4)
-    assert found == pytest.approx(attention_evidence(twin, pairs), abs=1e-5)
+    found = _attention_evidence(twin, pairs, batch_size=4)
+    assert found == pytest.approx(_attention_evidence(twin, pairs), abs=1e-5)
     assert way() == before and (before[1] == "eager") == (name == "route_cut")
     assert twin.answer(mixed, 1) == answers and hooks(twin) == number
     assert 0 < found["attention_share"] < 1 and 0 < found["attention_moves"] < 1
     if name == "route_cut":
-        assert found["attention_share"] < attention_evidence(planted("none"), pairs)["attention_share"] / 2
+        assert found["attention_share"] < _attention_evidence(planted("none"), pairs)["attention_share"] / 2
 
 
 def test_a_failure_leaves_attention_as_it_was(vlm, pairs):
@@ -571,7 +571,7 @@ def test_a_failure_leaves_attention_as_it_was(vlm, pairs):
     before = twin.model.config._attn_implementation
     twin.anatomy = replace(twin.anatomy, forward=lambda inputs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        attention_evidence(twin, pairs[:2])
+        _attention_evidence(twin, pairs[:2])
     assert twin.model.config._attn_implementation == before != "eager" and hooks(twin) == 0
 
 
@@ -609,23 +609,23 @@ def test_a_ranking_model_gives_what_it_can(clip, exam, tmp_path):
 
 def test_the_plan_has_every_recipe_at_every_dose_and_nothing_twice():
     plan = plan_plantings(["a", "b"], seeds=range(2), healthy=range(3), twice=(4,))
-    assert len(plan) == len(set(plan)) == 2 * (2 * 3 * (len(FAULTS) - 1) + 3 + len(TWICE))
+    assert len(plan) == len(set(plan)) == 2 * (2 * 3 * (len(FAULTS) - 1) + 3 + len(_TWICE))
     recipes = [name for name in FAULTS if name != "none"]
     for name in "ab":
         mine = [planting for planting in plan if planting.architecture == name]
         once = {(one.recipe, one.step, one.seed) for one in mine if "+" not in one.recipe and one.recipe != "none"}
         assert once == {(recipe, step, seed) for recipe in recipes for step in (1, 2, 3) for seed in (0, 1)}
         assert {one.seed for one in mine if one.recipe == "none"} == {0, 1, 2}
-        assert {one.recipe for one in mine if "+" in one.recipe} == set(TWICE)
+        assert {one.recipe for one in mine if "+" in one.recipe} == set(_TWICE)
     assert all(one.fault in CAUSES for one in plan if "+" not in one.recipe)
     assert [one.seed for one in plan] == sorted(one.seed for one in plan)  # what is finished early is of every kind
-    for recipe in TWICE:
+    for recipe in _TWICE:
         first, second = recipe.split("+")
         assert Planting("a", recipe, 2, 4).fault == f"{FAULTS[first].kind}+{FAULTS[second].kind}"
         assert FAULTS[first].kind != FAULTS[second].kind
 
 
-@pytest.mark.parametrize("recipe, step", [("none", 0), ("see_weber", 1), (TWICE[0], 2), (TWICE[-1], 2)])
+@pytest.mark.parametrize("recipe, step", [("none", 0), ("see_weber", 1), (_TWICE[0], 2), (_TWICE[-1], 2)])
 def test_planting_all_is_planting_one_after_the_other(recipe, step, vlm, looked_at, mixed):
     both, one = plant_all(vlm, Planting(vlm.name, recipe, step, 3), looked_at), vlm
     for name in recipe.split("+"):
@@ -678,7 +678,7 @@ def test_signs_by_hand():
     rows = pd.DataFrame({"accuracy": [0.5, 1.0, 0.98], "codebook": [0.9, 1.0, 1.0], "unparsed": [0.25, 0, 0],
                          "two_accuracy": [0.4, 1.0, 0.0], "other_count": [0.3, 0.0, 0.9], "head_gain": [-0.9, 0, 0],
                          "probe_token": [0.7, 0.1, 0.2]}, index=[7, 8, 9])  # fmt: skip
-    signs = read_signs(rows)
+    signs = _read_signs(rows)
     expected = {
         "lost_one": [0.5, 0, 0.02], "lost_two": [0.6, 0, 1], "unparsed": [0.5, 0, 0], "own_words": [0.8, 0, 0.4],
         "mended": [-1, 0, 0], "rival": [0.5, 0, 0.9], "only_two": [0.1 / 0.6, 0, 0.98], "token": [0.7, 0.1, 0.2],
@@ -686,7 +686,7 @@ def test_signs_by_hand():
     assert set(signs) == set(expected) and signs.index.tolist() == [7, 8, 9]
     for name, values in expected.items():  # of the third row one in fifty is wrong, which counts as one in twenty
         assert signs[name].tolist() == pytest.approx(values), name
-    assert all(set(sign.needs) <= set(EVIDENCE) for sign in SIGNS.values())
+    assert all(set(sign.needs) <= set(EVIDENCE) for sign in _SIGNS.values())
 
 
 SYMPTOMS = {  # what each fault does to evidence that is otherwise as in a healthy model
@@ -732,44 +732,44 @@ def known():
 
 @pytest.fixture(scope="module")
 def rule(known):
-    return fit_rule(known)
+    return _fit_rule(known)
 
 
 def test_the_rule_recovers_what_was_planted(known, rule):
     fresh = simulate(seed=1)
-    weights = weigh(rule, fresh)
+    weights = _weigh(rule, fresh)
     assert np.allclose(weights.sum(axis=1), 1) and (weights >= 0).all(axis=None) and set(weights) == set(CAUSES)
     assert (weights.idxmax(axis=1) == fresh["fault"]).mean() > 0.98
-    extreme = weigh(rule, fresh.assign(**{name: 1e9 for name in EVIDENCE}))
+    extreme = _weigh(rule, fresh.assign(**{name: 1e9 for name in EVIDENCE}))
     assert np.isfinite(extreme).all(axis=None) and np.allclose(extreme.sum(axis=1), 1)
 
 
 def test_two_faults_are_told_apart_and_one_is_refused(known):
     two = known[known["fault"].isin(["say", "see"])]
-    weights = weigh(fit_rule(two), two)
+    weights = _weigh(_fit_rule(two), two)
     assert list(weights) == ["say", "see"] and (weights.idxmax(axis=1) == two["fault"]).all()
     for rows in (known[known["fault"] == "say"], known.assign(loss=0.0), known.assign(fault="say+see")):
         with pytest.raises(ValueError, match="Found the faults .* among .* expected at least two that cost 10%"):
-            fit_rule(rows)
+            _fit_rule(rows)
 
 
 def test_the_rule_learns_from_single_faults_that_cost_something(known, rule):
     "Two faults at once, and faults that cost nothing, are not what it learns from."
     odd = known.sample(40, random_state=0).assign(**dict.fromkeys(EVIDENCE, 5.0))
-    more = pd.concat([known, odd.assign(fault="say+bind"), odd.assign(fault="see", loss=LOSS / 2)])
-    again = fit_rule(more)
+    more = pd.concat([known, odd.assign(fault="say+bind"), odd.assign(fault="see", loss=_LOSS / 2)])
+    again = _fit_rule(more)
     assert np.allclose(again.weights, rule.weights) and again.centre.equals(rule.centre)
-    some = fit_rule(known, ["token", "mended"])
-    assert list(some.weights) == [name for name in SIGNS if name in ("token", "mended")]
+    some = _fit_rule(known, ["token", "mended"])
+    assert list(some.weights) == [name for name in _SIGNS if name in ("token", "mended")]
     gappy = known.assign(probe_token=[np.nan, *known["probe_token"][1:]])
     with pytest.raises(ValueError, match=r"gaps in token \(1 twins\)"):
-        fit_rule(gappy)
-    assert "token" not in fit_rule(known.drop(columns="probe_token")).weights
+        _fit_rule(gappy)
+    assert "token" not in _fit_rule(known.drop(columns="probe_token")).weights
 
 
 def test_a_verdict_names_reasons_or_abstains(rule):
     say = WELL | SYMPTOMS["say"]
-    verdict = conclude(say, rule)
+    verdict = _conclude(say, rule)
     assert (
         verdict.fault == "say"
         and verdict.strange <= verdict.reach
@@ -786,14 +786,14 @@ def test_a_verdict_names_reasons_or_abstains(rule):
     assert lead == pytest.approx(np.log(verdict.probabilities[first] / verdict.probabilities[second]))
     assert str(verdict).startswith(f"say: {CAUSES['say']} (probability ") and verdict.reasons[0][1] in str(verdict)
     json.dumps([verdict.probabilities, verdict.reasons])
-    strict = conclude(say, rule, certain=1.01)
+    strict = _conclude(say, rule, certain=1.01)
     assert strict.fault is None and strict.probabilities == verdict.probabilities
     assert str(strict).startswith("abstains between say and ")
 
 
 def test_it_abstains_where_the_odds_are_split(known):
     "Halfway between two faults."
-    two = fit_rule(known[known["fault"].isin(["say", "see"])])
+    two = _fit_rule(known[known["fault"].isin(["say", "see"])])
     ends = [WELL | SYMPTOMS[fault] for fault in ("say", "see")]
 
     def between(share):
@@ -802,9 +802,9 @@ def test_it_abstains_where_the_odds_are_split(known):
     low, high = 0.0, 1.0  # shares of 'say'
     for _ in range(12):
         split = (low + high) / 2
-        low, high = (split, high) if conclude(between(split), two).probabilities["say"] < 0.5 else (low, split)
-    assert conclude(between(split), two, certain=0.6).fault is None
-    assert [conclude(end, two, certain=0.6).fault for end in ends] == ["say", "see"]
+        low, high = (split, high) if _conclude(between(split), two).probabilities["say"] < 0.5 else (low, split)
+    assert _conclude(between(split), two, certain=0.6).fault is None
+    assert [_conclude(end, two, certain=0.6).fault for end in ends] == ["say", "see"]
 
 
 def test_a_verdict_on_less_evidence_says_what_is_missing(known, monkeypatch):
@@ -813,17 +813,17 @@ def test_a_verdict_on_less_evidence_says_what_is_missing(known, monkeypatch):
                "patch_last", "attention_share", "attention_moves")  # fmt: skip
     clip = {name: value for name, value in (WELL | SYMPTOMS["bind"]).items() if name not in lacking}
     for evidence in (clip, clip | dict.fromkeys(lacking, np.nan), clip | {"beauty": 1.0}):
-        verdict = conclude(evidence)
+        verdict = _conclude(evidence)
         assert verdict.missing == lacking and verdict.fault == "bind"
         assert not {"token", "mended", "moves"} & {name for name, *_ in verdict.reasons}
     for nonsense in ({}, {"beauty": 1.0}, {"accuracy": np.nan}, {"probe_rival": 0.5}):
         with pytest.raises(ValueError, match="allows no sign. Expected what `examine` gives"):
-            conclude(nonsense)
+            _conclude(nonsense)
 
 
 def test_a_rule_that_needs_more_evidence_says_so(rule):
     with pytest.raises(ValueError, match="head_gain"):
-        conclude({name: WELL[name] for name in ("accuracy", "two_accuracy")}, rule)
+        _conclude({name: WELL[name] for name in ("accuracy", "two_accuracy")}, rule)
 
 
 def test_the_papers_rule_by_hand():
@@ -831,43 +831,43 @@ def test_the_papers_rule_by_hand():
         "accuracy": [0.95, 0.5, 0.5, 0.5, 0.5, 0.9], "probe_last": [1.0, 0.9, 0.5, 0.9, 0.5, 1.0],
         "probe_image": [1.0, 0.5, 0.9, 0.9, 0.5, 1.0], "head_gain": [0.5, 0.3, 0.3, 0.0, 0.3, 0.5],
     }, index=range(10, 16))  # fmt: skip
-    assert paper_rule(rows).tolist() == ["none", "say", "say", "see", "see", "none"]
-    assert paper_rule(rows).index.tolist() == list(range(10, 16))
+    assert _paper_rule(rows).tolist() == ["none", "say", "say", "see", "see", "none"]
+    assert _paper_rule(rows).index.tolist() == list(range(10, 16))
 
 
 def test_verdicts_on_many_are_those_on_one(known, rule):
     fresh = simulate(each=1, seed=2, noise=0.1)
-    judged = judge(fresh, known)
+    judged = _judge(fresh, known)
     assert len(judged) == len(fresh) and judged.index.equals(fresh.index) and not set(EVIDENCE) & set(judged)
     for place, row in fresh.iterrows():
-        verdict, mine = conclude(row[list(EVIDENCE)].to_dict(), rule), judged.loc[place]
+        verdict, mine = _conclude(row[list(EVIDENCE)].to_dict(), rule), judged.loc[place]
         assert mine["verdict"] == (verdict.fault or "abstains") and mine["likeliest"] == next(
             iter(verdict.probabilities)
         )
         assert mine["certainty"] == pytest.approx(max(verdict.probabilities.values()))
-    assert (judge(fresh, known, certain=1.01)["verdict"] == "abstains").all()
+    assert (_judge(fresh, known, certain=1.01)["verdict"] == "abstains").all()
 
 
 def test_a_healthy_model_is_judged_alike_alone_and_among_many(known):
     "One rule for both, also where no healthy twin was learned from, or more is asked than certainty."
     for taught in (known, known[known["fault"].isin(["say", "see"])]):
-        rule = fit_rule(taught)
+        rule = _fit_rule(taught)
         for certain in (0.5, 1.01):
-            verdict = conclude(WELL, rule, certain)
-            mine = judge(pd.DataFrame([WELL]), taught, certain).iloc[0]
+            verdict = _conclude(WELL, rule, certain)
+            mine = _judge(pd.DataFrame([WELL]), taught, certain).iloc[0]
             assert verdict.fault == ("none" if certain < 1 else None) and mine["likeliest"] == "none"
             assert mine["verdict"] == (verdict.fault or "abstains") and mine["strange"] == verdict.strange == 0
 
 
 def test_nobody_is_judged_by_what_was_learned_from_it(monkeypatch):
     rows, learned = simulate(each=5), []
-    fit = diagnosis.fit_rule
+    fit = diagnosis._fit_rule
 
     def record(some, *rest):
         learned.append(some)
         return fit(some, *rest)
 
-    monkeypatch.setattr(diagnosis, "fit_rule", record)
+    monkeypatch.setattr(diagnosis, "_fit_rule", record)
     judged = judge_unseen(rows)
     assert len(learned) == 3 and judged["twin"].is_unique
     for taught, (name, mine) in zip(learned, judged.groupby("architecture", sort=False), strict=True):
@@ -920,7 +920,7 @@ def test_a_diagnosis_in_memory_is_that_in_a_folder(vlm, few, diagnosed, tmp_path
 
 def test_what_a_diagnosis_says(vlm, exam, pairs, diagnosed, few, tmp_path):
     evidence, tables = examine(vlm, *exam, few["pairs"], tmp_path)
-    assert diagnosed.evidence == evidence and diagnosed.verdict == conclude(evidence)
+    assert diagnosed.evidence == evidence and diagnosed.verdict == _conclude(evidence)
     for name, table in tables.items():
         pd.testing.assert_frame_equal(diagnosed.details[name], table)
     assert set(diagnosed.details["rules"]["rule"]) == {"layout", "entity", "colour", "shape"}  # too few for 'paper'
@@ -936,7 +936,7 @@ def test_what_a_diagnosis_says(vlm, exam, pairs, diagnosed, few, tmp_path):
 def test_a_diagnosis_that_was_killed_goes_on(vlm, few, diagnosed, tmp_path, monkeypatch):
     "Answers and states are read, the rest is done again; another examination in the folder is refused."
     with monkeypatch.context() as dying:
-        dying.setattr(diagnosis, "probe_token", lambda *given, **named: 1 / 0)
+        dying.setattr(diagnosis, "_probe_token", lambda *given, **named: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             diagnose(vlm, **few, path=tmp_path)
     assert RunRecord.load(tmp_path).status == "failed"
@@ -1023,7 +1023,7 @@ def test_a_model_that_miscounts_nothing_has_nothing_to_explain(vlm, few, monkeyp
 
 def test_a_ranking_model_is_diagnosed_by_what_it_gives(clip, exam, tmp_path):
     found = diagnose(clip, *exam, path=tmp_path, progress=False)
-    assert found.paper == diagnosis.NO_HEAD and set(found.details) == {"probes", "rules"}
+    assert found.paper == diagnosis._NO_HEAD and set(found.details) == {"probes", "rules"}
     assert {"lens", "head_gain"} <= set(found.verdict.missing) and "Not to be had: probe_token" in str(found)
     assert set(found.figures()) == {"probes"} and (tmp_path / "probes.svg").exists()
     assert list(found.tables()["scores"]["evidence"]) == list(found.evidence)

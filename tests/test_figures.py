@@ -199,30 +199,6 @@ def regression_rows() -> pd.DataFrame:
     return table
 
 
-def growth_rows() -> pd.DataFrame:
-    rows = [
-        {"along": along, "verb": verb, "size": size, "seconds": 0.002 * size**power}
-        for along, verb, sizes, power in (
-            ("images", "answer", (40, 100, 400), 1), ("images", "extract", (40, 100, 400), 1.1),
-            ("dimensions", "answer", (64, 128, 640), 1.3), ("samples", "probe", (400, 1600, 4000), 2),
-        )
-        for size in sizes
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def law_rows() -> pd.DataFrame:
-    table = growth_rows().groupby(["along", "verb"], sort=False)["size"].agg(least="min", most="max").reset_index()
-    return table.assign(value="seconds", exponent=[1, 1.1, 1.3, 2], low=0.9, high=2.1, constant=0.002)
-
-
-def plan_rows() -> pd.DataFrame:
-    rows = [{"cut": cut, "gpus": gpus} for cut in ("whole runs", "all cut") for gpus in (1, 8, 64)]
-    table = pd.DataFrame(rows).assign(runs=105)
-    table["wall_low"] = np.where(table["cut"] == "all cut", 20 / table["gpus"], np.maximum(20 / table["gpus"], 4))
-    return table.assign(wall_high=2.5 * table["wall_low"])
-
-
 DRAWN = {
     "accuracy_per_count": lambda: figures.plot_accuracy_per_count(count_rows(), chance=1 / 9),
     "f1_per_count": lambda: figures.plot_f1_per_count(count_rows(), chance=1 / 9),
@@ -249,11 +225,9 @@ DRAWN = {
     "reliability": lambda: figures.plot_reliability(reliability_rows(), ece={"one": 0.01, "two": 0.1}),
     "differences": lambda: figures.plot_differences(difference_rows()),
     "regression": lambda: figures.plot_regression(regression_rows()),
-    "growth": lambda: figures.plot_growth(growth_rows(), law_rows())[0],
-    "plan": lambda: figures.plot_plan(plan_rows(), deadline=64),
 }
 UNITS = dict.fromkeys(DRAWN, "questions") | dict.fromkeys(("evidence", "dose_response", "verdicts", "hits"), "twins")
-UNITS |= {"patching": "pairs", "growth": "measurements", "plan": "runs"}  # what n counts in each figure
+UNITS |= {"patching": "pairs"}  # what n counts in each figure
 
 
 def test_every_figure_is_tested_here():
@@ -298,7 +272,7 @@ def test_names_that_look_like_formulas_are_drawn_as_they_stand(asked, tmp_path):
         figures.plot_accuracy_per_count(rows, elsewhere, title=FORMULA).figure,
         figures.plot_groups(groups, title=FORMULA, label=FORMULA).figure,
         figures.plot_groups(groups, Figure().subplots(), title=FORMULA, label=FORMULA).figure,
-        figures.wrong_answers(asked[0], [dataclasses.replace(row, model=FORMULA) for row in asked[1]]),
+        figures._wrong_answers(asked[0], [dataclasses.replace(row, model=FORMULA) for row in asked[1]]),
     ]
     for number, figure in enumerate(drawn):
         figures.save_figure(figure, tmp_path / str(number), ("png", "svg", "pdf"))
@@ -337,24 +311,6 @@ def test_accuracy_and_interval_are_those_of_the_table():
     assert first.lines[0].get_color() != line.get_color()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two", "chance (11.1 %)"]
     assert any("n = 81 to 89 questions" in text for text in texts(ax.figure))
-
-
-def test_growth_has_a_panel_a_size_and_the_slope_in_the_legend():
-    axes = figures.plot_growth(growth_rows(), law_rows())
-    assert [ax.get_xlabel() for ax in axes] == ["Pictures", "Width of a state", "Samples of a probe"]
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()][1] == "extract: 1.10 [0.90, 2.10]"
-    points, line = axes[2].lines
-    assert np.allclose(points.get_ydata()[[0, -1]], line.get_ydata())  # the law goes through its own points
-
-
-def test_plan_is_a_band_between_cheap_and_dear():
-    ax = figures.plot_plan(plan_rows(), deadline=64)
-    (band, _), rows = ax.collections, plan_rows().query("cut == 'whole runs'")
-    ends = band.get_paths()[0].vertices[:, 1]
-    assert np.isclose(ends.min(), rows["wall_low"].min()) and np.isclose(ends.max(), rows["wall_high"].max())
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["whole runs", "all cut", "64 hours"]
-    with pytest.raises(ValueError, match="several rows for gpus 1"):
-        figures.plot_plan(plan_rows().assign(gpus=1))
 
 
 def test_order_of_rows_does_not_matter():
@@ -601,7 +557,7 @@ def fills_of(ax) -> dict[tuple[int, int], tuple]:
 def test_evidence_is_the_mean_of_the_table_coloured_by_its_distance_from_healthy_twins():
     rows, faults = twin_rows(), ["none", "say", "see", "bind", "route", "format"]
     evidence = ["accuracy", "probe_last", "other_count", "a_rather_long_name_of_evidence"]
-    assert figures.evidence_columns(rows) == evidence
+    assert figures._evidence_columns(rows) == evidence
     ax = figures.plot_evidence(rows, names={"probe_last": "probe"})
     assert [label.get_text().split("\n")[0] for label in ax.get_xticklabels()] == faults
     assert [label.get_text() for label in ax.get_yticklabels()][:3] == ["accuracy", "probe", "other count"]
@@ -713,7 +669,7 @@ def test_entities_are_drawn_at_their_colour_in_their_colour():
             colour = ["red", "green", "blue", "cyan", "magenta", "yellow"][round(float(x))]
             row = entity_rows().query(f"colour == '{colour}' and shape == '{shape}'").iloc[0]
             assert np.isclose(y, 100 * row["accuracy"])
-            assert tuple(face[:3]) == matplotlib.colors.to_rgb(figures.COLOUR_FILLS[colour])
+            assert tuple(face[:3]) == matplotlib.colors.to_rgb(figures._COLOUR_FILLS[colour])
 
 
 def test_grid_means():
@@ -799,10 +755,10 @@ def captions(figure: Figure) -> list[str]:
 
 
 def test_wrong_answers_are_wrong_and_spread_over_counts(asked):
-    figure = figures.wrong_answers(*asked, count=6)
+    figure = figures._wrong_answers(*asked, count=6)
     assert captions(figure) == [f'true {count}, said "2"' for count in (1, 1, 3, 3, 4, 4)]
     assert "18 of 24 answers are wrong; 6 shown" in figure.get_suptitle()
-    assert captions(figures.wrong_answers(*asked, count=100)).count('true 1, said "many"') == 1
+    assert captions(figures._wrong_answers(*asked, count=100)).count('true 1, said "many"') == 1
     assert all("Choose from" not in text for text in texts(figure))
 
 
@@ -813,7 +769,7 @@ def test_wrong_answers_are_wrong_and_spread_over_counts(asked):
 def test_wrong_answers_leave_room_for_pictures_and_words(asked, said, question):
     samples = [dataclasses.replace(sample, question=question) for sample in asked[0]]
     predictions = [dataclasses.replace(row, text=said) for row in asked[1]]
-    figure = figures.wrong_answers(samples, predictions)
+    figure = figures._wrong_answers(samples, predictions)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     assert all(ax.get_window_extent().width > 1.2 * figure.dpi for ax in figure.axes)
@@ -825,20 +781,20 @@ def test_wrong_answers_leave_room_for_pictures_and_words(asked, said, question):
 
 
 def test_wrong_answers_are_the_same_each_time(asked):
-    one, two = (figures.wrong_answers(*asked, count=5)._repr_png_() for _ in range(2))
+    one, two = (figures._wrong_answers(*asked, count=5)._repr_png_() for _ in range(2))
     assert one == two and one.startswith(b"\x89PNG")
 
 
 def test_no_wrong_answer_is_said(asked):
     samples, predictions = asked
     right = [row for row in predictions if row.count == row.target]
-    assert any("no answer is wrong" in text for text in texts(figures.wrong_answers(samples, right)))
+    assert any("no answer is wrong" in text for text in texts(figures._wrong_answers(samples, right)))
 
 
 def test_released_file_without_text(asked):
     samples, predictions = asked
     bare = [Prediction(row.uid, "m", "", row.count, None, row.target) for row in predictions]
-    assert {"true 1, said nothing", "true 1, said 2"} <= set(captions(figures.wrong_answers(samples, bare, count=100)))
+    assert {"true 1, said nothing", "true 1, said 2"} <= set(captions(figures._wrong_answers(samples, bare, count=100)))
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # the font has no Chinese; it draws boxes
@@ -848,7 +804,7 @@ def test_strange_answers_stay_in_their_place(asked):
     odd = [
         Prediction(row.uid, "m", text, None, None, row.target) for row, text in zip(predictions, texts_of, strict=False)
     ]
-    assert figures.wrong_answers(samples, odd)._repr_png_()
+    assert figures._wrong_answers(samples, odd)._repr_png_()
 
 
 def test_wrong_answers_refuse_what_does_not_fit(asked):
@@ -860,9 +816,9 @@ def test_wrong_answers_refuse_what_does_not_fit(asked):
         ((samples[:3], predictions), "have no sample"),
     ]:
         with pytest.raises(ValueError, match=message):
-            figures.wrong_answers(*arguments)
+            figures._wrong_answers(*arguments)
     with pytest.raises(ValueError, match="at least 1"):
-        figures.wrong_answers(samples, predictions, count=0)
+        figures._wrong_answers(samples, predictions, count=0)
 
 
 def test_saved_files_are_the_same_each_time_and_white(tmp_path):

@@ -14,9 +14,9 @@ from vlm_counting.paper.findings import (
     CLAIMS,
     VERDICTS,
     Material,
+    _gather,
     conclusions,
     findings,
-    gather,
     own_material,
     paper_material,
 )
@@ -51,16 +51,16 @@ def of(table, claim, step="as published") -> pd.Series:
 
 def test_an_effect_is_found_with_its_size_and_sign():
     rows = [*world("clustered", flat(0.8)), *world("scattered", flat(0.6), seed=1)]
-    found = of(findings([gather("made", rows)]), "spacing")
+    found = of(findings([_gather("made", rows)]), "spacing")
     assert found["low"] < -20 < found["high"] and found["verdict"] == "holds" and found["p_holm"] < 0.001
     assert "-" in found["sentence"] and "holds" in found["sentence"] and f"{len(rows):,}" in found["sentence"]
 
 
 def test_no_effect_is_negligible_only_with_enough_pictures():
     small = [*world("clustered", flat(0.7), layouts=3), *world("scattered", flat(0.7), seed=1, layouts=3)]
-    assert of(findings([gather("made", small)]), "spacing")["verdict"] == "undecided"
+    assert of(findings([_gather("made", small)]), "spacing")["verdict"] == "undecided"
     large = [*world("clustered", flat(0.97), layouts=90), *world("scattered", flat(0.97), seed=1, layouts=90)]
-    assert of(findings([gather("made", large)]), "spacing")["verdict"] == "negligible"
+    assert of(findings([_gather("made", large)]), "spacing")["verdict"] == "negligible"
 
 
 def test_false_alarms_are_as_rare_as_promised():
@@ -71,7 +71,7 @@ def test_false_alarms_are_as_rare_as_promised():
         kinds = dict(zip(ENTITIES, 0.6 + rng.normal(0, 0.1, len(ENTITIES)), strict=True))
         sides = [world(name, lambda target, entity, kinds=kinds: kinds[entity], seed=1000 + 2 * seed + i,
                        layouts=4, counts=range(2, 6)) for i, name in enumerate(("clustered", "scattered"))]  # fmt: skip
-        row = room.side_effect("m", "scattered less clustered", *sides)
+        row = room._side_effect("m", "scattered less clustered", *sides)
         outside += row["low"] > 0 or row["high"] < 0
     assert 2 <= outside <= 22, outside
 
@@ -79,16 +79,16 @@ def test_false_alarms_are_as_rare_as_promised():
 def test_signs_are_the_claims():
     falling = world("balanced", lambda target, entity: 1 - target / 12)
     rising = [replace(row, model="up") for row in world("balanced", lambda target, entity: target / 12)]
-    table = findings([gather("made", [*falling, *rising])]).query("claim == 'number'").set_index("model")["verdict"]
+    table = findings([_gather("made", [*falling, *rising])]).query("claim == 'number'").set_index("model")["verdict"]
     assert table["mine"] == "holds" and table["up"] == "opposite"
 
 
 def test_kinds_of_objects_that_differ_and_that_do_not():
     differ = world("balanced", lambda target, entity: 0.9 if entity[1] == "star" else 0.5)
-    found = of(findings([gather("made", differ)]), "objects")
+    found = of(findings([_gather("made", differ)]), "objects")
     shares = [0.9 if shape == "star" else 0.5 for _, shape in ENTITIES]
     assert found["low"] < 100 * np.std(shares, ddof=1) < found["high"] and found["verdict"] == "holds"
-    alike = of(findings([gather("made", world("balanced", flat(0.7)))]), "objects")
+    alike = of(findings([_gather("made", world("balanced", flat(0.7)))]), "objects")
     assert alike["verdict"] in ("undecided", "negligible")
 
 
@@ -97,7 +97,7 @@ def test_distractors_are_compared_picture_by_picture():
     for number, share in ((1, 0.9), (9, 0.5)):
         for kind in room.DISTRACTORS:
             rows += world(f"distractors_{number}_{kind}", flat(share), seed=number, layouts=8)
-    table = findings([gather("made", rows)])
+    table = findings([_gather("made", rows)])
     found = of(table, "more_distractors")
     assert "same pictures" in found["test"] and found["low"] < -40 < found["high"] and found["verdict"] == "holds"
     assert found["n"] == 4 * 9 * 9 * 8
@@ -109,10 +109,10 @@ def test_distractors_are_compared_picture_by_picture():
 def test_a_head_that_helps_and_one_that_does_not():
     base = world("balanced", flat(0.5), experiment="training-synthetic-base")
     same = [replace(row, factors=row.factors | {"experiment": "training-synthetic-test"}) for row in base]
-    unchanged = of(findings([gather("made", [*base, *same])]), "head")
+    unchanged = of(findings([_gather("made", [*base, *same])]), "head")
     assert unchanged["effect"] == 0 and unchanged["low"] < 0 < unchanged["high"] and unchanged["verdict"] == "undecided"
     better = world("balanced", flat(0.9), seed=3, experiment="training-synthetic-test")
-    found = of(findings([gather("made", [*base, *better])]), "head")
+    found = of(findings([_gather("made", [*base, *better])]), "head")
     assert found["verdict"] == "holds" and found["low"] < 40 < found["high"]
 
 
@@ -211,7 +211,7 @@ def test_a_run_of_train_says_how_its_p_was_made(tmp_path):
 
 def test_sets_asked_in_the_open_form_are_sets_of_their_own():
     closed, opened = world("clustered", flat(0.9)), world("clustered", flat(0.1), form="open")
-    material = gather("made", [*closed, *opened, *world("balanced", flat(0.5), form="open")])
+    material = _gather("made", [*closed, *opened, *world("balanced", flat(0.5), form="open")])
     assert set(material.answers) == {("mine", name) for name in ("clustered", "clustered-open", "open-ended")}
     assert len(material.answers["mine", "clustered"]) == len(closed)
     assert list(TABLES["headline"](material.cells).columns) == ["open-ended", "clustered"]
@@ -220,10 +220,10 @@ def test_sets_asked_in_the_open_form_are_sets_of_their_own():
 def test_runs_that_do_not_fit_together_say_nothing():
     one = world("balanced", flat(0.5), counts=range(1, 4))
     other = world("balanced", flat(0.5), counts=range(4, 7))
-    assert room.side_effect("m", "w", one, other) is None
+    assert room._side_effect("m", "w", one, other) is None
     moved = [replace(row, factors=row.factors | {"layout": row.factors["layout"] + 100}) for row in one]
-    assert room.paired_effect("m", "w", [(one, moved)]) is None  # the same numbers, other pictures
-    assert room.paired_effect("m", "w", [(one, one)])["effect"] == 0
+    assert room._paired_effect("m", "w", [(one, moved)]) is None  # the same numbers, other pictures
+    assert room._paired_effect("m", "w", [(one, one)])["effect"] == 0
 
 
 def test_what_becomes_of_a_conclusion_is_a_count():

@@ -139,9 +139,9 @@ def test_another_wording_is_one_word_and_another_run(vlm, samples, tmp_path):
 
 def test_a_model_is_loaded_with_a_wording():
     loaded = vc.load_model("tiny-qwen2-vl", device="cpu", instruction="", system="You count.")
-    from vlm_counting.models import prompt_text
+    from vlm_counting.models import _prompt_text
 
-    text = prompt_text(loaded.spec, loaded.processor, QUESTION, loaded.wording)
+    text = _prompt_text(loaded.spec, loaded.processor, QUESTION, loaded.wording)
     assert "You count." in text and "few words" not in text and QUESTION in text
 
 

@@ -14,14 +14,14 @@ from vlm_counting.datasets import load_dataset
 from vlm_counting.extraction import extract_states
 from vlm_counting.models import (
     MODELS,
-    captions_for,
-    checkpoint_hashes,
+    _captions_for,
+    _checkpoint_hashes,
+    _put_head,
+    _substitute_count,
     doctor,
     find_checkpoint,
     find_entry,
     load_model,
-    put_head,
-    substitute_count,
     twins_dir,
 )
 
@@ -159,11 +159,11 @@ def test_an_entry_may_name_a_pickled_file_which_is_read_for_its_numbers_alone(tm
 
 
 def test_hashes_follow_content(copy):
-    weights, processor = checkpoint_hashes(TWIN)
-    assert checkpoint_hashes(copy) == (weights, processor)
+    weights, processor = _checkpoint_hashes(TWIN)
+    assert _checkpoint_hashes(copy) == (weights, processor)
     config = json.loads((copy / "processor_config.json").read_text())
     (copy / "processor_config.json").write_text(json.dumps(config | {"extra": 1}))
-    assert checkpoint_hashes(copy)[0] == weights and checkpoint_hashes(copy)[1] != processor
+    assert _checkpoint_hashes(copy)[0] == weights and _checkpoint_hashes(copy)[1] != processor
 
 
 def test_names_that_do_not_exist(tmp_path):
@@ -208,15 +208,15 @@ def test_nobody_asks_for_a_model_by_name():
     ],
 )
 def test_caption_substitution_as_published_and_strict(caption, paper, strict):
-    assert substitute_count(caption)[9] == paper and substitute_count(caption, "strict")[9] == strict
-    assert list(substitute_count(caption)) == list(range(2, 11))
+    assert _substitute_count(caption)[9] == paper and _substitute_count(caption, "strict")[9] == strict
+    assert list(_substitute_count(caption)) == list(range(2, 11))
 
 
 def test_captions_offer_the_counts_of_the_closed_question():
     sample = Sample("a/0", "0.png", "How many?", 3, {"entity": "red_plusses", "options": [3, 1, 2]})
-    assert captions_for(sample) == {n: f"a photo of {n} red plusses" for n in (1, 2, 3)}
+    assert _captions_for(sample) == {n: f"a photo of {n} red plusses" for n in (1, 2, 3)}
     with pytest.raises(ValueError, match="offers no counts"):
-        captions_for(replace(sample, factors={"entity": "red_plusses"}))
+        _captions_for(replace(sample, factors={"entity": "red_plusses"}))
 
 
 def test_the_doctor_finds_the_twin_healthy_and_notices_a_sick_one(vlm, monkeypatch):
@@ -233,7 +233,7 @@ def test_the_doctor_finds_the_twin_healthy_and_notices_a_sick_one(vlm, monkeypat
 
 def nonsense_head(name: str, folder):
     "A head trained on wrong counts, so that it changes answers; its file, and what is to go through it."
-    from vlm_counting.training import HeadConfig, examples, fit_head, load_head, save_head
+    from vlm_counting.training import HeadConfig, _save_head, examples, fit_head, load_head
 
     vlm, samples = load_model(name, device="cpu", dtype="bfloat16"), load_dataset("balanced", limit=18)
     last = len(vlm.anatomy.blocks)
@@ -242,7 +242,7 @@ def nonsense_head(name: str, folder):
     data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)
     settings = HeadConfig(epochs=30, rate=1e-2)
     head, _ = fit_head(load_head(vlm.folder), data, data, vlm.spelt, settings, progress=False)
-    return head, save_head(head, folder / "head.safetensors", {"weights": vlm.weights}), vlm, samples, states
+    return head, _save_head(head, folder / "head.safetensors", {"weights": vlm.weights}), vlm, samples, states
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-paligemma2"])
@@ -272,14 +272,14 @@ def test_a_head_works_where_its_weights_are_and_not_on_disk(tmp_path):
 
     vlm = load_model("tiny-qwen2-vl", device="cpu")
     save_file({"weight": vlm.model.lm_head.weight.detach().clone()}, tmp_path / "head.safetensors")
-    put_head(vlm.model, tmp_path / "head.safetensors")
+    _put_head(vlm.model, tmp_path / "head.safetensors")
     layer = vlm.model.get_output_embeddings()
     assert torch.equal(layer(torch.ones(1, 128, dtype=torch.bfloat16)), layer(torch.ones(1, 128)))
     vlm.model.lm_head.to("meta")  # as if on another device than the states
     out = layer(torch.ones(1, 128, dtype=torch.bfloat16))
     assert out.device.type == "meta" and out.dtype == torch.float32
     with pytest.raises(ValueError, match="not in memory but on disk.*Load the model on a device that holds all of it"):
-        put_head(vlm.model, tmp_path / "head.safetensors")
+        _put_head(vlm.model, tmp_path / "head.safetensors")
 
 
 def test_no_head_for_untrained_weights():
@@ -373,7 +373,7 @@ def with_bos(folder: Path) -> None:
 @pytest.mark.parametrize("begins", [True, False], ids=["template begins with it", "template does not"])
 def test_a_prompt_begins_once_and_as_transformers_has_it(begins, samples, twin_copy):
     from vlm_counting.core import load_image
-    from vlm_counting.models import INSTRUCTION, encode
+    from vlm_counting.models import INSTRUCTION, _encode
 
     folder = twin_copy("tiny-qwen2-vl")
     with_bos(folder)
@@ -384,7 +384,7 @@ def test_a_prompt_begins_once_and_as_transformers_has_it(begins, samples, twin_c
     image, text = load_image(sample.image), f"{INSTRUCTION} {sample.question}"
     turn = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
     plain = other.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=True, return_dict=True)
-    ours = encode(other, [sample.question], [image])["input_ids"][0].tolist()
+    ours = _encode(other, [sample.question], [image])["input_ids"][0].tolist()
     assert other.tokenizer.bos_token == "<|im_start|>" and other.tokenizer("a").input_ids[0] == ours[0]
     assert ours == plain["input_ids"][0] and 0 <= other.length(sample) - len(ours) <= 1
 
@@ -400,9 +400,9 @@ def published(folder: Path, smallest: int = 3136, largest: int = 12845056) -> Pa
 
 
 def test_the_paper_s_pixel_budget_is_in_force_on_a_published_folder(twin_copy, monkeypatch):
-    from vlm_counting.models import QWEN2_VL, image_tokens
+    from vlm_counting.models import _QWEN2_VL, image_tokens
 
-    folder, entry = published(twin_copy("tiny-qwen2-vl")), replace(QWEN2_VL, dtype="float32")
+    folder, entry = published(twin_copy("tiny-qwen2-vl")), replace(_QWEN2_VL, dtype="float32")
     monkeypatch.setitem(MODELS._items, "qwen", entry)
     loaded = load_model("qwen", folder, device="cpu")
     size = dict(loaded.processor.image_processor.size)
@@ -424,7 +424,7 @@ def test_an_option_without_effect_is_refused(monkeypatch):
 def test_a_head_that_is_set_is_part_of_who_the_model_is():
     vlm = load_model("tiny-qwen2-vl", device="cpu")
     other, before = vlm.reworded(instruction=""), (vlm.name, vlm.weights)
-    assert before == ("tiny-qwen2-vl", checkpoint_hashes(vlm.folder)[0])
+    assert before == ("tiny-qwen2-vl", _checkpoint_hashes(vlm.folder)[0])
     own = vlm.model.get_output_embeddings().weight.detach().clone()
     for wrong, found in (({"weight": own[:5]}, r"\(5, 128\)"), ({"head": own}, "head"), ({}, "{}")):
         with pytest.raises(ValueError, match=f"The given head holds .*{found}.*but the model has a head of"):

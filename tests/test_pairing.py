@@ -13,7 +13,7 @@ from vlm_counting.core import file_hash, load_image
 from vlm_counting.models import load_model, twins_dir
 from vlm_counting.tiny_training import contrastive, world
 
-NAMES = tuple(name for name, body in world.ARCHITECTURES.items() if body.course is contrastive.MATCHING)
+NAMES = tuple(name for name, body in world.ARCHITECTURES.items() if body.course is contrastive._MATCHING)
 FOLDERS = {name: twins_dir() / name for name in NAMES}
 
 
@@ -32,7 +32,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def balanced(name, pictures):
-    return world.examine(load_model(name), "balanced", 108, seed=11)
+    return world._examine(load_model(name), "balanced", 108, seed=11)
 
 
 def accuracy(rows):
@@ -53,7 +53,7 @@ def test_record_speaks_of_these_weights(name):
     record = world.read_training(FOLDERS[name])
     assert record["name"] == name and record["cpu_seconds"] < 15 * 60
     assert record["upbringing"] == json.loads(json.dumps(asdict(world.upbringing_for(name))))
-    steps = sum(lesson.steps for lesson in contrastive.PAIR_LESSONS)
+    steps = sum(lesson.steps for lesson in contrastive._PAIR_LESSONS)
     assert record["curve"][-1]["step"] == steps and {row["stage"] for row in record["curve"]} == {"seeing", "answering"}
 
 
@@ -123,10 +123,10 @@ def test_the_library_chooses_the_same_captions(name, balanced, pictures):
 
 
 def test_reads_the_caption(name, pictures):
-    rows = world.examine(load_model(name), "two_groups", 72, seed=11)
-    swap = world.swap_test(rows)
+    rows = world._examine(load_model(name), "two_groups", 72, seed=11)
+    swap = world._swap_test(rows)
     assert swap["pictures"] == 36 and swap["same_answer"] < 0.75
-    assert world.swap_test(rows, most=5)["both_right"] > 0.2
+    assert world._swap_test(rows, most=5)["both_right"] > 0.2
 
 
 @pytest.mark.parametrize("short", NAMES)
@@ -134,7 +134,7 @@ def test_short_cuts_lead_to_the_library(short, pictures):
     "The body in two parts and the cut captions, with the shipped weights, against the library's own classes."
     import torch
 
-    pupil = world.enrol(short)
+    pupil = world._enrol(short)
     body, model = pupil.body, pupil.model
     model.load_state_dict(read_weights(FOLDERS[short]), strict=False)
     samples = world.generate("two_groups", seed=3, limit=8)
@@ -143,8 +143,8 @@ def test_short_cuts_lead_to_the_library(short, pictures):
     pixels = pupil.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         split = body.gather(model, body.blocks(model, pixels))[0]
-        captions = body.read(model, contrastive.tokenise_captions(pupil))[0]
-        for ours, theirs in ((split, look(images)), (captions, read(contrastive.all_captions()))):
+        captions = body.read(model, contrastive._tokenise_captions(pupil))[0]
+        for ours, theirs in ((split, look(images)), (captions, read(contrastive._all_captions()))):
             ours, theirs = (vectors / vectors.norm(dim=-1, keepdim=True) for vectors in (ours, theirs))
             assert (ours - theirs).abs().max() < 1e-4
 
@@ -152,7 +152,7 @@ def test_short_cuts_lead_to_the_library(short, pictures):
 def read_weights(folder):
     from safetensors.torch import load_file
 
-    return load_file(world.weights_file(folder))
+    return load_file(world._weights_file(folder))
 
 
 def test_coca_writes_captions(pictures):
@@ -179,13 +179,13 @@ def test_coca_writes_captions(pictures):
 def test_captions_have_numbers_only_where_they_may():
     rng, numbered = np.random.default_rng(0), np.arange(24) % 6 > 0
     counts = rng.integers(0, 10, (500, 24))
-    matches = contrastive.choose_captions(rng, counts, numbered).reshape(500, 24, 10)
+    matches = contrastive._choose_captions(rng, counts, numbered).reshape(500, 24, 10)
     assert (matches.sum(-1) == (counts > 0)).all() and not matches[:, ~numbered, 1:].any()
     scene, kind, number = matches.nonzero()
     assert ((number == 0) | (number == counts[scene, kind])).all()
     share = (number == 0)[numbered[kind]].mean()
-    assert abs(share - contrastive.NUMBERLESS) < 0.03
-    texts = np.array(contrastive.all_captions())[contrastive.written_captions(numbered)]
+    assert abs(share - contrastive._NUMBERLESS) < 0.03
+    texts = np.array(contrastive._all_captions())[contrastive._written_captions(numbered)]
     assert len(texts) == 24 + 9 * 20 and "a photo of red squares" in texts and "a photo of 3 red squares" not in texts
 
 
@@ -193,14 +193,14 @@ def test_captions_that_nobody_writes_do_not_count():
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    taught = torch.from_numpy(contrastive.written_captions(np.arange(24) > 3))
+    taught = torch.from_numpy(contrastive._written_captions(np.arange(24) > 3))
     counts = np.random.default_rng(1).integers(0, 10, (16, 24))
-    matches = torch.from_numpy(contrastive.choose_captions(np.random.default_rng(2), counts, np.arange(24) > 3))
+    matches = torch.from_numpy(contrastive._choose_captions(np.random.default_rng(2), counts, np.arange(24) > 3))
     scores = torch.randn(matches.shape, generator=generator)
     other = torch.where(taught, scores, torch.randn(matches.shape, generator=generator) + 5)
-    assert contrastive.pairing_loss(scores, matches, taught)[0] == contrastive.pairing_loss(other, matches, taught)[0]
+    assert contrastive._pairing_loss(scores, matches, taught)[0] == contrastive._pairing_loss(other, matches, taught)[0]
     better = scores + 3 * matches
-    assert contrastive.pairing_loss(better, matches, taught)[0] < contrastive.pairing_loss(scores, matches, taught)[0]
+    assert contrastive._pairing_loss(better, matches, taught)[0] < contrastive._pairing_loss(scores, matches, taught)[0]
 
 
 @pytest.mark.slow
@@ -209,9 +209,9 @@ def test_same_upbringing_same_weights(tmp_path):
     upbringing = world.shorten(world.upbringing_for("tiny-coca"), 0.002)
     folders = [world.raise_twin(upbringing, tmp_path / place) for place in ("one", "two")]
     folders.append(world.raise_twin(upbringing, tmp_path / "three", tower=folders[0]))
-    assert len({file_hash(world.weights_file(folder)) for folder in folders}) == 1
+    assert len({file_hash(world._weights_file(folder)) for folder in folders}) == 1
     assert world.read_training(folders[2])["tower_from"] == "tiny-coca"
-    with open(world.weights_file(folders[1]), "ab") as file:
+    with open(world._weights_file(folders[1]), "ab") as file:
         file.write(b" ")
     with pytest.raises(ValueError, match="other weights"):
         world.read_training(folders[1])
@@ -221,17 +221,17 @@ def test_ship_refuses_a_twin_that_does_not_count(tmp_path):
     folder = tmp_path / "twin"
     folder.mkdir()
     with pytest.raises(FileNotFoundError, match="0 safetensors"):
-        world.weights_file(folder)
+        world._weights_file(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
     record = {"name": "tiny-clip", "weights_sha256": file_hash(folder / "model.safetensors")}
-    world.write_training(folder, record)
+    world._write_training(folder, record)
     with pytest.raises(ValueError, match="has not sat the exam"):
         world.ship(folder, tmp_path / "place")
-    world.write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.2}]})
+    world._write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.2}]})
     with pytest.raises(ValueError, match="20% of 'balanced' right; shipping needs 30%"):
         world.ship(folder, tmp_path / "place")
     assert not (tmp_path / "place").exists()
-    world.write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.5}]})
+    world._write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.5}]})
     assert (world.ship(folder, tmp_path / "place") / "training.json").exists()
 
 

@@ -14,7 +14,7 @@ from vlm_counting import published
 from vlm_counting.core import Prediction, project_root
 from vlm_counting.evaluation import parse_count
 from vlm_counting.published import (
-    classification_report,
+    _classification_report,
     example_predictions,
     find_releases,
     load_layerwise,
@@ -64,7 +64,7 @@ def summary(predictions, folder: Path):
     if "entity" in predictions[0].factors:
         for prediction in predictions:
             groups.setdefault(prediction.factors["entity"], []).append(prediction)
-        return {entity: {"accuracy": classification_report(group)["accuracy"]} for entity, group in groups.items()}
+        return {entity: {"accuracy": _classification_report(group)["accuracy"]} for entity, group in groups.items()}
     for label, prediction in zip(labels_of(folder), predictions, strict=True):
         groups.setdefault(label, []).append(prediction)
     return {
@@ -85,7 +85,7 @@ def test_every_number_of_every_report(folder):
         group = predictions
         if path.parent != folder:
             group = [row for row in predictions if row.factors.get("entity") == path.parent.name]
-        matched += compare(json.loads(path.read_text()), classification_report(group), path)
+        matched += compare(json.loads(path.read_text()), _classification_report(group), path)
     for path in folder.glob("summary.json"):
         released, ours = json.loads(path.read_text()), summary(predictions, folder)
         if path.parent.relative_to(RELEASED).as_posix() in STALE:
@@ -185,14 +185,14 @@ def test_outliers_and_missing_answers(tmp_path):
     rows = load_release(write(tmp_path / "m" / "baseline" / "CountBenchQA", flat))
     assert [row.count_paper for row in rows] == [2, 30, None, 3] and rows[2].count is None
     assert rows[0].uid == "CountBenchQA/0" and rows[0].model == "m" and rows[0].factors["experiment"] == "baseline"
-    report = classification_report(rows)
+    report = _classification_report(rows)
     assert report["accuracy"] == 0.5 and report["micro avg"]["precision"] == 1 and set(report) >= {"2", "3"}
     assert report["macro avg"]["f1-score"] == pytest.approx(2 / 3)
 
 
 def test_report_within_the_labels_has_no_micro_average(tmp_path):
     rows = load_release(write(tmp_path / "m" / "x", {"0": record(2, 3), "1": record(3, 3)}))
-    assert "micro avg" not in classification_report(rows)
+    assert "micro avg" not in _classification_report(rows)
 
 
 def test_one_more_level_and_two_questions_an_image(tmp_path):

@@ -29,7 +29,7 @@ from vlm_counting.core import read_jsonl
 from vlm_counting.datasets import PIXMO_COUNTS, coverage, list_pixmo, load_dataset, read_pixmo
 from vlm_counting.evaluation import load_predictions, predict
 from vlm_counting.extraction import extract_states
-from vlm_counting.models import captions_for, image_size, image_tokens, load_model
+from vlm_counting.models import _captions_for, _image_size, image_tokens, load_model
 from vlm_counting.photographs import (
     Limits,
     build_bpc,
@@ -747,7 +747,7 @@ def test_photographs_of_all_sizes_and_modes_in_one_batch(tmp_path):
     together = predict(vlm, samples, tmp_path / "8.jsonl", batch_size=8)
     alone = predict(vlm, samples, tmp_path / "1.jsonl", batch_size=1)
     assert [p.text for p in together] == [p.text for p in alone]
-    tokens = [image_tokens(vlm, image_size(sample.image)) for sample in samples]
+    tokens = [image_tokens(vlm, _image_size(sample.image)) for sample in samples]
     assert len(set(tokens)) > 3
     kept = load_predictions(tmp_path / "8.jsonl")
     assert vlm.image_table(samples)["tokens"].tolist() == tokens
@@ -824,11 +824,11 @@ def test_countbench_with_both_kinds_of_model(tmp_path, monkeypatch):
     assert [sample.uid for sample in samples] == [f"CountBenchQA/{n}" for n in range(7)]
     assert samples[1].factors["caption"] == captions[1] and coverage(samples)["rows"] == 491
     assert [sample.factors["caption"] for sample in load_dataset(folder)] == captions
-    garbled = [captions_for(samples[n])[3] for n in (1, 2, 4)]
+    garbled = [_captions_for(samples[n])[3] for n in (1, 2, 4)]
     assert garbled == ["the wthree of five dogs", "ofthree two birds", "hthree: four"]
-    words = [captions_for(samples[n], "strict")[3] for n in (1, 2, 4)]
+    words = [_captions_for(samples[n], "strict")[3] for n in (1, 2, 4)]
     assert words == ["the weight of three dogs", "often three birds", "height: three"]
-    assert captions_for(samples[0])[4] == "four cats" and captions_for(samples[3])[2] == "two of two"
+    assert _captions_for(samples[0])[4] == "four cats" and _captions_for(samples[3])[2] == "two of two"
     for name in ("tiny-clip", "tiny-qwen2-vl"):
         vlm = load_model(name)
         predictions = predict(vlm, samples, tmp_path / f"{name}.jsonl", batch_size=4)

@@ -17,22 +17,22 @@ from vlm_counting.paper import pages
 from vlm_counting.paper.findings import (
     CLAIMS,
     Material,
+    _gather,
     conclusions,
     findings,
-    gather,
     own_material,
     paper_material,
     released_material,
 )
 from vlm_counting.paper.pages import (
     PAGES,
-    answer_tables,
+    _answer_tables,
+    _draw_claims,
+    _draw_compared,
+    _verdicts,
     browse_runs,
     compared,
-    draw_claims,
-    draw_compared,
     inventory,
-    verdicts,
 )
 from vlm_counting.published import load_release
 from vlm_counting.runs import execute
@@ -215,7 +215,7 @@ def test_only_what_was_run_is_judged(results):
     run_cells = table[table["verdict"] != "not run"]
     assert set(run_cells["model"]) == {"CLIP", "tiny-clip"} and table.attrs["not_run"] == 131
     assert set(run_cells.query("model == 'tiny-clip'")["verdict"]) == {"not published"}
-    assert draw_compared(table).keys() == {"regression"} and draw_compared(table[table["ours"].isna()]) == {}
+    assert _draw_compared(table).keys() == {"regression"} and _draw_compared(table[table["ours"].isna()]) == {}
 
 
 def test_pictures_of_answers_rest_on_answers(results):
@@ -223,11 +223,11 @@ def test_pictures_of_answers_rest_on_answers(results):
     names = {name for draw in PAGES.values() for name in draw(material)}
     assert {"objects_CLIP", "response_balanced", "break_clustered", "confusion_balanced_CLIP", "reliability_clustered",
             "places_clustered_tiny-clip", "f1_per_count"} <= names  # fmt: skip
-    bare = gather("bare", [row for rows in material.answers.values() for row in strip(rows)])
+    bare = _gather("bare", [row for rows in material.answers.values() for row in strip(rows)])
     left = {name for draw in PAGES.values() for name in draw(bare)}
     assert not any(name.startswith(("reliability", "places")) for name in left) and "response_balanced" in left
-    assert set(answer_tables(bare)) == {"scaling", "break_points"}
-    assert set(answer_tables(material)) == {"scaling", "break_points", "calibration", "places"}
+    assert set(_answer_tables(bare)) == {"scaling", "break_points"}
+    assert set(_answer_tables(material)) == {"scaling", "break_points", "calibration", "places"}
 
 
 def strip(rows: list[Prediction]) -> list[Prediction]:
@@ -246,10 +246,10 @@ def test_a_page_is_made_again_only_for_new_answers(results):
 def test_pictures_of_another_set_are_not_shown(results, tmp_path):
     folder = own_material(results).runs[0]
     record = RunRecord.load(folder)
-    assert len(pages.run_samples(folder)) == 108
+    assert len(pages._run_samples(folder)) == 108
     record.fingerprint = "another"
     record.save(tmp_path)
-    assert pages.run_samples(tmp_path) == []
+    assert pages._run_samples(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -259,8 +259,8 @@ def test_nothing_is_drawn_of_nothing(name):
 
 
 def test_inventory_and_verdicts_of_nothing(tmp_path):
-    assert inventory([own_material(tmp_path)]).empty and verdicts(tmp_path).empty
-    assert draw_claims(findings([own_material(tmp_path)])) == {}
+    assert inventory([own_material(tmp_path)]).empty and _verdicts(tmp_path).empty
+    assert _draw_claims(findings([own_material(tmp_path)])) == {}
 
 
 @needs_shared
@@ -268,7 +268,7 @@ def test_photographs_before_and_after_pair_by_picture():
     "The released answers of two models to the same 471 photographs, own and retrained head."
     rows = [row for model in ("paligemma2-10b", "qwen2-vl-7b") for place in ("baseline/pixmo-count",
             "training/real-world/test-real-data") for row in load_release(RELEASED / model / place)]  # fmt: skip
-    table = findings([gather("released answers", rows)]).query("claim == 'head_real'").set_index("model")
+    table = findings([_gather("released answers", rows)]).query("claim == 'head_real'").set_index("model")
     assert table.loc["paligemma2-10b", "effect"] == pytest.approx(100 * (350 - 314) / 471)
     assert table.loc["qwen2-vl-7b", "effect"] == pytest.approx(100 * (309 - 295) / 471)
     assert table["test"].str.contains("McNemar").all() and set(table["n"]) == {471}
@@ -280,12 +280,12 @@ def two_sorts(number: int = 8) -> Material:
     "Eight models, of which the last says no number; all say how sure they were."
     rows = [row for model in range(number - 1) for row in asked(f"model {model}", "balanced", 54, model)[1]]
     mute = [replace(row, model="mute", text="many", count=None, count_paper=None) for row in rows[:54]]
-    return gather("our runs", rows + mute)
+    return _gather("our runs", rows + mute)
 
 
 def test_more_models_than_colours_share_several_pictures():
     "Eight models raised ValueError in two pictures, and the eighth was missing from a third."
-    makers, material = (pages.draw_answers, pages.draw_certainty, pages.draw_objects), two_sorts()
+    makers, material = (pages._draw_answers, pages._draw_certainty, pages._draw_objects), two_sorts()
     drawn = {name: picture for draw in makers for name, picture in draw(material).items()}
     for name in ("response_balanced", "break_balanced", "reliability_balanced", "groups_shape", "groups_colour"):
         shown = [f"{name}_{part}" for part in (1, 2)]
@@ -298,7 +298,7 @@ def test_more_models_than_colours_share_several_pictures():
 def test_seven_models_fit_into_a_picture():
     "The legend of seven breaks was higher than the figure, and the axes were pressed flat."
     rows = [row for model in range(7) for row in asked(f"model {model}", "balanced", 54, model)[1]]
-    drawn = pages.draw_answers(gather("our runs", rows))
+    drawn = pages._draw_answers(_gather("our runs", rows))
     assert {"response_balanced", "break_balanced"} <= set(drawn)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -307,15 +307,15 @@ def test_seven_models_fit_into_a_picture():
 
 def test_a_model_without_numbers_is_left_out_alone():
     "It took the whole report with it: `scaling` has nothing to fit."
-    tables = answer_tables(two_sorts(3))
+    tables = _answer_tables(two_sorts(3))
     assert set(tables["scaling"]["model"]) == {"model 0", "model 1"}
     assert set(tables["calibration"]["model"]) == {"model 0", "model 1", "mute"}
     left = tables["left_out"].set_index(["model", "table"])
     assert list(left.index) == [("mute", "scaling")] and "two answers above zero" in left["why"].iloc[0]
     few = [row for rows in two_sorts(3).answers.values() for row in rows if row.target < 4]
-    tables = answer_tables(gather("few counts", few))
+    tables = _answer_tables(_gather("few counts", few))
     assert "break_points" not in tables and set(tables["left_out"]["table"]) == {"scaling", "break_points"}
-    assert "break_balanced" not in pages.draw_answers(gather("few counts", few))
+    assert "break_balanced" not in pages._draw_answers(_gather("few counts", few))
 
 
 def test_only_too_little_data_leaves_a_model_out():
@@ -329,9 +329,9 @@ def test_only_too_little_data_leaves_a_model_out():
         pages._each(broken, rows)
     misplaced = [replace(row, factors=row.factors | {"positions": [[99, 99]]}) for row in rows]
     with pytest.raises(ValueError, match="places outside the 9 x 9 grid"):
-        answer_tables(gather("misplaced", misplaced))
+        _answer_tables(_gather("misplaced", misplaced))
     alike = [replace(row, factors=row.factors | {"positions": [[4, 4]]}) for row in rows]
-    left = answer_tables(gather("alike", alike))["left_out"]
+    left = _answer_tables(_gather("alike", alike))["left_out"]
     assert list(left["table"]) == ["places"] and "nothing to compare" in left["why"].iloc[0]
 
 
@@ -350,5 +350,5 @@ def test_bins_do_not_depend_on_who_else_is_in_the_picture(monkeypatch):
         for place, row in enumerate((asked(model, "balanced", 54)[1] * 20)[:size])
     ]
     for models in (("model 1",), ("model 0", "model 1"), ("model 0",)):
-        pages.draw_certainty(gather("made", [row for row in rows if row.model in models]))
+        pages._draw_certainty(_gather("made", [row for row in rows if row.model in models]))
     assert asked_for == [3, 3, 4]

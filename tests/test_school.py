@@ -22,7 +22,7 @@ def test_one_school_for_all():
     assert set(world.ARCHITECTURES) == {*EVERY, *MATCHERS}
     courses = {name: body.course for name, body in world.ARCHITECTURES.items()}
     assert all(courses[name] is world.ANSWERING for name in EVERY)
-    assert all(courses[name] is contrastive.MATCHING for name in MATCHERS)
+    assert all(courses[name] is contrastive._MATCHING for name in MATCHERS)
     for name, body in world.ARCHITECTURES.items():
         assert world.upbringing_for(name, 3).seed == 3 and body.entry in MODELS
 
@@ -38,18 +38,18 @@ def test_school_reads_as_the_real_class_does(name):
     "The short cut of the lessons leads to the logits of the real class with the real processor."
     import torch
 
-    pupil = world.enrol(name)
+    pupil = world._enrol(name)
     cells, small = np.full((1, 81), -1), np.zeros((1, 81), bool)
     cells[0, [0, 40, 79]], cells[0, 80] = 7, 12
     scene = world.Scene().add(world.ENTITIES[7], [(0, 0), (4, 4), (8, 7)]).add(world.ENTITIES[12], [(8, 8)])
-    seen = world.remember(pupil, cells, small)
-    form = world.tokenise_form(pupil, world.FORMS["brief open"])
-    ids = world.write_questions(np.random.default_rng(0), form, np.array([[12, 7]]), np.array([[1, 3]]))
+    seen = world._remember(pupil, cells, small)
+    form = world._tokenise_form(pupil, world._FORMS["brief open"])
+    ids = world._write_questions(np.random.default_rng(0), form, np.array([[12, 7]]), np.array([[1, 3]]))
     inputs = processed(name, pupil.processor, world.render(scene), f"How many {world.KINDS[7]} are there?")
     with torch.no_grad():
         image = pupil.body.project(pupil.model, seen.tokens.float())
         states, _ = pupil.body.read(pupil, image, np.arange(81)[None], ids)
-        ours, real = world.say(pupil.model, states[0, 1, 0]), pupil.model(**inputs).logits[0, -1]
+        ours, real = world._say(pupil.model, states[0, 1, 0]), pupil.model(**inputs).logits[0, -1]
     assert (ours - real).abs().max() < 0.02 * real.abs().max()
 
 
@@ -60,17 +60,17 @@ def processed(name: str, processor, image, question: str) -> dict:
 
 
 def test_questions_come_first_where_they_should():
-    pupil = world.enrol("tiny-llava-next-interleave")
-    form = world.tokenise_form(pupil, world.FORMS["open"])
-    ids = world.write_questions(np.random.default_rng(0), form, np.array([[3]]), np.array([[4]]))[0]
-    left, right = generative.lay_out(generative.LLAVA_PAGE, pupil.tokenizer, ids)
+    pupil = world._enrol("tiny-llava-next-interleave")
+    form = world._tokenise_form(pupil, world._FORMS["open"])
+    ids = world._write_questions(np.random.default_rng(0), form, np.array([[3]]), np.array([[4]]))[0]
+    left, right = generative._lay_out(generative._LLAVA_PAGE, pupil.tokenizer, ids)
     assert pupil.tokenizer.decode(left[0]) == f"<|im_start|>user\nHow many {world.KINDS[3]} are there?\n"
     assert pupil.tokenizer.decode(right[0]) == "<|im_end|>\n<|im_start|>assistant\n4"
 
 
 def test_nobody_sees_the_answer_before_it_is_given():
     for prefix in (False, True):
-        open_to = generative.row_mask(6, prefix)[0, 0] == 0
+        open_to = generative._row_mask(6, prefix)[0, 0] == 0
         assert not open_to[:-1, -1].any() and open_to[-1].all()
         assert open_to[0, 4] == prefix
 

@@ -77,10 +77,10 @@ def test_recorded_exam_is_human_like(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_counts_what_is_asked(name):
     vlm = load_model(name, device="cpu")
-    rows = world.examine(vlm, "balanced", 36, seed=21)
+    rows = world._examine(vlm, "balanced", 36, seed=21)
     assert len(rows) == 36 and accuracy(rows) > 0.45  # chance is 0.11
     assert all(row["count"] in range(1, 10) for row in rows)
-    swap = world.swap_test(world.examine(vlm, "two_groups", 60, seed=21))
+    swap = world._swap_test(world._examine(vlm, "two_groups", 60, seed=21))
     assert swap["pictures"] == 30 and swap["both_right"] > 0.35 and swap["same_answer"] < 0.35
 
 

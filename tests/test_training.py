@@ -19,27 +19,27 @@ from vlm_counting.models import MODELS, load_model, twins_dir
 from vlm_counting.statistics import compare, per_class, score
 from vlm_counting.stimuli import generate
 from vlm_counting.training import (
-    PARTS,
+    _PARTS,
     Examples,
     Head,
     HeadConfig,
+    _batch_loss,
+    _begin_training,
+    _forgetting,
+    _improvement,
+    _keep_head,
+    _other_questions,
+    _read_head_record,
+    _save_head,
+    _tell,
+    _wear_head,
     answer_with_head,
-    batch_loss,
-    begin_training,
     examples,
     fit_head,
-    forgetting,
-    improvement,
-    keep_head,
     like_for_like,
     load_head,
-    other_questions,
-    read_head_record,
-    save_head,
     split_samples,
-    tell,
     train_head,
-    wear_head,
 )
 
 SPELT = {count: (count + 3,) for count in range(10)} | {10: (4, 3)}
@@ -104,7 +104,7 @@ def test_the_best_epoch_is_kept_and_the_rate_halved():
     assert stopped == curve[: done + 1] and done == accuracies.index(max(accuracies[:done])) + 4
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", _PARTS)
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 def test_each_part_learns_and_touches_nothing_else(part, softcap):
     head, train, valid = make(bias=True, softcap=softcap)
@@ -129,10 +129,10 @@ def test_each_part_learns_and_touches_nothing_else(part, softcap):
 def test_the_teacher_pulls_back(device):
     "Fails if teacher and student are one tensor: then KL has no gradient but zero."
     head, train, _ = make()
-    training = begin_training(head.to(device), range(3, 13), HeadConfig(teacher=0.2))
+    training = _begin_training(head.to(device), range(3, 13), HeadConfig(teacher=0.2))
     with torch.no_grad():
         training.tensors["weight"] += 0.1 * torch.randn_like(training.tensors["weight"])
-    loss, distance, _ = batch_loss(training, train.to(device))
+    loss, distance, _ = _batch_loss(training, train.to(device))
     (pull,) = torch.autograd.grad(distance, training.tensors["weight"], retain_graph=True)
     assert distance > 0 and pull.abs().max() > 1e-5
     old, new = (
@@ -144,7 +144,7 @@ def test_the_teacher_pulls_back(device):
 
 def test_scratch_begins_elsewhere_but_the_teacher_stays():
     head, train, valid = make()
-    training = begin_training(head, range(3, 13), HeadConfig(scratch=True, teacher=0.2))
+    training = _begin_training(head, range(3, 13), HeadConfig(scratch=True, teacher=0.2))
     assert training.teacher is head and not torch.allclose(training.head.weight, head.weight)
     assert training.head.weight.abs().max() <= 24**-0.5
 
@@ -165,16 +165,16 @@ torch.set_num_threads(1)
 from pathlib import Path
 from test_training import SPELT, make
 from vlm_counting import training
-further, config = training.train_further, training.HeadConfig(epochs=9, rate=3e-2, patience=1, stop=6)
+further, config = training._train_further, training.HeadConfig(epochs=9, rate=3e-2, patience=1, stop=6)
 
 def train(folder, death):
     def fatal(state, train, valid):
         further(state, train, valid)
         if state.curve[-1]["epoch"] == death:
             os.kill(os.getpid(), signal.SIGKILL)
-    training.train_further = fatal
+    training._train_further = fatal
     head, curve = training.fit_head(*make(), SPELT, config, folder / "state.safetensors", every=0, progress=False)
-    training.save_head(head, folder / "head.safetensors", {"curve": curve})
+    training._save_head(head, folder / "head.safetensors", {"curve": curve})
     os._exit(0)
 
 training.fit_head(*make(9), SPELT, training.HeadConfig(epochs=1), progress=False)  # torch loads what it needs, once
@@ -208,10 +208,10 @@ def test_another_training_is_refused(tmp_path):
 
 def test_heads_go_to_disk_and_back(tmp_path):
     head, *_ = make(bias=True, softcap=3.0)
-    path = save_head(head, tmp_path / "new" / "head.safetensors", {"why": "test"})
+    path = _save_head(head, tmp_path / "new" / "head.safetensors", {"why": "test"})
     again = load_head(path)
     assert torch.equal(again.weight, head.weight) and torch.equal(again.bias, head.bias) and again.softcap == 3.0
-    assert read_head_record(path)["why"] == "test"
+    assert _read_head_record(path)["why"] == "test"
 
 
 def test_wrong_files_and_counts_are_refused(tmp_path):
@@ -237,12 +237,12 @@ def test_wrong_files_and_counts_are_refused(tmp_path):
 
 def test_forgetting_is_zero_for_the_same_head_and_grows():
     head, train, valid = make()
-    same = forgetting(head, head, valid.states.numpy(), SPELT)
+    same = _forgetting(head, head, valid.states.numpy(), SPELT)
     said = head.scores(valid.states).argmax(-1)
     assert same.pop("numbers") == pytest.approx(((said > 2) & (said < 13)).float().mean().item())
     assert same == {"n": 100, "kl": 0.0, "changed": 0.0}
     trained, _ = fit_head(head, train, valid, SPELT, HeadConfig(epochs=5, rate=1e-2), progress=False)
-    found = forgetting(head, trained, valid.states.numpy(), SPELT)
+    found = _forgetting(head, trained, valid.states.numpy(), SPELT)
     assert found["kl"] > 0 and 0 < found["changed"] <= 1
 
 
@@ -270,7 +270,7 @@ def test_improvement_is_the_difference_of_the_usual_scores():
     said = [np.where(rng.random(200) < share, targets, rng.integers(1, 5, 200)) for share in (0.4, 0.8)]
     layouts = (np.arange(200) // 4).tolist()
     before, after = (rows([(int(t), int(s)) for t, s in zip(targets, side, strict=True)], layouts) for side in said)
-    table = improvement(before, after)
+    table = _improvement(before, after)
     for side, name in ((before, "before"), (after, "after")):
         f1 = table[table.measure == "f1"].set_index("target")[name]
         assert np.allclose(f1, per_class(side).set_index("target")["f1"])
@@ -278,10 +278,10 @@ def test_improvement_is_the_difference_of_the_usual_scores():
         assert np.allclose(mae, score(side, by="target").set_index("target")["mae"])
     assert ((table.low <= table.gain) & (table.gain <= table.high)).all() and (table.high > table.low).all()
     assert (table.gain > 0).all() and (table[table.measure == "f1"].low > 0).sum() >= 3
-    same = improvement(before, before)
+    same = _improvement(before, before)
     assert (same[["gain", "low", "high"]] == 0).all().all()
     with pytest.raises(ValueError, match="same samples in the same order"):
-        improvement(before, after[::-1])
+        _improvement(before, after[::-1])
 
 
 def test_heads_are_compared_in_the_same_decoding():
@@ -309,7 +309,7 @@ def test_a_head_goes_back_into_its_model_and_is_saved(name, tmp_path):
     states = states.array(last, "last")
     data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)  # nonsense, so that answers change
     head, _ = fit_head(own, data, data, vlm.spelt, HeadConfig(epochs=30, rate=1e-2), progress=False)
-    path = save_head(head, tmp_path / "head.safetensors", {"weights": vlm.weights})
+    path = _save_head(head, tmp_path / "head.safetensors", {"weights": vlm.weights})
     tuned = load_model(name, dtype="float32", head=path)
     expected = answer_with_head(head, states, vlm.spelt, vlm.tokenizer.decode)
     before, after = vlm.answer(samples, max_new_tokens=1), tuned.answer(samples, max_new_tokens=1)
@@ -328,7 +328,7 @@ def test_a_head_goes_back_into_its_model_and_is_saved(name, tmp_path):
 
 def test_heads_of_other_models_are_refused(tmp_path):
     head = load_head(twins_dir() / "tiny-qwen2-vl")
-    path = save_head(head, tmp_path / "head.safetensors", {"weights": "0" * 64})
+    path = _save_head(head, tmp_path / "head.safetensors", {"weights": "0" * 64})
     with pytest.raises(ValueError, match="was trained for weights 000000000000"):
         load_model("tiny-qwen2-vl", head=path)
     with pytest.raises(ValueError, match="but the model has a head of"):
@@ -348,7 +348,7 @@ def test_splits_come_from_the_samples():
     assert not {s.factors["layout"] for s in valid} & {s.factors["layout"] for s in held_out}
     with pytest.raises(ValueError, match="have the splits None, expected"):
         split_samples([replace(sample, factors={}) for sample in samples])
-    others = other_questions(samples)
+    others = _other_questions(samples)
     assert len({sample.question for sample in others}) == 4 and all("How many" not in s.question for s in others)
 
 
@@ -377,7 +377,7 @@ def test_what_was_found_follows_from_the_numbers():
         row("b", "bias only", "vocabulary", 0.01, -0.1, 0.2, 0.6),
     ]
     cost = pd.DataFrame([{"head": "trained", "n": 10, "kl": 0.5, "changed": 0.25, "numbers": 0.8}])
-    said = tell(pd.DataFrame(rows), cost, {"a": "here", "b": "there"}).splitlines()
+    said = _tell(pd.DataFrame(rows), cost, {"a": "here", "b": "there"}).splitlines()
     assert (
         "head gains (+20.0 points [10.0, 30.0], p < 0.001)" in said[0] and "with it neither gains nor loses" in said[0]
     )
@@ -402,22 +402,22 @@ def test_errors_are_those_of_pictures_that_both_sides_answered():
     def side(counts):
         return [Prediction(f"s/{i}", "m", "", c, c, 3, [], {"layout": i}) for i, c in enumerate(counts)]
 
-    table = improvement(side([None, 4, 3, 5]), side([9, 3, None, 4])).set_index("measure").loc["mae"]
+    table = _improvement(side([None, 4, 3, 5]), side([9, 3, None, 4])).set_index("measure").loc["mae"]
     assert (table["n"], table["before"], table["after"], table["gain"]) == (2, 1.5, 0.5, 1.0)
 
 
 def test_a_finished_head_is_kept_and_read_again(tmp_path):
     head, train, valid = make()
     given = (tmp_path / "head.safetensors", {"weights": "w", "softcap": 99}, head, train, valid, SPELT)
-    first, curve = keep_head(*given, HeadConfig(epochs=2))
+    first, curve = _keep_head(*given, HeadConfig(epochs=2))
     assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]
-    second, again = keep_head(*given, HeadConfig(epochs=2))
+    second, again = _keep_head(*given, HeadConfig(epochs=2))
     assert torch.equal(first.weight, second.weight) and curve == again and second.softcap == 0
     with pytest.raises(FileExistsError, match="is of another training"):
-        keep_head(*given, HeadConfig(epochs=3))
+        _keep_head(*given, HeadConfig(epochs=3))
     softer = (*given[:2], replace(head, softcap=5.0), *given[3:])
     with pytest.raises(FileExistsError, match="is of another training"):
-        keep_head(*softer, HeadConfig(epochs=2))
+        _keep_head(*softer, HeadConfig(epochs=2))
 
 
 @pytest.mark.parametrize("wrong", [{"rate": 0}, {"teacher": -1}, {"stop": 0}])
@@ -435,7 +435,7 @@ def test_what_a_count_gains_depends_on_the_kinds_of_objects():
         [Prediction(f"s/{i}", "m", "", 3 if r else 4, 3, 3, [], known[i]) for i, r in enumerate(side)] for side in sides
     )
     alone = [replace(row, factors={"layout": row.factors["layout"]}) for row in before]
-    wide, narrow = (improvement(side, after).set_index("measure").loc["f1"] for side in (before, alone))
+    wide, narrow = (_improvement(side, after).set_index("measure").loc["f1"] for side in (before, alone))
     assert wide["gain"] == narrow["gain"] > 0
     assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
     assert -1 <= wide["low"] and wide["high"] <= 1
@@ -506,7 +506,7 @@ def test_what_an_experiment_says(vlm, result):
     assert result.gain["difference"] == pytest.approx(gained) and result.gain["n"] == 27
     assert list(result.forgetting["head"]) == list(result.heads) and (result.forgetting["kl"].iloc[1:] > 0).all()
     assert set(result.curves["head"]) == set(result.heads) - {"own"} and result.curves["epoch"].max() == 3
-    assert result.sentence() == tell(result.scores, result.forgetting, result.conditions)
+    assert result.sentence() == _tell(result.scores, result.forgetting, result.conditions)
     assert repr(result).startswith("HeadResult of tiny-qwen2-vl: on the test (27 samples) it ")
     assert "<table" in result._repr_html_() and compare(result, result)["difference"].item() == 0
     assert set(result.figures()) == {"curves", *(f"improvement-{name}" for name in result.gains)}
@@ -532,11 +532,11 @@ def test_a_head_is_worn_for_a_while(name):
     vlm, samples = load_model(name, device="cpu"), generate("balanced", limit=9)
     before, own, tied = vlm.answer(samples), vlm.model.get_output_embeddings(), vlm.model.config.to_dict()
     head = replace(load_head(vlm), weight=load_head(vlm).weight.roll(1, 0))
-    with wear_head(vlm, head) as worn:
+    with _wear_head(vlm, head) as worn:
         other = worn.answer(samples)
         assert worn.name == f"{name}+head" and vlm.name == name
     assert other != before == vlm.answer(samples)
-    with pytest.raises(ZeroDivisionError), wear_head(vlm, head):
+    with pytest.raises(ZeroDivisionError), _wear_head(vlm, head):
         1 / 0  # noqa: B018
     assert vlm.model.get_output_embeddings() is own and vlm.model.config.to_dict() == tied
     assert vlm.answer(samples) == before

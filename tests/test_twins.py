@@ -28,14 +28,14 @@ def record():
 def balanced(twin, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_DATA", str(tmp_path_factory.mktemp("data")))
-        return world.examine(twin, "balanced", 54, seed=11)
+        return world._examine(twin, "balanced", 54, seed=11)
 
 
 @pytest.fixture(scope="module")
 def pairs(twin, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_DATA", str(tmp_path_factory.mktemp("data")))
-        return world.examine(twin, "two_groups", 144, seed=11)
+        return world._examine(twin, "two_groups", 144, seed=11)
 
 
 def accuracy(rows):
@@ -51,11 +51,11 @@ def test_folder_is_small_and_holds_no_pickle():
 
 def test_record_speaks_of_these_weights(record):
     assert record["weights_sha256"] == file_hash(FOLDER / "model.safetensors")
-    assert record["upbringing"] == json.loads(json.dumps(world.asdict(world.Upbringing())))
+    assert record["upbringing"] == json.loads(json.dumps(world.asdict(world._Upbringing())))
     assert record["cpu_seconds"] < 15 * 60
     stages = [row["stage"] for row in record["curve"]]
     assert stages.count("seeing") >= 5 and stages.count("answering") >= 5
-    steps = sum(lesson.steps for lesson in world.LESSONS)
+    steps = sum(lesson.steps for lesson in world._LESSONS)
     assert record["curve"][-1]["step"] == steps and record["curve"][-1]["cpu_seconds"] <= record["cpu_seconds"] + 1
 
 
@@ -89,14 +89,14 @@ def test_answers_are_one_number_in_the_range(balanced, pairs):
 
 
 def test_reads_the_question(pairs):
-    swap = world.swap_test(pairs)
+    swap = world._swap_test(pairs)
     assert swap["pictures"] == 72 and swap["both_right"] > 0.45
-    assert world.swap_test(pairs, most=5)["both_right"] > 0.7
+    assert world._swap_test(pairs, most=5)["both_right"] > 0.7
 
 
 def test_open_question_and_no_instruction(twin, tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path))
-    assert accuracy(world.examine(twin, "balanced", 27, seed=12, form="open")) > 0.5
+    assert accuracy(world._examine(twin, "balanced", 27, seed=12, form="open")) > 0.5
 
 
 def test_stops_after_the_answer(twin, tmp_path):
@@ -115,26 +115,26 @@ def test_ship_refuses_a_twin_without_exam(tmp_path):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     record = {"name": "tiny-qwen2-vl", "weights_sha256": file_hash(folder / "model.safetensors")}
-    world.write_training(folder, record)
+    world._write_training(folder, record)
     with pytest.raises(ValueError, match="has not sat the exam"):
         world.ship(folder, tmp_path / "place")
-    world.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.3}]})
+    world._write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.3}]})
     with pytest.raises(ValueError, match="30% of 'two_groups' right twice; shipping needs 60%"):
         world.ship(folder, tmp_path / "place")
     assert not (tmp_path / "place").exists()
-    world.write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.7}]})
+    world._write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.7}]})
     assert world.read_training(world.ship(folder, tmp_path / "place"))["swap"][0]["both_right"] == 0.7
 
 
 def test_same_seed_same_scenes_and_tails_are_long():
-    draws = [world.draw_scenes(np.random.default_rng(0), 500, (0.5, 0.5), 2.0, 18)[0] for _ in range(2)]
+    draws = [world._draw_scenes(np.random.default_rng(0), 500, (0.5, 0.5), 2.0, 18)[0] for _ in range(2)]
     assert (draws[0] == draws[1]).all()
     numbers = np.concatenate([np.unique(row[row >= 0], return_counts=True)[1] for row in draws[0]])
     assert 0.55 < (numbers == 1).mean() < 0.75 and numbers.max() <= 9 and (draws[0] >= 0).sum(1).max() <= 18
 
 
 def test_questions_do_not_see_each_other():
-    positions, mask = world.place_tokens(np.arange(81)[None], before=4, questions=3, length=10)
+    positions, mask = world._place_tokens(np.arange(81)[None], before=4, questions=3, length=10)
     open_to = (mask[0, 0] == 0).numpy()
     first, second = slice(86, 96), slice(96, 106)
     assert open_to[second, :86].all() and not open_to[second, first].any() and not open_to[first, second].any()

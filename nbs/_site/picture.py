@@ -13,7 +13,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon,
 
 from vlm_counting.core import write_atomic
 from vlm_counting.diagnosis import load_planted
-from vlm_counting.figures import COLOURS, FAINT, GRID, INK, Picture, style
+from vlm_counting.figures import _FAINT, _GRID, _INK, COLOURS, Picture, style
 from vlm_counting.stimuli import COLOURS as PAINT
 from vlm_counting.stimuli import SHAPES, Scene
 
@@ -67,12 +67,12 @@ def draw_scene(
 
 def box(ax: Axes, left: float, bottom: float, width: float, height: float, text: str, **look) -> None:
     "A rounded box with words in its middle."
-    look = {"facecolor": "#eef3f8", "edgecolor": FAINT, "linewidth": 1} | look
+    look = {"facecolor": "#eef3f8", "edgecolor": _FAINT, "linewidth": 1} | look
     ax.add_patch(FancyBboxPatch((left, bottom), width, height, "round,pad=0,rounding_size=0.08", **look))
     ax.text(left + width / 2, bottom + height / 2, text, ha="center", va="center", fontsize=9.5, linespacing=1.3)
 
 
-def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = FAINT) -> None:
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = _FAINT) -> None:
     "A plain arrow."
     look = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     ax.add_patch(FancyArrowPatch(start, end, color=colour, **look))
@@ -96,7 +96,7 @@ def draw_model(ax: Axes) -> None:
     box(ax, 6.38, 3.4, 0.95, 0.95, "output\nlayer")
     arrow(ax, (7.38, 3.88), (7.68, 3.88))
     box(ax, 7.725, 3.5, 0.95, 0.76, "", facecolor="white", edgecolor=SAID, linewidth=1.6)
-    ax.text(8.2, 3.87, "“5”", fontsize=17, ha="center", va="center", color=INK)
+    ax.text(8.2, 3.87, "“5”", fontsize=17, ha="center", va="center", color=_INK)
     ax.text(9.1, 3.87, "A wrong answer looks\nthe same, whichever\npart has failed.", fontsize=9.5, va="center")
     arrow(ax, (4.65, 3.0), (4.65, 2.62), READ)
     arrow(ax, (8.2, 3.42), (8.2, 2.62), SAID)
@@ -115,11 +115,11 @@ def draw_twins(
         middle, (name, meaning) = 1.55 - 0.47 * number, TWINS[row.recipe]
         ax.text(0.15, middle, name, fontsize=10, va="center", weight="bold")
         for left, share, colour in ((3.65, row.read, READ), (7.2, row.said, SAID)):
-            ax.add_patch(Rectangle((left, middle - 0.13), 2.0, 0.26, facecolor=GRID))
+            ax.add_patch(Rectangle((left, middle - 0.13), 2.0, 0.26, facecolor=_GRID))
             ax.add_patch(Rectangle((left, middle - 0.13), 2.0 * share, 0.26, facecolor=colour))
             ax.text(left + 2.07, middle, f"{100 * share:.0f} %", fontsize=10, va="center")
         ax.text(10.1, middle, meaning, fontsize=10, va="center")
-    small = {"fontsize": 8, "color": FAINT, "va": "bottom"}
+    small = {"fontsize": 8, "color": _FAINT, "va": "bottom"}
     twins = f"{rows['twins'].min()} to {rows['twins'].max()} tiny twins of three architectures"
     ax.text(0.15, 0.1, f"Means over {twins}; the faults were planted. Guessing gets {1 / 9:.0%}.", **small)
 
@@ -130,7 +130,7 @@ def draw() -> Picture:
     figure = Picture(figsize=(9.9, 4.15))
     ax = figure.add_axes((0, 0, 1, 1), xlim=(-0.1, 12.6), ylim=(-0.1, 5.2))
     ax.set_axis_off()
-    card = {"facecolor": "white", "edgecolor": GRID, "linewidth": 1, "zorder": -1}
+    card = {"facecolor": "white", "edgecolor": _GRID, "linewidth": 1, "zorder": -1}
     ax.add_patch(FancyBboxPatch((0, 0), 12.5, 5.1, "round,pad=0,rounding_size=0.15", **card))
     draw_model(ax)
     draw_twins(ax, numbers())

@@ -18,10 +18,10 @@ import pandas as pd
 from vlm_counting import diagnosis
 from vlm_counting.core import versions
 from vlm_counting.diagnosis import (
-    LOSS,
-    hit_rate,
-    judge,
-    judge_recipes,
+    _LOSS,
+    _hit_rate,
+    _judge,
+    _judge_recipes,
     judge_unseen,
     load_planted,
     planted_file,
@@ -41,10 +41,10 @@ def studies() -> dict[str, pd.DataFrame]:
     seen = planted["seed"].isin([0, 1, 2]) & planted["step"].isin([0, 1, 3])
     new = ~planted["seed"].isin([0, 1, 2]) & planted["step"].isin([0, 2])
     return {
-        "new seeds and doses": judge(planted[new], planted[seen]),
+        "new seeds and doses": _judge(planted[new], planted[seen]),
         "new seeds, doses and architecture (each of three in turn)": judge_unseen(planted),
-        "a fourth architecture, never looked at before (InternVL3)": judge(fourth, planted[seen]),
-        "new recipe and architecture (each in turn)": judge_recipes(planted),
+        "a fourth architecture, never looked at before (InternVL3)": _judge(fourth, planted[seen]),
+        "new recipe and architecture (each in turn)": _judge_recipes(planted),
     }
 
 
@@ -62,7 +62,7 @@ def rates(judged: dict[str, pd.DataFrame]) -> list[str]:
              "|---|---|---|---|---|---|"]  # fmt: skip
     for name, rows in judged.items():
         chosen = worth(rows)
-        battery, likeliest, paper = (hit_rate(chosen, by) for by in ("verdict", "likeliest", "paper"))
+        battery, likeliest, paper = (_hit_rate(chosen, by) for by in ("verdict", "likeliest", "paper"))
         given = f"{100 * battery['right_if_said']:.0f} of {100 * battery['said']:.0f} % given"
         table.append(
             f"| {name} | {len(chosen)} | {percent(battery)} | {given} | {percent(likeliest)} | {percent(paper)} |"
@@ -91,14 +91,14 @@ def doses() -> list[str]:
     "Hits by what the fault costs."
     planted = load_planted()
     every = pd.concat([
-        judge(planted[planted["architecture"] == name], planted[planted["architecture"] != name])
+        _judge(planted[planted["architecture"] == name], planted[planted["architecture"] != name])
         for name in planted["architecture"].unique()
     ])  # fmt: skip
     every = every[every["fault"].isin(list(CAUSES)) & (every["fault"] != "none")]
     bins = pd.cut(every["loss"], [-1, 0.05, 0.1, 0.25, 0.5, 1.01], labels=["< 5", "5-10", "10-25", "25-50", "> 50"])
     table = ["| answers lost, points | twins | verdict right | withheld | called healthy |", "|---|---|---|---|---|"]
     for name, part in every.groupby(bins, observed=True):
-        rate, none = hit_rate(part), (part["likeliest"] == "none").mean()
+        rate, none = _hit_rate(part), (part["likeliest"] == "none").mean()
         table.append(
             f"| {name} | {len(part)} | {percent(rate)} | {100 * (1 - rate['said']):.0f} % | {100 * none:.0f} % |"
         )
@@ -139,7 +139,7 @@ def main() -> None:
     twins = battery() if reader.parse_args().battery else earlier.get("twins", [])
     planted = load_planted()
     numbers = {
-        name: {by: hit_rate(worth(rows), by) for by in ("verdict", "likeliest", "paper")}
+        name: {by: _hit_rate(worth(rows), by) for by in ("verdict", "likeliest", "paper")}
         for name, rows in judged.items()
     }
     about = {"date": date.today().isoformat(), "machine": platform.machine(), **versions()}
@@ -156,10 +156,10 @@ There is one healthy model of each architecture: seeds are of faults and picture
 
 ## Hit rates
 
-Twins that lost {100 * LOSS:.0f} points or more, and healthy ones. In percent, with 95 % intervals that take twins of
+Twins that lost {100 * _LOSS:.0f} points or more, and healthy ones. In percent, with 95 % intervals that take twins of
 one recipe, and of one architecture, as related. *Likeliest* is the fault with the highest probability. It
 becomes the verdict unless the verdict is *withheld* (in the tables: abstains), which happens where no fault
-has a probability of {diagnosis.CERTAIN}, or where the twin resembles none with that fault. That counts as not right.
+has a probability of {diagnosis._CERTAIN}, or where the twin resembles none with that fault. That counts as not right.
 
 {lines(rates(judged))}
 

@@ -36,7 +36,7 @@ from PIL import Image
 
 from vlm_counting.core import Sample, stratify, versions
 from vlm_counting.evaluation import parse_count, predict
-from vlm_counting.models import INSTRUCTION, MODELS, VLM, ModelSpec, find_checkpoint, load_model, pick_device
+from vlm_counting.models import INSTRUCTION, MODELS, VLM, ModelSpec, _pick_device, find_checkpoint, load_model
 from vlm_counting.stimuli import generate
 
 ROUNDS = 3  # the paths take turns, so that a busy machine is busy for all of them
@@ -417,7 +417,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=16384, help="with --real: tokens a batch")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""), help="without its ending")
     options = parser.parse_args()
-    options.device = pick_device(options.device)
+    options.device = _pick_device(options.device)
     twins = [name for name, spec in MODELS.items() if spec.repo.startswith("twin:")]
     torch.set_num_threads(options.threads)
     print(*head(COLUMNS), sep="\n")

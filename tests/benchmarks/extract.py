@@ -41,7 +41,7 @@ from vlm_counting import extraction
 from vlm_counting.core import stratify, versions
 from vlm_counting.evaluation import plan_samples
 from vlm_counting.extraction import Reader, choose_layers, choose_poolings
-from vlm_counting.models import MODELS, VLM, find_checkpoint, load_model, pick_device
+from vlm_counting.models import MODELS, VLM, _pick_device, find_checkpoint, load_model
 from vlm_counting.stimuli import generate
 
 
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=16384, help="with --real: tokens a batch")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""), help="without its ending")
     options = parser.parse_args()
-    options.device = pick_device(options.device)
+    options.device = _pick_device(options.device)
     torch.set_num_threads(options.threads)
     samples, rows = stratify(generate("balanced"), options.limit), []
     twins = [name for name, spec in MODELS.items() if spec.repo.startswith("twin:")]

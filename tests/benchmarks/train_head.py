@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from vlm_counting.core import versions
 from vlm_counting.evaluation import parse_count
 from vlm_counting.models import load_model
-from vlm_counting.training import Examples, Head, HeadConfig, begin_training, train_epoch
+from vlm_counting.training import Examples, Head, HeadConfig, _begin_training, _train_epoch
 
 SIZES = {"small": (32_000, 1_024, 960), "real": (152_064, 3_584, 4_860)}  # vocabulary, dim, states
 
@@ -75,13 +75,13 @@ def measure(size: str, epochs: int, device: str) -> dict:
     head, data = make(*SIZES[size], device)
     tokenizer = load_model("tiny-qwen2-vl", device="cpu").tokenizer
     plain = PlainLoop(head, data, lambda ids: tokenizer.decode([number % len(tokenizer) for number in ids]), device)
-    training, ours = begin_training(head, range(16, 25), HeadConfig()), data.to(device)
+    training, ours = _begin_training(head, range(16, 25), HeadConfig()), data.to(device)
     seconds, losses = {"plain": [], "ours": []}, {"plain": [], "ours": []}
     for epoch in range(epochs + 1):  # the first one warms up
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch))
         for name in ("plain", "ours") if epoch % 2 else ("ours", "plain"):
             start = clock(device)
-            done = train_epoch(training, ours, order)["train_nll"] if name == "ours" else plain.epoch(order)
+            done = _train_epoch(training, ours, order)["train_nll"] if name == "ours" else plain.epoch(order)
             seconds[name].append(clock(device) - start)
             losses[name].append(done)
     middle = {name: sorted(times[1:])[len(times[1:]) // 2] for name, times in seconds.items()}
