@@ -555,7 +555,7 @@ def _why_not(cell: Cell, commands: Iterable[str]) -> str:  # "" if it can be
 def _measure_model(model: str, named: list[Cell], going: list[Cell], images: int) -> list[Cost]:
     "Costs of the cells of one model that are to be done; `named` are all that it has in the plan."
     commands = list(dict.fromkeys(cell.verb for cell in going))
-    largest = {cell.verb: cell for cell in sorted(named, key=lambda cell: cell.samples or 0)}
+    largest = {cell.verb: cell for cell in sorted(reversed(named), key=lambda cell: cell.samples or 0)}
     why = {verb: _why_not(cell, largest) for verb, cell in largest.items()}
     needed = {*commands, *(_source(verb)[0] and _source(verb)[1] for verb in commands)}
     asked = [largest[cell.verb] for cell in named if cell is largest[cell.verb]]
