@@ -272,7 +272,7 @@ def test_names_that_look_like_formulas_are_drawn_as_they_stand(asked, tmp_path):
         figures.plot_accuracy_per_count(rows, elsewhere, title=FORMULA).figure,
         figures.plot_groups(groups, title=FORMULA, label=FORMULA).figure,
         figures.plot_groups(groups, Figure().subplots(), title=FORMULA, label=FORMULA).figure,
-        figures._wrong_answers(asked[0], [dataclasses.replace(row, model=FORMULA) for row in asked[1]]),
+        figures.wrong_answers(asked[0], [dataclasses.replace(row, model=FORMULA) for row in asked[1]]),
     ]
     for number, figure in enumerate(drawn):
         figures.save_figure(figure, tmp_path / str(number), ("png", "svg", "pdf"))
@@ -755,10 +755,10 @@ def captions(figure: Figure) -> list[str]:
 
 
 def test_wrong_answers_are_wrong_and_spread_over_counts(asked):
-    figure = figures._wrong_answers(*asked, count=6)
+    figure = figures.wrong_answers(*asked, count=6)
     assert captions(figure) == [f'true {count}, said "2"' for count in (1, 1, 3, 3, 4, 4)]
     assert "18 of 24 answers are wrong; 6 shown" in figure.get_suptitle()
-    assert captions(figures._wrong_answers(*asked, count=100)).count('true 1, said "many"') == 1
+    assert captions(figures.wrong_answers(*asked, count=100)).count('true 1, said "many"') == 1
     assert all("Choose from" not in text for text in texts(figure))
 
 
@@ -769,7 +769,7 @@ def test_wrong_answers_are_wrong_and_spread_over_counts(asked):
 def test_wrong_answers_leave_room_for_pictures_and_words(asked, said, question):
     samples = [dataclasses.replace(sample, question=question) for sample in asked[0]]
     predictions = [dataclasses.replace(row, text=said) for row in asked[1]]
-    figure = figures._wrong_answers(samples, predictions)
+    figure = figures.wrong_answers(samples, predictions)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     assert all(ax.get_window_extent().width > 1.2 * figure.dpi for ax in figure.axes)
@@ -781,20 +781,20 @@ def test_wrong_answers_leave_room_for_pictures_and_words(asked, said, question):
 
 
 def test_wrong_answers_are_the_same_each_time(asked):
-    one, two = (figures._wrong_answers(*asked, count=5)._repr_png_() for _ in range(2))
+    one, two = (figures.wrong_answers(*asked, count=5)._repr_png_() for _ in range(2))
     assert one == two and one.startswith(b"\x89PNG")
 
 
 def test_no_wrong_answer_is_said(asked):
     samples, predictions = asked
     right = [row for row in predictions if row.count == row.target]
-    assert any("no answer is wrong" in text for text in texts(figures._wrong_answers(samples, right)))
+    assert any("no answer is wrong" in text for text in texts(figures.wrong_answers(samples, right)))
 
 
 def test_released_file_without_text(asked):
     samples, predictions = asked
     bare = [Prediction(row.uid, "m", "", row.count, None, row.target) for row in predictions]
-    assert {"true 1, said nothing", "true 1, said 2"} <= set(captions(figures._wrong_answers(samples, bare, count=100)))
+    assert {"true 1, said nothing", "true 1, said 2"} <= set(captions(figures.wrong_answers(samples, bare, count=100)))
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # the font has no Chinese; it draws boxes
@@ -804,7 +804,7 @@ def test_strange_answers_stay_in_their_place(asked):
     odd = [
         Prediction(row.uid, "m", text, None, None, row.target) for row, text in zip(predictions, texts_of, strict=False)
     ]
-    assert figures._wrong_answers(samples, odd)._repr_png_()
+    assert figures.wrong_answers(samples, odd)._repr_png_()
 
 
 def test_wrong_answers_refuse_what_does_not_fit(asked):
@@ -816,9 +816,9 @@ def test_wrong_answers_refuse_what_does_not_fit(asked):
         ((samples[:3], predictions), "have no sample"),
     ]:
         with pytest.raises(ValueError, match=message):
-            figures._wrong_answers(*arguments)
+            figures.wrong_answers(*arguments)
     with pytest.raises(ValueError, match="at least 1"):
-        figures._wrong_answers(samples, predictions, count=0)
+        figures.wrong_answers(samples, predictions, count=0)
 
 
 def test_saved_files_are_the_same_each_time_and_white(tmp_path):

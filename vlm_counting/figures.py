@@ -1409,7 +1409,7 @@ def _draw_wrong(ax: Axes, sample: Sample, prediction: Prediction) -> None:
 # %% ../nbs/5_paper/56_figures.ipynb #ca281172
 @FIGURES.add("wrong_answers")
 @style()
-def _wrong_answers(
+def wrong_answers(
     samples: list[Sample],  # what was asked; more than was answered is fine
     predictions: list[Prediction],  # of one model
     count: int = 12,  # pictures at most, at least 1
