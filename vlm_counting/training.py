@@ -527,7 +527,7 @@ def fit_head(
     config = config or HeadConfig()
     ids = [tokens[0] for tokens in spelt.values() if len(tokens) == 1]
     training, path = _begin_training(head.to(device), ids, config), Path(path) if path else None
-    identity = _describe_training(head, _train, valid, config) if path else {}
+    identity = _describe_training(head, train, valid, config) if path else {}
     if path and path.exists():
         _resume_training(training, path, identity)
     train, valid, saved = train.to(device), valid.to(device), time.monotonic()
@@ -1069,10 +1069,10 @@ def _measure(own: Head, heads: dict, states: dict, sets: dict, said: dict, spelt
 def train_head(
     vlm,  # a generative model of `load_model`
     train: Sequence[Sample],  # to learn from; split if there is no `valid`
-    test: Sequence[Sample] | None = None,  # None: a part of `_train` that is held out
+    test: Sequence[Sample] | None = None,  # None: a part of `train` that is held out
     *,
-    valid: Sequence[Sample] | None = None,  # to choose the epoch on; None: a part of `_train`
-    held_out: Sequence[Sample] | None = None,  # another test, of the condition of `_train`; None: what a split leaves
+    valid: Sequence[Sample] | None = None,  # to choose the epoch on; None: a part of `train`
+    held_out: Sequence[Sample] | None = None,  # another test, of the condition of `train`; None: what a split leaves
     transfer: Sequence[Sample] | None = None,  # another test, of another condition; None: none
     conditions: dict[str, str] | None = None,  # 'test', 'held-out', 'transfer' -> what it is, in words
     config: HeadConfig | None = None,  # None: the paper's protocol
@@ -1105,6 +1105,3 @@ def train_head(
         if path:
             _write_tables(done, path)
     return done
-
-# %% ../nbs/3_states/34_training.ipynb #6afef1a5
-_train = train_head  # as the command is called
