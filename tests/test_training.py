@@ -19,7 +19,7 @@ from vlm_counting.models import MODELS, load_model, twins_dir
 from vlm_counting.statistics import compare, per_class, score
 from vlm_counting.stimuli import generate
 from vlm_counting.training import (
-    _PARTS,
+    PARTS,
     Examples,
     Head,
     HeadConfig,
@@ -104,7 +104,7 @@ def test_the_best_epoch_is_kept_and_the_rate_halved():
     assert stopped == curve[: done + 1] and done == accuracies.index(max(accuracies[:done])) + 4
 
 
-@pytest.mark.parametrize("part", _PARTS)
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 def test_each_part_learns_and_touches_nothing_else(part, softcap):
     head, train, valid = make(bias=True, softcap=softcap)
