@@ -473,8 +473,11 @@ def _pack_rows(
     depth: int,  # bits a pixel: 1, 2, 4 or 8
 ) -> np.ndarray:  # (height, 1 + bytes of a row) uint8
     "The rows of a PNG."
-    bits = np.stack([pixels & 1 << bit for bit in reversed(range(depth))], axis=2)
-    rows = np.packbits(bits.reshape(len(pixels), -1), axis=1)  # what is not 0 becomes 1
+    if depth == 1:
+        return np.insert(np.packbits(pixels, axis=1), 0, 0, axis=1)
+    rows = np.pad(pixels, ((0, 0), (0, -pixels.shape[1] % (8 // depth))))
+    while depth < 8:  # two pixels into one
+        rows, depth = rows[:, 0::2] << depth | rows[:, 1::2], 2 * depth
     return np.insert(rows, 0, 0, axis=1)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #ea2375c5
