@@ -34,7 +34,7 @@ from sklearn.svm import SVC, LinearSVC
 import vlm_counting as vc
 from vlm_counting import machines, probing
 from vlm_counting.core import UnknownName
-from vlm_counting.probing import Features, Task, controls, find_probe, folds, probe_layers, read_counts
+from vlm_counting.probing import Features, Task, _find_probe, controls, folds, probe_layers, read_counts
 from vlm_counting.statistics import compare, score
 from vlm_counting.stimuli import generate
 
@@ -141,7 +141,7 @@ def check_equal(states, targets, fold, gram=None):
 @pytest.mark.parametrize("strength, accuracy", [(0.098, 0.6), (0.14, 0.85), (0.23, 0.99)])
 def test_equals_scikit_learn(strength, accuracy, at_once, monkeypatch):
     "Three separations; pair by pair, and a whole fold at once."
-    monkeypatch.setattr(probing, "AT_ONCE", at_once)
+    monkeypatch.setattr(probing, "_AT_ONCE", at_once)
     targets, factors = design(5)
     states = simulate(targets, factors, 768, strength)
     assert check_equal(states, targets, folds(targets, factors)) == pytest.approx(accuracy, abs=0.05)
@@ -176,8 +176,8 @@ def test_inner_products_are_exact_where_float32_is_not():
 @pytest.mark.filterwarnings("ignore:Solver terminated early")
 def test_a_machine_that_rounding_keeps_from_ending_is_trained_on_centred_states(gram, at_once, monkeypatch):
     "What states share is ten thousand times larger than what they differ in: every fifth machine never ends."
-    monkeypatch.setattr(probing, "STEPS", 1_000_000)  # a thousand are plenty
-    monkeypatch.setattr(probing, "AT_ONCE", at_once)
+    monkeypatch.setattr(probing, "_STEPS", 1_000_000)  # a thousand are plenty
+    monkeypatch.setattr(probing, "_AT_ONCE", at_once)
     labels, train, test = np.arange(90) % 2, np.arange(60), np.arange(60, 90)
     for seed in range(50):
         states = (7071 + np.random.default_rng(seed).standard_normal((90, 2))).astype(np.float32)
@@ -195,7 +195,7 @@ def test_a_machine_that_rounding_keeps_from_ending_is_trained_on_centred_states(
 @pytest.mark.parametrize("name", ["svm", "svm_standardised"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_machine_that_never_ends_is_an_error(name, monkeypatch):
-    monkeypatch.setattr(probing, "STEPS", 1)
+    monkeypatch.setattr(probing, "_STEPS", 1)
     targets, factors = design(3, shapes=("square",))
     states = simulate(targets, factors, 40, 0.4)
     with pytest.raises(probing.Stopped, match="had not ended after 1 steps"):
@@ -211,15 +211,15 @@ def test_a_small_dimension_beside_a_huge_one_is_no_constant():
 
 def test_the_control_task_without_a_layout_says_how_to_do_without_it():
     with pytest.raises(KeyError, match="control task' needs the factor 'layout'.*Leave it out: controls="):
-        probing.control_labels("control task", [1, 2], [{}, {}], "random")
+        probing._control_labels("control task", [1, 2], [{}, {}], "random")
 
 
 def test_a_layer_that_is_gone_does_not_stop_the_others(twin, tmp_path):
     "Whichever it is: the last one was read before anything was probed."
-    from vlm_counting.extraction import file_of, open_states
+    from vlm_counting.extraction import _file_of, open_states
 
     copy, (layer, pooling) = shutil.copytree(twin.folder, tmp_path / "states"), twin.keys()[-1]
-    (copy / file_of(layer, pooling)).unlink()
+    (copy / _file_of(layer, pooling)).unlink()
     with pytest.raises(RuntimeError, match=f"Layer {layer}, pooling '{pooling}'"):
         probe_layers(open_states(copy), controls=(), path=tmp_path / "p.jsonl", jobs=1, progress=False)
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) == len(twin.keys()) - 1
@@ -477,22 +477,22 @@ def test_random_folds_need_no_factor():
 def test_labels_of_controls():
     targets, factors = design(9, hues=("red", "cyan"))
     for rule, kind in (("paper", "layout"), ("layout", "entity")):
-        labels, types = probing.control_labels("control task", targets, factors, rule)
+        labels, types = probing._control_labels("control task", targets, factors, rule)
         table = pd.DataFrame(
             {"type": types, "label": labels, "kind": [row[kind] for row in factors], "target": targets}
         )
         assert (table.groupby("type")["label"].nunique() == 1).all()
         assert table["type"].nunique() == table.groupby(["kind", "target"]).ngroups
         assert (np.bincount(labels) == np.bincount(targets)).all() and (labels != targets).mean() > 0.7
-        assert probing.seen_share(types, folds(targets, factors, rule)) == 1
-    arrangements = probing.control_labels("control task", targets, factors, "paper")[1]
-    assert probing.seen_share(arrangements, folds(targets, factors, "layout")) == 0
+        assert probing._seen_share(types, folds(targets, factors, rule)) == 1
+    arrangements = probing._control_labels("control task", targets, factors, "paper")[1]
+    assert probing._seen_share(arrangements, folds(targets, factors, "layout")) == 0
 
 
 def test_control_labels_of_an_unbalanced_sample_are_the_counts_of_its_types():
     targets, factors = design(4, shapes=("square",), hues=("red",))
     keep = [i for i, row in enumerate(factors) if targets[i] < 3 or row["layout"] == 0]  # 4 layouts of 1 and 2, else 1
-    labels, types = probing.control_labels("control task", targets[keep], [factors[i] for i in keep])
+    labels, types = probing._control_labels("control task", targets[keep], [factors[i] for i in keep])
     dealt = {name: label for name, label in zip(types, labels, strict=True)}
     assert sorted(dealt.values()) == sorted(count for _, count in dealt) == [1] * 4 + [2] * 4 + list(range(3, 10))
 
@@ -524,7 +524,7 @@ def test_what_is_trained_on_the_same_part_shares_its_standardised_states(monkeyp
     states, made, plain = simulate(targets, factors, 40, 0.4), [], probing._standardise
     monkeypatch.setattr(probing, "_standardise", lambda *given: made.append(1) or plain(*given))
     probes, names = ["svm_standardised", "logistic", "ridge"], ("shuffled", "control task")
-    tasks = probing.plan_tasks(targets, factors, probes, ["paper", "layout"], names)
+    tasks = probing._plan_tasks(targets, factors, probes, ["paper", "layout"], names)
     said = probing._read_tasks(Features(states), tasks)
     assert len(tasks) == 18 and len(made) == 2 * 3
     for task, read in zip(tasks, said, strict=True):
@@ -578,10 +578,10 @@ def test_lit_area_of_any_background():
 
     image = Image.new("RGB", (20, 10), (7, 8, 9))
     image.paste((255, 0, 0), (0, 0, 3, 2))
-    assert probing.lit_area(image) == 6
+    assert probing._lit_area(image) == 6
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     noise[:, :30] = 5
-    assert probing.lit_area(Image.fromarray(noise)) == 400
+    assert probing._lit_area(Image.fromarray(noise)) == 400
 
 
 # --- all layers
@@ -683,7 +683,7 @@ def client(cluster):
 
 def test_workers_open_the_store_themselves_and_give_the_same_bytes(client, store, tmp_path):
     from vlm_counting.core import file_hash, write_jsonl
-    from vlm_counting.extraction import FORMAT, file_of, open_states
+    from vlm_counting.extraction import _FORMAT, _file_of, open_states
 
     folder = tmp_path / "states"
     folder.mkdir()
@@ -693,10 +693,10 @@ def test_workers_open_the_store_themselves_and_give_the_same_bytes(client, store
     ]
     write_jsonl(folder / "samples.jsonl", rows)
     for layer, pooling in store.keys():
-        np.save(folder / file_of(layer, pooling), store.array(layer, pooling))
-    about = {"format": FORMAT, "finished": True, "model": "by hand", "samples": len(rows), "layers": [0, 1, 2]}
+        np.save(folder / _file_of(layer, pooling), store.array(layer, pooling))
+    about = {"format": _FORMAT, "finished": True, "model": "by hand", "samples": len(rows), "layers": [0, 1, 2]}
     about |= {"poolings": ["mean", "last"], "sha256": {path.name: file_hash(path) for path in folder.glob("*.npy")}}
-    about |= {"dims": {file_of(*key): store.array(*key).shape[1] for key in store.keys()}}
+    about |= {"dims": {_file_of(*key): store.array(*key).shape[1] for key in store.keys()}}
     (folder / "states.json").write_text(json.dumps(about))
     states, files = open_states(folder), [tmp_path / "turn" / "p.jsonl", tmp_path / "cluster" / "p.jsonl"]
     tables = [
@@ -705,7 +705,7 @@ def test_workers_open_the_store_themselves_and_give_the_same_bytes(client, store
     ]
     pd.testing.assert_frame_equal(*tables)
     assert files[0].read_bytes() == files[1].read_bytes() and len(tables[0]) == 18
-    tasks = probing.plan_tasks(states.targets, states.factors, ["svm"], ["paper"])
+    tasks = probing._plan_tasks(states.targets, states.factors, ["svm"], ["paper"])
     unit, *_ = probing._plan_units(states, None, tasks, [(1, "mean")], {"folds": 3, "seed": 0})
     sent = pickle.dumps(unit)
     assert (
@@ -736,7 +736,7 @@ def test_one_worker_with_one_thread_does_the_work_itself(client, cluster, store,
     finally:
         cluster.scale(2)
     readers = [int(line) for line in (tmp_path / "signatures").read_text().split()]
-    assert readers.count(worker) == len(store.keys()) and readers.count(os.getpid()) == 2  # to see how wide it is
+    assert readers.count(worker) == len(store.keys()) and os.getpid() not in readers
 
 
 def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path):
@@ -911,7 +911,7 @@ def test_a_new_probe_is_one_function(store):
         assert row["accuracy"] == pytest.approx(1 / 9, abs=1e-5) and np.isnan(row["spearman"])
     finally:
         del probing.PROBES._items["always_five"]
-    assert isinstance(probing.plan_tasks(store.targets, store.factors, ["svm"], ["paper"])[0], Task)
+    assert isinstance(probing._plan_tasks(store.targets, store.factors, ["svm"], ["paper"])[0], Task)
 
 
 def test_sentence_says_what_remains(store):
@@ -942,10 +942,10 @@ def test_two_class_matrix_and_confusion_against_the_release():
     fold = fold[[row["layout"] for row in factors]]
     mine = np.isin(targets, (2, 5))
     right = by_library(states[mine], targets[mine], fold[mine], 1e-3) == targets[mine]
-    matrix = probing.two_class_matrix(states, targets, factors)
+    matrix = probing._two_class_matrix(states, targets, factors)
     assert matrix.loc[2, 5] == pytest.approx(np.mean([right[fold[mine] == k].mean() for k in range(3)]), abs=0.03)
     assert np.isnan(matrix.loc[5, 2]) and np.isnan(matrix.loc[3, 3]) and list(matrix) == [2, 3, 5]
-    confused = probing.one_vs_all_confusion(states, targets, factors)
+    confused = probing._one_vs_all_confusion(states, targets, factors)
     said = by_library(states, targets, fold, 1e-3)
     assert confused.loc[3, 3] == pytest.approx((said == targets)[targets == 3].mean(), abs=0.03)
 
@@ -1140,7 +1140,7 @@ def test_memory_disk_and_processes_give_the_same(lensed, tmp_path):
         for states, jobs in ((held, 1), (kept, 1), (held, 2))
     ]
     assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
-    tasks = probing.plan_tasks(held.targets, held.factors, ["svm"], ["paper"])
+    tasks = probing._plan_tasks(held.targets, held.factors, ["svm"], ["paper"])
     unit, *_ = probing._plan_units(held, None, tasks, [(2, "mean")], {"folds": 3, "seed": 0})
     assert len(pickle.dumps(unit)) < held[2, "mean"].nbytes + 40_000  # its own array, and none of the others
 
@@ -1406,10 +1406,10 @@ def test_own_code_inside_an_estimator_of_a_library_identifies_it():
         def turned(x):
             return x * change
 
-        return probing._probe_codes(dict([find_probe(("mine", make_pipeline(FunctionTransformer(turned), Ridge())))]))
+        return probing._probe_codes(dict([_find_probe(("mine", make_pipeline(FunctionTransformer(turned), Ridge())))]))
 
     assert code(1) == code(1) != code(2)  # what a function holds on to is part of it
-    assert probing._probe_codes(dict([find_probe(Ridge())])) == {}  # its text says all
+    assert probing._probe_codes(dict([_find_probe(Ridge())])) == {}  # its text says all
 
 
 @pytest.mark.parametrize("asked", [("smv", "ridge"), ("logistics", "svm")])
@@ -1423,4 +1423,4 @@ def test_a_probe_of_ours_may_have_another_name():
         "svm",
         "ridge",
     ]
-    assert find_probe(("mine", "svm"))[0] == "mine"
+    assert _find_probe(("mine", "svm"))[0] == "mine"

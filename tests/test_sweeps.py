@@ -23,12 +23,12 @@ from vlm_counting.core import UnknownName
 from vlm_counting.runs import RUNS
 from vlm_counting.sweeps import (
     Outcome,
-    count_samples,
-    count_workers,
+    _count_samples,
+    _count_workers,
+    _expand_grid,
     describe_costs,
     describe_outcomes,
     describe_plan,
-    expand_grid,
     first_score,
     grid_values,
     measure_costs,
@@ -136,7 +136,7 @@ def call(results: Path, *words: str) -> tuple[int, str, str]:
 
 def test_every_combination_is_a_cell_and_a_repetition_is_none():
     grid = {"verb": ["evaluate", "extract"], "model": "tiny-clip,tiny-coca", "dataset": ["balanced", "two_groups"]}
-    cells = expand_grid(grid | {"limit": [18, 18], "layers": "1,2"})
+    cells = _expand_grid(grid | {"limit": [18, 18], "layers": "1,2"})
     assert len(cells) == 8
     assert ("evaluate", {"model": "tiny-coca", "dataset": "two_groups", "limit": 18, "run": "evaluate"}) in cells
     assert all(
@@ -145,32 +145,32 @@ def test_every_combination_is_a_cell_and_a_repetition_is_none():
 
 
 def test_what_varies_names_the_run_and_a_notebook_s_own_value_does_not():
-    named = {(given["seed"], given["dtype"]): given["run"] for _, given in expand_grid(
+    named = {(given["seed"], given["dtype"]): given["run"] for _, given in _expand_grid(
         {"verb": "evaluate", "seed": "0,3", "dtype": "auto,float32", "model": "tiny-clip"}
     )}  # fmt: skip
     assert named == {
         (0, "auto"): "evaluate", (0, "float32"): "evaluate-dtypefloat32",
         (3, "auto"): "evaluate-seed3", (3, "float32"): "evaluate-seed3-dtypefloat32",
     }  # fmt: skip
-    assert expand_grid({"verb": "evaluate", "seed": 3, "run": "mine"})[0][1]["run"] == "mine-seed3"
-    assert [given["run"] for _, given in expand_grid({"verb": "evaluate,extract", "run": "mine"})] == [
+    assert _expand_grid({"verb": "evaluate", "seed": 3, "run": "mine"})[0][1]["run"] == "mine-seed3"
+    assert [given["run"] for _, given in _expand_grid({"verb": "evaluate,extract", "run": "mine"})] == [
         "mine-evaluate",
         "mine-extract",
     ]
-    assert [given["run"] for _, given in expand_grid({"verb": "evaluate", "device": "cpu,auto"})] == ["evaluate"] * 2
+    assert [given["run"] for _, given in _expand_grid({"verb": "evaluate", "device": "cpu,auto"})] == ["evaluate"] * 2
     with pytest.raises(ValueError, match="expected one name"):
-        expand_grid({"verb": "evaluate", "run": "a,b"})
+        _expand_grid({"verb": "evaluate", "run": "a,b"})
 
 
 def test_a_probe_follows_its_extraction_through_all_its_values():
-    cells = expand_grid({"verb": "probe,extract", "seed": "0,1", "limit": "18,216"})
+    cells = _expand_grid({"verb": "probe,extract", "seed": "0,1", "limit": "18,216"})
     states = {given["run"]: given["states"] for verb, given in cells if verb == "probe"}
     assert states == {
         "probe-limit18": "extract-limit18", "probe": "extract",
         "probe-seed1-limit18": "extract-seed1-limit18", "probe-seed1": "extract-seed1",
     }  # fmt: skip
     assert set(states.values()) == {given["run"] for verb, given in cells if verb == "extract"}
-    assert expand_grid({"verb": "probe,extract", "states": "night"})[0][1]["states"] == "night"
+    assert _expand_grid({"verb": "probe,extract", "states": "night"})[0][1]["states"] == "night"
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,11 @@ def test_the_command_line_replaces_what_a_file_says(tmp_path):
 def test_samples_are_counted_without_drawing_a_picture(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path))
     base = {"dataset": "balanced", "seed": 0, "limit": None}
-    assert count_samples(base) == 17496 and count_samples(base | {"limit": 108}) == 108
-    assert count_samples(base | {"limit": 108, "shard": "2/8"}) == 14
-    assert count_samples(base | {"dataset": "clustered-open", "limit": 10**6}) == 9408
-    assert count_samples(base | {"transfer": "two_groups", "limit": 100}) == 200
-    assert count_samples(base | {"dataset": str(tmp_path)}) is None and count_samples({"run": "report"}) is None
+    assert _count_samples(base) == 17496 and _count_samples(base | {"limit": 108}) == 108
+    assert _count_samples(base | {"limit": 108, "shard": "2/8"}) == 14
+    assert _count_samples(base | {"dataset": "clustered-open", "limit": 10**6}) == 9408
+    assert _count_samples(base | {"transfer": "two_groups", "limit": 100}) == 200
+    assert _count_samples(base | {"dataset": str(tmp_path)}) is None and _count_samples({"run": "report"}) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -287,13 +287,13 @@ def test_a_dry_run_writes_nothing(fake, capsys):
 
 
 def test_workers_and_gpus():
-    assert count_workers(3, []) == 3 and count_workers("auto", ["0", "1"]) == 2
-    assert 1 <= count_workers("auto", []) <= cpu_count()
+    assert _count_workers(3, []) == 3 and _count_workers("auto", ["0", "1"]) == 2
+    assert 1 <= _count_workers("auto", []) <= cpu_count()
     with pytest.raises(ValueError, match="the number of GPUs is 2"):
-        count_workers(3, ["0", "1"])
+        _count_workers(3, ["0", "1"])
     for wrong in (0, True, 1.5, "two"):
         with pytest.raises(ValueError, match="expected a whole number of at least 1, or 'auto'"):
-            count_workers(wrong, [])
+            _count_workers(wrong, [])
 
 
 def test_gpus_are_those_that_cuda_may_use(monkeypatch):
@@ -370,6 +370,7 @@ def test_a_model_that_kills_its_process_is_told(monkeypatch, tmp_path):
         measure_costs([], 2)
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_what_is_here_and_fetches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
     words = ["sweep", "command=evaluate,extract,probe", "model=tiny-clip,qwen2-vl-7b", "limit=54", "--dry-run"]
