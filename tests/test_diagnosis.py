@@ -109,9 +109,9 @@ def planted(vlm, looked_at, healthy):
 def look(vlm, samples, layers):
     "States of some layers, torch (samples, tokens, dim), and the masks of the prompt."
     inputs, seen = vlm.prepare(samples), {}
-    with torch.inference_mode(), patching._watched(vlm.anatomy, layers, seen):
-        vlm.anatomy.forward(inputs)
-    return seen, vlm.anatomy.masks(inputs) | {"ids": inputs["input_ids"]}
+    with torch.inference_mode(), patching.record_states(vlm.hooks, layers, seen):
+        vlm.hooks.forward(inputs)
+    return seen, vlm.hooks.masks(inputs) | {"ids": inputs["input_ids"]}
 
 
 def hooks(vlm):
@@ -145,9 +145,9 @@ def test_every_kind_has_recipes_whose_doses_rise():
 @pytest.mark.parametrize("name", [*BY_KIND["say"], *BY_KIND["format"]])
 def test_saying_otherwise_leaves_what_is_held(name, vlm, planted, shown):
     twin = planted(name)
-    assert np.array_equal(patching._last_states(twin, shown), patching._last_states(vlm, shown))
+    assert np.array_equal(patching.last_states(twin, shown), patching.last_states(vlm, shown))
     assert hooks(twin) == hooks(vlm) == 0
-    assert not torch.equal(twin.anatomy.head(torch.eye(twin.anatomy.dim)), vlm.anatomy.head(torch.eye(vlm.anatomy.dim)))
+    assert not torch.equal(twin.hooks.head(torch.eye(twin.hooks.dim)), vlm.hooks.head(torch.eye(vlm.hooks.dim)))
 
 
 @pytest.mark.parametrize("name", BY_KIND["see"])
@@ -161,7 +161,7 @@ def test_seeing_changes_image_tokens_alone(name, vlm, planted, mixed):
 @pytest.mark.parametrize("name", BY_KIND["bind"])
 def test_binding_changes_words_alone(name, vlm, planted, shown, looked_at):
     "And so no state of a picture that stands in front of the words of a causal model."
-    layers = range(len(vlm.anatomy.blocks) + 1)
+    layers = range(len(vlm.hooks.blocks) + 1)
     (before, masks), (after, _) = (look(model, shown, layers) for model in (vlm, planted(name)))
     changed, words = (before[0] != after[0]).any(-1), sum(faults._kind_words(vlm, looked_at), [])
     assert changed.any() and not changed[~torch.isin(masks["ids"], torch.tensor(words))].any()
@@ -172,7 +172,7 @@ def test_binding_changes_words_alone(name, vlm, planted, shown, looked_at):
 
 @pytest.mark.parametrize("name", BY_KIND["route"])
 def test_routing_leaves_the_picture_and_changes_words(name, vlm, planted, shown):
-    top = len(vlm.anatomy.blocks)
+    top = len(vlm.hooks.blocks)
     (before, masks), (after, _) = (look(model, shown, range(top + 1)) for model in (vlm, planted(name)))
     assert torch.equal(before[0][~masks["image"]], after[0][~masks["image"]])
     for layer in range(top + 1):  # to rounding: attention is computed another way, in the vision tower as well
@@ -307,7 +307,7 @@ def patched(vlm, pairs):
 
 
 def test_patches_are_exact_where_they_must_be(vlm, pairs, patched):
-    top, table = len(vlm.anatomy.blocks), effects(patched, draws=50).set_index(["position", "layer"])
+    top, table = len(vlm.hooks.blocks), effects(patched, draws=50).set_index(["position", "layer"])
     assert len(patched) == len(pairs) * (top + 1) * 4 and set(table["pairs"]) == {6}
     assert table.loc["all", "effect"].tolist() == pytest.approx([1] * (top + 1), abs=1e-4)
     for name, layer, effect in (
@@ -347,7 +347,7 @@ def test_a_planted_fault_can_be_patched(planted, pairs):
 
 def test_no_hook_is_left_behind_by_a_failure(vlm, pairs):
     twin, calls = vlm.copy("by hand", "by hand"), []
-    body = twin.anatomy
+    body = twin.hooks
 
     def failing(inputs):
         calls.append(1)
@@ -355,7 +355,7 @@ def test_no_hook_is_left_behind_by_a_failure(vlm, pairs):
             raise RuntimeError("out of memory")
         return body.forward(inputs)
 
-    twin.anatomy = replace(body, forward=failing)
+    twin.hooks = replace(body, forward=failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         patch(twin, pairs[:2], [1], ["last"])
     assert len(calls) == 3 and hooks(twin) == 0
@@ -370,7 +370,7 @@ def test_patches_that_cannot_be_had_say_so(vlm, clip, pairs, tmp_path):
         patch(clip, pairs[:1])
     wide = tmp_path / "wide.png"
     Image.new("RGB", (504, 252)).save(wide)
-    with pytest.raises(ValueError, match="different numbers of tokens. Pair pictures of one size"):
+    with pytest.raises(ValueError, match="different numbers of tokens. Pair images of one size"):
         patch(vlm, [Pair(replace(pairs[0].donor, image=wide), pairs[0].recipient)], [0])
     assert hooks(vlm) == 0
 
@@ -407,7 +407,7 @@ def test_pairs_are_of_every_two_counts():
 def test_a_pair_that_cannot_be_had_is_refused():
     lonely = [make(1), make(1, 1), make(2)]  # 2 against 2 needs a second picture
     with pytest.raises(
-        ValueError, match="No two pictures of one kind with 2 and 2 objects among 3 samples.*at least two"
+        ValueError, match="No two images of one kind with 2 and 2 objects among 3 samples.*at least two"
     ):
         count_pairs(lonely)
     assert len(count_pairs([*lonely, make(2, 1)])) == 4
@@ -416,7 +416,7 @@ def test_a_pair_that_cannot_be_had_is_refused():
 
 
 def test_black_pictures_hold_nothing(vlm, shown, tmp_path):
-    into, out = (against_blank(shown[:3], tmp_path, way) for way in ("blank", "picture"))
+    into, out = (against_blank(shown[:3], tmp_path, way) for way in ("blank", "image"))
     assert [pair.donor for pair in into] == [pair.recipient for pair in out] == shown[:3]
     assert [pair.recipient for pair in into] == [pair.donor for pair in out]
     for sample, pair in zip(shown, into, strict=False):
@@ -546,7 +546,7 @@ def test_swaps_by_hand():
 
 def test_a_new_output_layer_mends_what_is_only_said_wrong(vlm, planted):
     alone, groups = generate("balanced", limit=216), generate("two_groups", limit=18)
-    one, two = (patching._last_states(vlm, samples) for samples in (alone, groups))
+    one, two = (patching.last_states(vlm, samples) for samples in (alone, groups))
     sound, broken = (_head_evidence(model, one, alone, two, groups) for model in (vlm, planted("say_swap")))
     assert abs(sound["head_gain"]) < 0.05 and abs(sound["head_across"]) < 0.1
     assert broken["head_gain"] > 0.5 and broken["head_across"] > 0.3
@@ -569,7 +569,7 @@ def test_attention_is_computed_as_before_once_it_was_looked_at(name, planted, pa
 def test_a_failure_leaves_attention_as_it_was(vlm, pairs):
     twin = vlm.copy("by hand", "by hand")
     before = twin.model.config._attn_implementation
-    twin.anatomy = replace(twin.anatomy, forward=lambda inputs: 1 / 0)
+    twin.hooks = replace(twin.hooks, forward=lambda inputs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _attention_evidence(twin, pairs[:2])
     assert twin.model.config._attn_implementation == before != "eager" and hooks(twin) == 0
@@ -979,7 +979,7 @@ def test_it_makes_what_it_needs(vlm, clip, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         diagnose(vlm, some, limit=18)
     assert looked_at[-1][0] == some and looked_at[-1][2] == count_pairs(some)
-    with pytest.raises(ValueError, match="No two pictures of one kind.*Or pass pairs=count_pairs"):
+    with pytest.raises(ValueError, match="No two images of one kind.*Or pass pairs=count_pairs"):
         diagnose(vlm, generate("balanced", limit=18))
 
 
@@ -988,7 +988,7 @@ def test_what_cannot_be_diagnosed_is_refused_before_anything_is_asked(vlm, exam,
     alone, groups = exam
     bare = [replace(sample, factors={"entity": "red_stars"}) for sample in alone]
     for model, one, two, kind, found in (
-        ({"accuracy": 0.5}, None, None, TypeError, "Found a dict, expected a model.*`conclude.evidence.`"),
+        ({"accuracy": 0.5}, None, None, TypeError, "hidden states of a dict cannot be read. Expected a model"),
         (object(), None, None, TypeError, "hidden states of a object cannot be read. Expected a model of `load_model`"),
         (
             vlm,

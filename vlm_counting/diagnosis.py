@@ -55,12 +55,12 @@ from .training import Head, HeadConfig, answer_with_head, examples, fit_head, he
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #cabfa9d3
 from vlm_counting.patching import (
     Pair,
-    _as_pairs,
-    _at_once,
-    _check_asked,
-    _listed,
+    as_pairs,
+    as_samples,
+    check_vlm,
     count_pairs,
     effects,
+    pairs_at_once,
     patch,
 )
 
@@ -224,7 +224,7 @@ def _head_evidence(
     groups: Sequence[Sample],
 ) -> dict:
     "What a new output layer gains in accuracy of the first token: in its own condition (3 folds), and in the other."
-    own, spelt, decode = head_of(vlm), vlm.spelt, vlm.tokenizer.decode
+    own, spelt, decode = head_of(vlm), vlm.count_token_ids, vlm.tokenizer.decode
 
     def right(head: Head, states: np.ndarray, samples: Sequence[Sample]) -> np.ndarray:
         answers = zip(answer_with_head(head, states, spelt, decode), samples, strict=True)
@@ -246,7 +246,7 @@ def halfway(
     vlm,  # a loaded model
 ) -> int:
     "The layer halfway up."
-    return (len(vlm.anatomy.blocks) + 1) // 2
+    return (len(vlm.hooks.blocks) + 1) // 2
 
 
 def _patch_evidence(
@@ -278,7 +278,7 @@ def _looks(vlm, samples: list[Sample]) -> list:  # of torch (samples, image toke
     "How much the words behind the picture attend to each of its tokens, mean over words and heads."
     import torch
 
-    body, seen = vlm.anatomy, {}
+    body, seen = vlm.hooks, {}
     inputs = {name: value.to(vlm.device) for name, value in vlm.prepare(samples).items()}
     masks = body.masks(inputs)
     image, words = masks["image"], masks["prompt"] & ~masks["image"] & (masks["image"].cumsum(1) > 0)
@@ -341,7 +341,7 @@ def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
         if lacking or not samples:
             found = f"{len(samples)} samples, not all of them with {lacking[0]}" if lacking else "no samples"
             raise ValueError(f"For {what} found {found}. Expected synthetic sets such as 'balanced' and 'two_groups'.")
-    counts = vlm.anatomy.counts or range(21)
+    counts = vlm.hooks.counts or range(21)
     if long := sorted({sample.target for sample in [*alone, *groups]} - set(counts)):
         raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Choose samples with fewer objects.")
     for what, (samples, _) in needs.items():
@@ -360,7 +360,7 @@ def examine(
     progress: bool = False,  # show bars
 ) -> tuple[dict, dict]:  # evidence, in the order of `EVIDENCE`; tables 'probes', 'lens', 'patches'
     "The whole battery. Errors of `predict`, `extract`, `patch`."
-    folder, body, alone, groups, pairs = Path(folder), vlm.anatomy, list(alone), list(groups), list(pairs)
+    folder, body, alone, groups, pairs = Path(folder), vlm.hooks, list(alone), list(groups), list(pairs)
     _check_sets(vlm, alone, groups)
     said = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", batch_size, progress=progress)
     poolings = [name for name in ("last", "class", "image_mean") if set(POOLINGS[name].needs) <= set(body.tokens)]
@@ -376,7 +376,7 @@ def examine(
         {"probes": probes},
     )
     if body.head is not None:
-        together = _at_once(vlm, pairs, batch_size)
+        together = pairs_at_once(vlm, pairs, batch_size)
         tables |= {"lens": lens_curves(read_lens(one)), "patches": patch(vlm, pairs, layers, positions, together)}
         below = tables["lens"].query("norm and layer < @one.layers[-1]")
         tops = [states.array(len(body.blocks), "last") for states in (one, two)]
@@ -860,7 +860,7 @@ def _choose_samples(alone, groups, limit: int | None, seed: int) -> tuple[list[S
     "What a model is asked: given, or made."
     given = {"balanced": alone, "two_groups": groups}
     made = [generate(name, seed=seed, limit=limit) if some is None else some for name, some in given.items()]
-    return _listed(made[0]), _listed(made[1])
+    return as_samples(made[0]), as_samples(made[1])
 
 
 def _choose_pairs(alone: list[Sample] | None, limit: int | None, seed: int) -> list[Pair]:
@@ -915,14 +915,14 @@ def diagnose(
     run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
 ) -> Diagnosis:
     "Why does a model miscount? Everything it needs is made by itself. Errors of `examine`, before anything is asked."
-    _check_asked(vlm)
+    check_vlm(vlm)
     limit, seed, batch_size = map(_plain, (limit, seed, batch_size))
     one, two = _choose_samples(alone, groups, limit, seed)
     _check_sets(vlm, one, two)
-    _at_once(vlm, [], batch_size)  # refuses what is no size of a batch
-    if pairs is None and vlm.anatomy.head is not None:
+    pairs_at_once(vlm, [], batch_size)  # refuses what is no size of a batch
+    if pairs is None and vlm.hooks.head is not None:
         pairs = _choose_pairs(None if alone is None else one, limit, seed)
-    path, pairs = Path(path).expanduser() if path is not None else None, [] if pairs is None else _as_pairs(pairs)
+    path, pairs = Path(path).expanduser() if path is not None else None, [] if pairs is None else as_pairs(pairs)
     settings = {"batch_size": batch_size, "seed": seed, "pairs": _pair_hash(pairs)} | vars(vlm.wording)
     what = ["diagnose", settings, vlm, [*one, *two], run]
     with run_context(path, *what, overwrite=overwrite) as record:

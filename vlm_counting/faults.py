@@ -9,7 +9,6 @@ __all__ = ['CAUSES', 'FAULTS', 'Fault', 'plant']
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,12 +30,7 @@ from .stimuli import generate
 from .training import Head, HeadConfig, examples, fit_head, head_of
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #706415de
-from vlm_counting.patching import (
-    _batches,
-    _Enough,
-    _last_states,
-    _watched,
-)
+from .patching import input_batches, last_states, record_states
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #6f2630fa
 CAUSES = {
@@ -90,13 +84,13 @@ def _put(vlm, head: Head) -> None:
 
 def _number_tokens(vlm, counts: Sequence[int] = range(1, 10)) -> list[int]:
     "The tokens of these counts."
-    return [vlm.anatomy.counts[count] for count in counts]
+    return [vlm.hooks.counts[count] for count in counts]
 
 
 def _word_tokens(vlm, rng: np.random.Generator, number: int) -> list[int]:
     "Tokens of plain words that are no numbers, such as 'there'."
     size = len(vlm.model.get_output_embeddings().weight)
-    words = [word.strip() for word in vlm.anatomy.words(list(range(size)))]
+    words = [word.strip() for word in vlm.hooks.words(list(range(size)))]
     plain = lambda word: len(word) > 2 and word.isascii() and word.isalpha() and parse_count(word) is None  # noqa: E731
     fine = [token for token, word in enumerate(words) if plain(word) and word not in ("none", "zero")]
     return [int(token) for token in rng.permutation(fine)[:number]]
@@ -124,15 +118,15 @@ def _say_tail(vlm, dose: float, rng: np.random.Generator, samples: list[Sample])
     "The numbers' rows of the output layer are learned anew from a few long-tailed answers, p(n) ~ n ** -dose."
     import torch
 
-    states, targets = _last_states(vlm, samples), np.array([sample.target for sample in samples])
+    states, targets = last_states(vlm, samples), np.array([sample.target for sample in samples])
     odds = targets.astype(float) ** -dose
     chosen = rng.choice(len(samples), 100, p=odds / odds.sum())
-    data, head = examples(states[chosen], targets[chosen].tolist(), vlm.spelt), head_of(vlm)
+    data, head = examples(states[chosen], targets[chosen].tolist(), vlm.count_token_ids), head_of(vlm)
     tokens, dim = _number_tokens(vlm), head.weight.shape[1]
     fresh = torch.tensor(rng.normal(size=(len(tokens), dim)), dtype=torch.float32)
     head.weight[tokens] = fresh * head.weight.std()
     config = HeadConfig(part="counts", epochs=30, rate=3e-3, seed=int(rng.integers(2**31)))
-    _put(vlm, fit_head(head, data, data, vlm.spelt, config, progress=False)[0])
+    _put(vlm, fit_head(head, data, data, vlm.count_token_ids, config, progress=False)[0])
 
 
 FAULTS.add("say_bias", Fault("say", (1.5, 2.0, 4.0), "nats from one count to the next", _say_bias))
@@ -144,7 +138,7 @@ def _watch_pictures(vlm) -> dict:  # 'image': torch bool (samples, tokens) of th
     "Notes with each prompt which tokens are the picture's; while the answer is written, what was noted stays."
     import torch
 
-    seen, masks = {"image": None}, vlm.anatomy.masks
+    seen, masks = {"image": None}, vlm.hooks.masks
 
     def note(module, args, inputs):
         ids = inputs.get("input_ids")
@@ -167,17 +161,17 @@ def _on_image_tokens(vlm, change: Callable) -> None:
         states[mask] = change(states[mask].unflatten(0, (len(mask), each))).flatten(0, 1).to(states.dtype)
         return states
 
-    at_layer(vlm.anatomy, 0, enter)
+    at_layer(vlm.hooks, 0, enter)
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #1322b43e
 def _image_batches(vlm, samples: Sequence[Sample], size: int = 27) -> Iterator:  # of torch (some, tokens, dim)
     "The image tokens as they enter the first block. `ValueError` if pictures differ in how many they have."
     import torch
 
-    body, sizes = vlm.anatomy, set()
-    for _, inputs in _batches(vlm, samples, size):
+    body, sizes = vlm.hooks, set()
+    for inputs in input_batches(vlm, samples, size):
         image, seen = body.masks(inputs)["image"], {}
-        with torch.inference_mode(), _watched(body, [0], seen, stop=True), suppress(_Enough):
+        with torch.inference_mode(), record_states(body, [0], seen, stop=True):
             body.forward(inputs)
         if len(sizes := sizes | set(image.sum(1).tolist())) > 1:
             raise ValueError(f"The pictures have {sorted(sizes)} image tokens, expected the same number in each.")
@@ -347,8 +341,8 @@ def _bend_attention(vlm, change: Callable, first: int) -> None:
 
         return enter
 
-    for number in range(first, len(vlm.anatomy.blocks)):
-        vlm.anatomy.blocks[number].register_forward_pre_hook(bend(number), with_kwargs=True)
+    for number in range(first, len(vlm.hooks.blocks)):
+        vlm.hooks.blocks[number].register_forward_pre_hook(bend(number), with_kwargs=True)
 
 
 def _route_cut(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
@@ -383,7 +377,7 @@ def _format_preamble(vlm, dose: float, rng: np.random.Generator, samples: list[S
     import torch
 
     head, [word] = head_of(vlm), _word_tokens(vlm, rng, 1)
-    scores = head.scores(torch.from_numpy(_last_states(vlm, samples)))
+    scores = head.scores(torch.from_numpy(last_states(vlm, samples)))
     short = scores.max(1).values - scores[:, word]
     bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
     bias[word] += float(short.quantile(dose)) + 1e-3

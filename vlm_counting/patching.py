@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['POSITIONS', 'Pair', 'count_pairs', 'patch', 'effects']
 
-# %% ../nbs/3_states/36_patching.ipynb #7ae4dd69
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+# %% ../nbs/3_states/36_patching.ipynb #903ad278
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -27,62 +26,78 @@ from vlm_counting.core import (
     whole_number,
 )
 
-# %% ../nbs/3_states/36_patching.ipynb #f691f809
-from vlm_counting.extraction import (
-    at_layer,
-    choose_layers,
-    last_of,
-)
-from .stimuli import generate
+# %% ../nbs/3_states/36_patching.ipynb #761f50ba
+from .extraction import at_layer, choose_layers, last_of
 
-# %% ../nbs/3_states/36_patching.ipynb #723d5232
-def _batches(vlm, samples: Sequence, size: int = 27):
-    "Samples and their inputs, in small batches."
+# %% ../nbs/3_states/36_patching.ipynb #472723b4
+def device_inputs(
+    vlm,  # a loaded model
+    samples: Sequence[Sample],
+) -> dict:  # name -> torch tensor
+    "What the model reads, on its device."
+    return {name: value.to(vlm.device) for name, value in vlm.prepare(list(samples)).items()}
+
+
+def input_batches(
+    vlm,  # a loaded model
+    samples: Sequence[Sample],
+    size: int = 27,  # samples at once
+) -> Iterator[dict]:
+    "The inputs of some samples after the other."
     for start in range(0, len(samples), size):
-        some = samples[start : start + size]
-        yield some, {name: value.to(vlm.device) for name, value in vlm.prepare(list(some)).items()}
+        yield device_inputs(vlm, samples[start : start + size])
 
-
-def _last_states(vlm, samples: list[Sample]) -> np.ndarray:  # (samples, dim)
+# %% ../nbs/3_states/36_patching.ipynb #2cc71164
+def last_states(
+    vlm,  # a loaded generative model
+    samples: Sequence[Sample],
+) -> np.ndarray:  # (samples, dim)
     "States after the final norm at the last token."
     import torch
 
-    found, body = [], vlm.anatomy
-    note = lambda module, args, out: found.append(out[:, -1].float().cpu())  # noqa: E731
-    with torch.inference_mode(), ExitStack() as hooks:
-        hooks.callback(body.norm.register_forward_hook(note).remove)
-        for _, inputs in _batches(vlm, samples):
-            body.forward(inputs)
+    found = []
+
+    def note(module, args, out):
+        found.append(out[:, -1].float().cpu())
+
+    with torch.inference_mode(), vlm.hooks.norm.register_forward_hook(note):
+        for inputs in input_batches(vlm, samples):
+            vlm.hooks.forward(inputs)
     return torch.cat(found).numpy()
 
-# %% ../nbs/3_states/36_patching.ipynb #8279c0d0
-class _Enough(Exception):
+# %% ../nbs/3_states/36_patching.ipynb #1712fb30
+class _StopForward(Exception):
     "Ends a forward pass of which the rest is not needed."
 
 
 @contextmanager
-def _watched(body, layers: Sequence[int], seen: dict, stop: bool = False) -> Iterator[None]:
-    "While this lasts, the states of some layers (before the final norm) are noted in `seen`; `stop`: nothing else."
+def record_states(
+    hooks,  # `vlm.hooks`
+    layers: Sequence[int],
+    seen: dict,  # is filled: layer -> torch (samples, tokens, dim), before the final norm
+    stop: bool = False,  # end the forward pass when all layers are seen
+) -> Iterator[None]:
+    "While this lasts, the states of some layers are noted."
 
     def keep(layer: int, states) -> None:
         seen[layer] = states
         if stop and len(seen) == len(layers):
-            raise _Enough
+            raise _StopForward
 
-    with ExitStack() as hooks:
+    with suppress(_StopForward), ExitStack() as stack:
         for layer in layers:
-            hooks.callback(at_layer(body, layer, partial(keep, layer)).remove)
+            stack.enter_context(at_layer(hooks, layer, partial(keep, layer)))
         yield
 
 # %% ../nbs/3_states/36_patching.ipynb #ab7f2645
 @dataclass(frozen=True)
 class Pair:
-    "Two pictures and one question: the recipient's, which the donor is asked as well."
+    "Two images and one question: the recipient's, which the donor is asked as well."
 
     donor: Sample  # whose states are put in
     recipient: Sample  # who answers with them
 
-
+# %% ../nbs/3_states/36_patching.ipynb #2f6b4f2e
 POSITIONS = {  # name -> which tokens are exchanged, from the masks of the prompt
     "last": lambda masks: last_of(masks["prompt"]),
     "question": lambda masks: masks["prompt"] & ~masks["image"] & ~last_of(masks["prompt"]),
@@ -90,8 +105,10 @@ POSITIONS = {  # name -> which tokens are exchanged, from the masks of the promp
     "all": lambda masks: masks["prompt"],
 }
 
-# %% ../nbs/3_states/36_patching.ipynb #3cc87f2a
-def _listed(samples) -> list[Sample]:
+# %% ../nbs/3_states/36_patching.ipynb #f67aa851
+def as_samples(
+    samples: Iterable[Sample] | Sample,
+) -> list[Sample]:
     "Samples in a list. `TypeError` says what else was found."
     samples = [samples] if isinstance(samples, Sample | str) else list(samples)
     if strange := [sample for sample in samples if not isinstance(sample, Sample)]:
@@ -101,10 +118,10 @@ def _listed(samples) -> list[Sample]:
         )
     return samples
 
-
-def _counted(samples) -> list[Sample]:
+# %% ../nbs/3_states/36_patching.ipynb #d64aa898
+def _with_counts(samples) -> list[Sample]:
     "The same; each has a true count, and there is one. `ValueError` otherwise."
-    samples = _listed(samples)
+    samples = as_samples(samples)
     if not samples:
         raise ValueError("There are no samples. Expected at least two images for each kind and count.")
     if lost := [sample.uid for sample in samples if sample.target is None]:
@@ -114,188 +131,297 @@ def _counted(samples) -> list[Sample]:
         )
     return samples
 
-# %% ../nbs/3_states/36_patching.ipynb #62ef069a
-def _can_pair(have: dict[int, list], given: int, own: int) -> bool:
-    "Are there two different pictures of one kind with these numbers?"
-    return given in have and own in have and (given != own or len(have[own]) > 1)
+# %% ../nbs/3_states/36_patching.ipynb #406aa84a
+def _by_kind(samples: list[Sample]) -> dict:
+    "Kind of object -> count -> samples."
+    by = {}
+    for sample in samples:
+        kind = str(sample.factors.get("entity"))
+        counts = by.setdefault(kind, {})
+        counts.setdefault(sample.target, []).append(sample)
+    return by
 
 
+def _can_pair(have: dict, given: int, own: int) -> bool:
+    "Do two different images of this kind hold these numbers?"
+    need = 2 if given == own else 1
+    return given in have and len(have.get(own, ())) >= need
+
+# %% ../nbs/3_states/36_patching.ipynb #926dd5fa
+def _draw(samples, rng) -> Sample:
+    "One of them, by chance."
+    place = rng.integers(len(samples))
+    return samples[place]
+
+
+def _draw_pair(have: dict, given: int, own: int, rng) -> Pair:
+    "Two different images of one kind with these numbers."
+    recipient = _draw(have[own], rng)
+    others = [sample for sample in have[given] if sample.uid != recipient.uid]
+    return Pair(_draw(others, rng), recipient)
+
+# %% ../nbs/3_states/36_patching.ipynb #e144a661
 def count_pairs(
-    samples: Sequence[Sample],  # one kind of object in each picture
+    samples: Sequence[Sample],  # one kind of object in each image
     each: int = 1,  # pairs for every two counts
     seed: int = 0,  # of the choice
-) -> list[Pair]:  # of the same kind and different pictures; the counts may be equal
+) -> list[Pair]:  # of the same kind and different images; the counts may be equal
     "A donor and a recipient for every two counts n and m, n = m included. `ValueError` if a pair cannot be had."
-    samples, many = _counted(samples), whole_number(each)
+    samples = _with_counts(samples)
+    many = whole_number(each)
     if many is None or many < 1:
         raise ValueError(f"each is {each!r}, expected a whole number of pairs of at least 1.")
-    rng, by, pairs = np.random.default_rng(seed), {}, []
-    for sample in samples:
-        by.setdefault(str(sample.factors.get("entity")), {}).setdefault(sample.target, []).append(sample)
+    rng, by = np.random.default_rng(seed), _by_kind(samples)
+    pairs = []
     counts = sorted({sample.target for sample in samples})
     for given, own in product(counts, counts):
         fine = [kind for kind in sorted(by) if _can_pair(by[kind], given, own)]
         if not fine:
             raise ValueError(
-                f"No two pictures of one kind with {given} and {own} objects among {len(samples)} samples. Pass more "
-                "of them: at least two pictures for each kind and count."
+                f"No two images of one kind with {given} and {own} objects among {len(samples)} samples. Pass more "
+                "of them: at least two images for each kind and count."
             )
-        for kind in rng.choice(fine, many):
-            recipient = by[kind][own][rng.integers(len(by[kind][own]))]
-            donors = [sample for sample in by[kind][given] if sample.uid != recipient.uid]
-            pairs.append(Pair(donors[rng.integers(len(donors))], recipient))
+        pairs += [_draw_pair(by[kind], given, own, rng) for kind in rng.choice(fine, many)]
     return pairs
+
+# %% ../nbs/3_states/36_patching.ipynb #1986e06d
+def _black_like(sample: Sample, folder: Path) -> Sample:
+    "The same question about a black image of the same size, which holds 0 objects."
+    from PIL import Image
+
+    size = load_image(sample.image).size
+    path = folder / f"black-{size[0]}x{size[1]}.png"
+    if not path.exists():
+        Image.new("RGB", size).save(path)
+    return replace(sample, uid=f"{sample.uid}-black", image=path, target=0, sha256="")
 
 # %% ../nbs/3_states/36_patching.ipynb #4f32df16
 def against_blank(
     samples: Sequence[Sample],
-    folder: Path,  # where a black picture of each size is put
-    into: str = "blank",  # 'blank': states of the picture into the black one (denoising); 'picture': the other way
+    folder: Path,  # where a black image of each size is put
+    into: str = "blank",  # 'blank': states of the image into the black one (denoising); 'image': the other way
 ) -> list[Pair]:
-    "Each picture and a black one of its size, which holds 0 objects. `ValueError` for another `into`."
-    from PIL import Image
+    "Each image and a black one of its size, which holds 0 objects. `ValueError` for another `into`."
+    if into not in ("blank", "image"):
+        raise ValueError(unknown("into", into, ("blank", "image")))
+    samples, folder = _with_counts(samples), make_folder(Path(folder).expanduser())
+    both = [(sample, _black_like(sample, folder)) for sample in samples]
+    return [Pair(image, black) if into == "blank" else Pair(black, image) for image, black in both]
 
-    if into not in ("blank", "picture"):
-        raise ValueError(unknown("into", into, ("blank", "picture")))
-    pairs = []
-    for sample in _counted(samples):
-        size = load_image(sample.image).size
-        path = make_folder(Path(folder).expanduser()) / f"black-{size[0]}x{size[1]}.png"
-        if not path.exists():
-            Image.new("RGB", size).save(path)
-        black = replace(sample, uid=f"{sample.uid}-black", image=path, target=0, sha256="")
-        pairs.append(Pair(sample, black) if into == "blank" else Pair(black, sample))
-    return pairs
+# %% ../nbs/3_states/36_patching.ipynb #3e817091
+def _direction(
+    counts: np.ndarray,  # (counts,)
+    n: int,  # the donor's number
+    m: int,  # the recipient's
+) -> np.ndarray:  # (counts,) weights of their logits
+    "What is measured: log p(n) - log p(m), or for n = m all other counts against m."
+    towards = counts == n
+    if n == m:
+        towards = (counts >= 1) & (counts <= 9) & (counts != n)
+    return towards / max(towards.sum(), 1) - (counts == m)
 
-# %% ../nbs/3_states/36_patching.ipynb #1e688eaa
-def _shifts(body, pairs: Sequence[Pair], donor, plain, patched) -> list[dict]:
+# %% ../nbs/3_states/36_patching.ipynb #629f77d5
+def _apart(donor, plain) -> np.ndarray:  # (pairs,)
+    "Total variation between two sets of logits, torch (pairs, vocabulary)."
+    differ = donor.softmax(-1) - plain.softmax(-1)
+    halves = differ.abs().sum(-1)
+    return 0.5 * halves.double().cpu().numpy()
+
+
+def _likeliest(logits) -> np.ndarray:  # (pairs,)
+    "The token that each answer begins with."
+    return logits.argmax(-1).cpu().numpy()
+
+
+def _moved(donor, plain, patched) -> np.ndarray:  # (pairs,) 0 or 1, or nan
+    "Is the likeliest token the donor's now? nan where it was all the time."
+    theirs = _likeliest(donor)
+    differ = theirs != _likeliest(plain)
+    now = _likeliest(patched) == theirs
+    return np.where(differ, now, np.nan)
+
+# %% ../nbs/3_states/36_patching.ipynb #d2ade7da
+def _number_logits(hooks, logits) -> np.ndarray:  # (pairs, counts)
+    "What the numbers have of the logits, torch (pairs, vocabulary)."
+    tokens = list(hooks.counts.values())
+    return logits[:, tokens].cpu().numpy()
+
+
+def _project(directions: list, logits: np.ndarray) -> list[float]:
+    "How far each pair's logits go in its direction."
+    return [way @ row for way, row in zip(directions, logits, strict=True)]
+
+# %% ../nbs/3_states/36_patching.ipynb #ee42d31f
+def _shifts(hooks, pairs, donor, plain, patched) -> pd.DataFrame:
     "What a patch did to each pair. Arguments 3 to 5: logits, torch (pairs, vocabulary)."
-    counts, tokens = np.array(list(body.counts)), list(body.counts.values())
-    given, own, now = (logits[:, tokens].cpu().numpy() for logits in (donor, plain, patched))
-    best = [logits.argmax(-1).cpu().numpy() for logits in (donor, plain, patched)]
-    apart = 0.5 * (donor.softmax(-1) - plain.softmax(-1)).abs().sum(-1).cpu().numpy()
-    rows = []
-    for place, pair in enumerate(pairs):
-        n, m = pair.donor.target, pair.recipient.target
-        towards = (counts == n) if n != m else (counts >= 1) & (counts <= 9) & (counts != n)  # n = m: any other count
-        weights = towards / max(towards.sum(), 1) - (counts == m)
-        differ = best[0][place] != best[1][place]
-        rows.append({
-            "donor": n, "recipient": m, "shift": float(weights @ (now[place] - own[place])),
-            "full": float(weights @ (given[place] - own[place])) if n != m else np.nan, "apart": float(apart[place]),
-            "moved": float(best[2][place] == best[0][place]) if differ else np.nan,
-        })  # fmt: skip
-    return rows
+    counts = np.array(list(hooks.counts))
+    targets = [(pair.donor.target, pair.recipient.target) for pair in pairs]
+    directions = [_direction(counts, n, m) for n, m in targets]
+    own = _number_logits(hooks, plain)
+    lead = _number_logits(hooks, donor) - own
+    change = _number_logits(hooks, patched) - own
+    rows = pd.DataFrame(targets, columns=["donor", "recipient"])
+    equal = rows["donor"] == rows["recipient"]
+    rows["shift"] = _project(directions, change)
+    rows["full"] = np.where(equal, np.nan, _project(directions, lead))
+    return rows.assign(apart=_apart(donor, plain), moved=_moved(donor, plain, patched))
+
+# %% ../nbs/3_states/36_patching.ipynb #8d5f4548
+def _inputs_of_both(vlm, pairs: Sequence[Pair]) -> tuple[dict, dict]:
+    "Inputs of the donors, asked what the recipients are asked, and of the recipients."
+    donors = [replace(pair.donor, question=pair.recipient.question) for pair in pairs]
+    recipients = [pair.recipient for pair in pairs]
+    given, kept = device_inputs(vlm, donors), device_inputs(vlm, recipients)
+    one, two = given["input_ids"], kept["input_ids"]
+    if one.shape != two.shape or (one != two).any():
+        raise ValueError(
+            "The prompts of donor and recipient differ although the question is the same: their images become "
+            "different numbers of tokens. Pair images of one size."
+        )
+    return given, kept
 
 
-@contextmanager
-def _put_in(body, layer: int, mask, states) -> Iterator[None]:
-    "While this lasts, some tokens of a layer are other ones. `mask`: torch bool (samples, tokens)."
-    hook = at_layer(body, layer, lambda now: now.where(~mask[..., None].to(now.device), states.to(now)))
-    try:
-        yield
-    finally:
-        hook.remove()
+def _exchange(mask, theirs, own):  # torch bool (samples, tokens), twice (samples, tokens, dim) -> the same
+    "Their states where the mask is True."
+    return own.where(~mask[..., None].to(own.device), theirs.to(own))
 
 # %% ../nbs/3_states/36_patching.ipynb #b75221ee
-def _patch_batch(vlm, pairs: Sequence[Pair], layers: list[int], positions: Sequence[str]) -> list[dict]:
-    "The rows of some pairs, which are answered together."
+def _patch_batch(vlm, pairs: Sequence[Pair], layers: list[int], positions: list[str]) -> pd.DataFrame:
+    "The rows of some pairs, which are answered together; their index is the place of the pair."
     import torch
 
-    body, states, rows = vlm.anatomy, {}, []
-    sides = (
-        [replace(pair.donor, question=pair.recipient.question) for pair in pairs],
-        [pair.recipient for pair in pairs],
-    )
-    given, kept = ({name: value.to(vlm.device) for name, value in vlm.prepare(side).items()} for side in sides)
-    if given["input_ids"].shape != kept["input_ids"].shape or (given["input_ids"] != kept["input_ids"]).any():
-        raise ValueError(
-            "The prompts of donor and recipient differ although the question is the same: their pictures become "
-            "different numbers of tokens. Pair pictures of one size."
-        )
+    hooks = vlm.hooks
+    states, rows = {}, []
+    given, kept = _inputs_of_both(vlm, pairs)
     with torch.inference_mode():
-        with _watched(body, layers, states):
-            donor = body.forward(given).float()
-        plain, masks = body.forward(kept).float(), body.masks(kept)
+        with record_states(hooks, layers, states):
+            donor = hooks.forward(given).float()
+        plain = hooks.forward(kept).float()
+        masks = hooks.masks(kept)
         for layer, name in product(layers, positions):
-            with _put_in(body, layer, POSITIONS[name](masks), states[layer]):
-                patched = body.forward(kept).float()
-            where, found = {"layer": layer, "position": name}, _shifts(body, pairs, donor, plain, patched)
-            rows += [{"pair": place} | where | row for place, row in enumerate(found)]
-    return rows
+            mask = POSITIONS[name](masks)
+            exchange = partial(_exchange, mask, states[layer])
+            with at_layer(hooks, layer, exchange):
+                patched = hooks.forward(kept).float()
+            found = _shifts(hooks, pairs, donor, plain, patched)
+            found.insert(0, "layer", layer)
+            found.insert(1, "position", name)
+            rows.append(found)
+    return pd.concat(rows)
 
-# %% ../nbs/3_states/36_patching.ipynb #7778ebb2
-def _check_asked(vlm) -> None:
+# %% ../nbs/3_states/36_patching.ipynb #ef82b20a
+def check_vlm(
+    vlm,  # what was passed as a model
+) -> None:
     "`TypeError` for what is no model whose states can be read."
-    if isinstance(vlm, Mapping):
-        raise TypeError(
-            "Found a dict, expected a model of `load_model`. From evidence that is there already: `conclude(evidence)`."
-        )
-    if not hasattr(vlm, "anatomy"):
+    if not hasattr(vlm, "hooks"):
         raise TypeError(
             f"The hidden states of a {type(vlm).__name__} cannot be read. Expected a model of `load_model`; one that "
             "only answers can be evaluated."
         )
 
 
+def pairs_at_once(
+    vlm,  # a loaded model
+    pairs: Sequence[Pair],
+    batch_size: int | str,  # or 'auto'
+) -> int:
+    "Pairs that are answered together; 'auto': as many as a batch may have tokens, 27 at most."
+    if batch_size == "auto":
+        return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient))) if pairs else 1
+    return at_least("batch_size", batch_size, also="'auto' or ")
+
+# %% ../nbs/3_states/36_patching.ipynb #76bb7d9d
+def _as_pair(given) -> Pair:
+    "A pair, or two samples in a tuple or list. `TypeError` says what else was found."
+    pair = Pair(*given) if isinstance(given, tuple | list) and len(given) == 2 else given
+    if isinstance(pair, Pair) and isinstance(pair.donor, Sample) and isinstance(pair.recipient, Sample):
+        return pair
+    raise TypeError(
+        f"Found {pair!r:.60} among the pairs, expected each to be a Pair of two samples, donor and recipient: "
+        "those of count_pairs(samples) or against_blank(samples, folder)."
+    )
+
+# %% ../nbs/3_states/36_patching.ipynb #38505892
+def as_pairs(
+    pairs: Iterable,  # of `Pair`, or of (donor, recipient)
+) -> list[Pair]:
+    "Pairs in a list. `TypeError` or `ValueError` says what else was found."
+    if not isinstance(pairs, Iterable | Pair):
+        raise TypeError(f"Found a {type(pairs).__name__} for pairs, expected a list of them, of count_pairs(samples).")
+    pairs = [_as_pair(pair) for pair in ([pairs] if isinstance(pairs, Pair) else pairs)]
+    if not pairs:
+        raise ValueError("There are no pairs. Expected at least one, of count_pairs(samples).")
+    _with_counts([sample for pair in pairs for sample in (pair.donor, pair.recipient)])
+    return pairs
+
+# %% ../nbs/3_states/36_patching.ipynb #e723d764
 def _several(value) -> list:
     "What was given as one thing or as many."
     one = isinstance(value, str) or not isinstance(value, Iterable) or whole_number(value) is not None
     return [value] if one else list(value)
 
-# %% ../nbs/3_states/36_patching.ipynb #e0453e89
-def _as_pairs(pairs: Iterable) -> list[Pair]:
-    "Pairs in a list. `TypeError` or `ValueError` says what else was found."
-    if not isinstance(pairs, Iterable | Pair):
-        raise TypeError(f"Found a {type(pairs).__name__} for pairs, expected a list of them, of count_pairs(samples).")
-    pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
-    right = lambda pair: isinstance(pair, tuple | list) and len(pair) == 2  # noqa: E731
-    pairs = [Pair(*pair) if right(pair) else pair for pair in pairs]
-    for pair in pairs:
-        if not (isinstance(pair, Pair) and isinstance(pair.donor, Sample) and isinstance(pair.recipient, Sample)):
-            raise TypeError(
-                f"Found {pair!r:.60} among the pairs, expected each to be a Pair of two samples, donor and recipient: "
-                "those of count_pairs(samples) or against_blank(samples, folder)."
-            )
-    if not pairs:
-        raise ValueError("There are no pairs. Expected at least one, of count_pairs(samples).")
-    _counted([sample for pair in pairs for sample in (pair.donor, pair.recipient)])
-    return pairs
 
+def _as_positions(positions: Iterable[str] | str) -> list[str]:
+    "Each once. `UnknownName`, `ValueError` without any."
+    positions = list(dict.fromkeys(_several(positions)))
+    if wrong := [name for name in positions if name not in POSITIONS]:
+        raise UnknownName(unknown("position", wrong[0], POSITIONS))
+    if not positions:
+        raise ValueError(f"positions is empty. Name at least one of {', '.join(POSITIONS)}.")
+    return positions
 
-def _at_once(vlm, pairs: Sequence[Pair], batch_size: int | str) -> int:
-    "Pairs that are answered together: as many as a batch may have tokens, 27 at most."
-    if batch_size == "auto":
-        return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient))) if pairs else 1
-    return at_least("batch_size", batch_size, also="'auto' or ")
+# %% ../nbs/3_states/36_patching.ipynb #406d55d6
+def _check_numbers(vlm, pairs: Sequence[Pair]) -> None:
+    "`ValueError` if the model writes no words, or a true count is no token of its own."
+    hooks = vlm.hooks
+    if hooks.head is None:
+        raise ValueError(f"'{vlm.name}' writes no words, so there is no answer to patch. Take a generative model.")
+    numbers = {sample.target for pair in pairs for sample in (pair.donor, pair.recipient)}
+    if long := sorted(numbers - set(hooks.counts)):
+        raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Leave such images out.")
 
 # %% ../nbs/3_states/36_patching.ipynb #4ead850d
 def patch(
-    vlm,  # a loaded generative model: needs `prepare(samples)`, `device` and `anatomy`
+    vlm,  # a loaded generative model: needs `prepare(samples)`, `device` and `hooks`
     pairs: Iterable[Pair],  # of `count_pairs` or `against_blank`; also (donor, recipient) each
     layers: Iterable[int] | int | None = None,  # 0 (what enters the first block) to the number of blocks; None: all
     positions: Iterable[str] | str = ("last", "image"),  # names in `POSITIONS`
     batch_size: int | str = 27,  # pairs at once; 'auto': by their length in tokens, 27 at most
 ) -> pd.DataFrame:  # pair, layer, position, donor, recipient (counts), shift, full, apart, moved
     "Answer with a donor's states in one place. `ValueError`: prompts differ in length, or the model writes no words."
-    _check_asked(vlm)
-    body, pairs = vlm.anatomy, _as_pairs(pairs)
-    if body.head is None:
-        raise ValueError(f"'{vlm.name}' writes no words, so there is no answer to patch. Take a generative model.")
-    layers = choose_layers(body, None if layers is None else _several(layers))
-    positions, batch_size = list(dict.fromkeys(_several(positions))), _at_once(vlm, pairs, batch_size)
-    if wrong := [name for name in positions if name not in POSITIONS]:
-        raise UnknownName(unknown("position", wrong[0], POSITIONS))
-    if not positions:
-        raise ValueError(f"positions is empty. Name at least one of {', '.join(POSITIONS)}.")
-    numbers = {sample.target for pair in pairs for sample in (pair.donor, pair.recipient)}
-    if long := sorted(numbers - set(body.counts)):
-        raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Leave such pictures out.")
+    check_vlm(vlm)
+    pairs = as_pairs(pairs)
+    _check_numbers(vlm, pairs)
+    layers = choose_layers(vlm.hooks, None if layers is None else _several(layers))
+    positions, size = _as_positions(positions), pairs_at_once(vlm, pairs, batch_size)
     rows = []
-    for start in range(0, len(pairs), batch_size):
-        found = _patch_batch(vlm, pairs[start : start + batch_size], layers, positions)
-        rows += [row | {"pair": start + row["pair"]} for row in found]
-    return pd.DataFrame(rows)
+    for start in range(0, len(pairs), size):
+        found = _patch_batch(vlm, pairs[start : start + size], layers, positions)
+        found.insert(0, "pair", start + found.index)
+        rows.append(found)
+    return pd.concat(rows, ignore_index=True)
+
+# %% ../nbs/3_states/36_patching.ipynb #542108f6
+def _effect(group: pd.DataFrame, draws: int, rng) -> dict:
+    "Effect, interval and null of one layer and position."
+    equal = group["full"].isna()
+    other, null = group[~equal], group.loc[equal, "shift"]
+    if not len(other):
+        raise ValueError("No pair has two different counts, so no effect can be seen. Pass pairs that have.")
+    shift, full = other["shift"].to_numpy(), other["full"].to_numpy()
+    size = (draws, len(other))
+    drawn = rng.integers(len(other), size=size)
+    again = shift[drawn].sum(1) / full[drawn].sum(1)
+    low, high = np.quantile(again, [0.025, 0.975])
+    return {
+        "pairs": len(other),
+        "effect": shift.sum() / full.sum(),
+        "low": low,
+        "high": high,
+        "null": null.mean() / full.mean() if len(null) else np.nan,
+        "moved": other["moved"].mean(),
+    }
 
 # %% ../nbs/3_states/36_patching.ipynb #fc2f2f82
 def effects(
@@ -306,13 +432,5 @@ def effects(
     "How much of the donor's lead comes over: 0 none, 1 all of it. `null`: what donors with the same count bring over."
     rng, table = np.random.default_rng(seed), []
     for (layer, position), group in rows.groupby(["layer", "position"], sort=False):
-        other, same = group[group["full"].notna()], group[group["full"].isna()]
-        if not len(other):
-            raise ValueError("No pair has two different counts, so no effect can be seen. Pass pairs that have.")
-        shift, full = other["shift"].to_numpy(), other["full"].to_numpy()
-        drawn = rng.integers(len(other), size=(draws, len(other)))
-        low, high = np.quantile(shift[drawn].sum(1) / full[drawn].sum(1), [0.025, 0.975])
-        null = same["shift"].mean() / full.mean() if len(same) else np.nan
-        table.append({"layer": layer, "position": position, "pairs": len(other), "effect": shift.sum() / full.sum(),
-                      "low": low, "high": high, "null": null, "moved": other["moved"].mean()})  # fmt: skip
+        table.append({"layer": layer, "position": position} | _effect(group, draws, rng))
     return pd.DataFrame(table).sort_values(["position", "layer"], ignore_index=True)
