@@ -112,7 +112,7 @@ def work(folder):
     with claim_folder(RunRecord("evaluate", {"limit": 240}), folder):
         path, rows = folder / "predictions.jsonl", questions(240)
         predictions = predict(Counter(pause=0.02), rows, path, batch_size=3, progress=False)
-        write_atomic(folder / "scores.csv", score(predictions, by="target", draws=50).to_csv(index=False))
+        write_atomic(folder / "scores.csv", score(predictions, by="target").to_csv(index=False))
 """
 
 

@@ -28,7 +28,6 @@ from vlm_counting.statistics import (
     contrast,
     interval,
     interval_of,
-    jackknife,
     tabulate,
 )
 
@@ -54,7 +53,7 @@ def response_curve(
         row |= quartiles | {"bias": mean - names[-1], "bias_low": np.nan, "bias_high": np.nan}
         if len(answers) > 1:
             clusters = [group.loc[answers.index, name] for name in ("_layout", "_entity")]
-            low, high = interval(answers, clusters, method="t")
+            low, high = interval(answers, clusters, method="symmetric")
             row |= {"bias_low": low - names[-1], "bias_high": high - names[-1]}
         rows.append(dict(zip([*by, "target"], names, strict=True)) | row)
     return pd.DataFrame(rows)
@@ -82,7 +81,7 @@ def scaling(
     predictions: Iterable[Prediction],
     by: Sequence[str] | str = (),  # one row per combination; not 'target'
     rule: str = "strict",  # or 'paper'
-    draws: int = 400,  # bootstrap draws; only where the jackknife has no families, or leaves a count empty
+    draws: int = 400,  # bootstrap draws
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, n, left_out, then slope, weber, relative_bias, each with _low and _high
     "Log-log slope, Weber fraction and relative bias. `TooFew` if fewer than two counts have two answers above 0."
@@ -98,10 +97,7 @@ def scaling(
             )
         row = head | {"n": len(kept), "left_out": 1 - len(kept) / len(group)}
         figures = _power_law(kept["_target"].to_numpy(float), kept["_answer"].to_numpy())
-        ends = jackknife(figures, kept)
-        ends[:, 1] = jackknife(figures, kept, cells=False)[:, 1]  # how much a spread varies is itself hard to know
-        if np.isnan(ends).any():
-            ends = interval_of(figures, kept, 0.95, draws, seed)
+        ends = interval_of(figures, kept, 0.95, draws, seed, cells=(True, False, True))  # the second is a spread
         ends[:, 1] = np.exp(ends[:, 1])  # a spread cannot be negative, and is skewed: its logarithm is not
         rows.append(row | _with_ends(("slope", "weber", "relative_bias"), ends))
     return pd.DataFrame(rows)

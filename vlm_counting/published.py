@@ -343,7 +343,7 @@ def _difference_interval(
 def regression_table(
     predictions: Iterable[Prediction],  # any models and datasets
     entities: bool = True,  # a row for each entity too, not only for 'all'
-    interval: str = "bootstrap",  # a name in `statistics.INTERVALS`
+    interval: str = "t",  # a name in `statistics.INTERVALS`
     unfilled: bool = True,  # also the published cells that we have no answers for
 ) -> pd.DataFrame:  # model, experiment, dataset, entity, n, ours, low, high, published, published_n, difference, ...
     "Our accuracies beside the published ones, with a verdict for each. `ValueError` without predictions."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'LARGEST', 'FEW', 'INTERVALS', 'VERDICTS', 'TooFew', 'tabulate', 'interval', 'score', 'score_labels',
            'per_class', 'confusion', 'unlike', 'paired', 'mean_test', 'gain_test', 'compare', 'holm', 'contrast',
-           'equivalence', 'relatedness', 'minimum_effect', 'pictures_needed', 'interval_of', 'jackknife']
+           'equivalence', 'relatedness', 'minimum_effect', 'pictures_needed', 'interval_of']
 
 # %% ../nbs/2_answers/26_statistics.ipynb #86273244
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -159,110 +159,7 @@ def _codes(labels: Sequence) -> np.ndarray:  # (n,) int, 0..levels - 1
     alone = iter(range(len(known), len(known) + len(labels)))
     return np.array([next(alone) if label is None else known[label] for label in labels], dtype=int)
 
-
-def _draw(
-    rng: np.random.Generator,
-    sums: np.ndarray,  # (levels, 2 * strata), sums of the values, then numbers of answers
-    copies: np.ndarray,  # (levels,) how many equal families each level stands for, usually 1
-    shares: np.ndarray,  # (strata,) of the answers, add up to 1
-    draws: int,
-) -> np.ndarray:  # (draws,) bootstrap means; NaN where nothing was drawn
-    "Resample families, keeping the strata's shares. In chunks: at most 2 million weights in memory."
-    size, chances, means = int(copies.sum()), copies / copies.sum(), []
-    for start in range(0, draws, step := max(1, 2_000_000 // len(copies))):
-        weights = rng.multinomial(size, chances, min(step, draws - start)) / copies
-        total, number = np.split(weights @ sums, 2, axis=1)
-        held = (number > 0) * shares
-        with np.errstate(invalid="ignore"):
-            mean = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
-            means.append((mean * held).sum(axis=1) / held.sum(axis=1))
-    return np.concatenate(means)
-
-# %% ../nbs/2_answers/26_statistics.ipynb #18f74de0
-def _reach(
-    values: np.ndarray,  # (n,)
-    families: np.ndarray | None,  # (n,) int; None: each value is a family of its own
-    strata: np.ndarray,  # (n,) int
-    draws: int,
-    level: float,
-    seed: int,
-) -> np.ndarray:  # (2,) distance from the mean to the low and to the high end
-    "One-way bootstrap. Single answers that are equal are drawn together, which is the same and much faster."
-    if families is None or len(np.unique(families)) == len(values):
-        _, families = np.unique(np.column_stack([strata, values]), axis=0, return_inverse=True)
-        copies = np.bincount(families.ravel())
-        many = len(values)
-    else:
-        copies = np.ones(families.max() + 1, dtype=int)
-        many = len(copies)
-    families, width = families.ravel(), strata.max() + 1
-    sums = np.zeros((len(copies), 2 * width))
-    np.add.at(sums, (families, strata), values)
-    np.add.at(sums, (families, strata + width), 1)
-    means = _draw(np.random.default_rng(seed), sums, copies, np.bincount(strata) / len(strata), draws)
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    reach = np.maximum([values.mean() - low, high - values.mean()], 0)
-    return reach * np.sqrt(many / (many - 1)) if many > 1 else reach
-
-# %% ../nbs/2_answers/26_statistics.ipynb #49d2155b
-FEW = 10  # fewer answers in a stratum cannot show how much it varies: the strata are then left out
-INTERVALS = Registry("interval", "An interval is a function of values, clusters, strata, draws, level and seed.")
-
-
-def _large(strata: np.ndarray) -> np.ndarray:
-    "The strata, or a single one where some stratum has less than `FEW` answers."
-    return strata if np.bincount(strata).min() >= FEW else np.zeros_like(strata)
-
-
-def _within(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    "Both ends, no further out than the values themselves."
-    return max(float(low), float(values.min())), min(float(high), float(values.max()))
-
-
-def _crossed(ways: list[np.ndarray]) -> np.ndarray:  # (n,) int
-    "One number for each cell of crossed families."
-    return np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel()
-
-
-@INTERVALS.add("bootstrap")
-def _bootstrap(
-    values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, draws: int, level: float, seed: int
-) -> tuple[float, float]:
-    "Percentile bootstrap over one or two crossed families. All values equal: Wilson, as if they were independent."
-    if len(np.unique(values)) == 1:
-        return _wilson(values, clusters, strata, draws, level, seed)
-    strata = _large(strata)
-    ways = [codes for codes in clusters if codes.max() > 0]
-    if len(ways) < 2:
-        reach = _reach(values, ways[0] if ways else None, strata, draws, level, seed)
-    else:
-        both = _crossed(ways)
-        one, two, cell = (_reach(values, codes, strata, draws, level, seed) ** 2 for codes in (*ways, both))
-        reach = np.sqrt(np.maximum(one + two - cell, np.maximum(one, two)))
-    return _within(values, values.mean() - reach[0], values.mean() + reach[1])
-
-# %% ../nbs/2_answers/26_statistics.ipynb #cea5e0c1
-@INTERVALS.add("wilson")
-def _wilson(
-    values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, draws: int, level: float, seed: int
-) -> tuple[float, float]:
-    "Wilson's interval for a share, as if answers were independent: for comparison with other papers."
-    from scipy.stats import binomtest
-
-    if not np.isin(values, (0, 1)).all():
-        return (float(values[0]),) * 2 if len(np.unique(values)) == 1 else (np.nan, np.nan)
-    ends = binomtest(int(values.sum()), len(values)).proportion_ci(level, method="wilson")
-    return float(ends.low), float(ends.high)
-
-
-@INTERVALS.add("none")
-def _none(
-    values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, draws: int, level: float, seed: int
-) -> tuple[float, float]:
-    "No interval: for quick looks."
-    return np.nan, np.nan
-
-# %% ../nbs/2_answers/26_statistics.ipynb #0e1a8245
+# %% ../nbs/2_answers/26_statistics.ipynb #b7ec17b9
 def _linear(
     values: np.ndarray,  # (n,)
     design: np.ndarray,  # (n, k) regressors
@@ -283,6 +180,14 @@ def _linear(
     variance = max(0, *(wanted @ covariance @ wanted for covariance in covariances))
     return float(wanted @ fitted.params), float(variance**0.5), int(min(codes.max() for codes in ways))
 
+# %% ../nbs/2_answers/26_statistics.ipynb #6f1e9872
+FEW = 10  # fewer answers in a stratum cannot show how much it varies: the strata are then left out
+
+
+def _large(strata: np.ndarray) -> np.ndarray:
+    "The strata, or a single one where some stratum has less than `FEW` answers."
+    return strata if np.bincount(strata).min() >= FEW else np.zeros_like(strata)
+
 
 def _strata_design(
     strata: np.ndarray,
@@ -291,28 +196,89 @@ def _strata_design(
     strata = _large(strata)
     return np.eye(strata.max() + 1)[strata], np.bincount(strata) / len(strata)
 
-# %% ../nbs/2_answers/26_statistics.ipynb #7f29d9e0
-@INTERVALS.add("t")
-def _student(
-    values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, draws: int, level: float, seed: int
-) -> tuple[float, float]:
-    "Student's t with the two-way clustered error, within the values' range. All values equal: Wilson."
+# %% ../nbs/2_answers/26_statistics.ipynb #5c0f9d26
+INTERVALS = Registry("interval", "An interval is a function of values, clusters, strata and level.")
+
+
+@INTERVALS.add("symmetric")
+def _symmetric(values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, level: float) -> tuple[float, float]:
+    "As far to one side as to the other: the clustered error times Student's t. NaN from a single value."
     from scipy.stats import t
 
-    if len(np.unique(values)) == 1:
-        return _wilson(values, clusters, strata, draws, level, seed)
     _, error, freedom = _linear(values, *_strata_design(strata), clusters)
-    return _within(values, *(values.mean() + error * t.ppf([(1 - level) / 2, (1 + level) / 2], freedom)))
+    reach = error * t.ppf((1 + level) / 2, max(freedom, 1))
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+# %% ../nbs/2_answers/26_statistics.ipynb #a0a19a6a
+_POWER = 4 / 3  # how the variance of a share grows towards the middle where answers have relatives; without, it is 1
+
+
+def _least(values: np.ndarray, strata: np.ndarray) -> float:
+    "Variance of a share if answers were independent, and one more right and one more wrong, spread over the strata."
+    number, right = np.bincount(strata), np.bincount(strata, values)
+    share = (right + number / len(values)) / (number + 2 * number / len(values))
+    return float((number * share * (1 - share)).sum() / len(values) ** 2)
+
+
+def _share_ends(
+    share: float,  # found, 0..1
+    variance: float,  # of it; above 0
+    number: int,  # of answers
+    quantile: float,  # of Student's t
+    power: float,  # how the variance grows towards the middle, see above
+) -> tuple[float, float]:
+    "The truths farthest off that chance could show as this share. Source: Wilson 1927, Korn and Graubard 1998."
+    from scipy.optimize import brentq
+
+    near = (share * number + 1) / (number + 2)
+    spread = near * (1 - near)
+    worth = spread / variance
+
+    def beyond(truth: float) -> float:  # above 0: too far off
+        own = max(truth * (1 - truth), 1e-12)
+        size = worth * min(1, (spread / own) ** (power - 1))
+        return abs(share - truth) - quantile * (own / size) ** 0.5 - 0.5 / size
+
+    return tuple(float(brentq(beyond, end, share)) if beyond(end) > 0 else float(end) for end in (0, 1))
+
+# %% ../nbs/2_answers/26_statistics.ipynb #80df35d9
+@INTERVALS.add("t")
+def _student(values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, level: float) -> tuple[float, float]:
+    "Student's t with the two-way clustered error; of a share (values 0 and 1), as far as chance reaches from there."
+    from scipy.stats import t
+
+    if not np.isin(values, (0, 1)).all():
+        return _symmetric(values, clusters, strata, level)
+    _, error, freedom = _linear(values, *_strata_design(strata), clusters)
+    variance = np.fmax(error**2, _least(values, _large(strata)))
+    relatives = any(0 < codes.max() < len(codes) - 1 for codes in clusters)
+    quantile = t.ppf((1 + level) / 2, max(freedom, 1))
+    return _share_ends(values.mean(), variance, len(values), quantile, _POWER if relatives else 1)
+
+# %% ../nbs/2_answers/26_statistics.ipynb #cea5e0c1
+@INTERVALS.add("wilson")
+def _wilson(values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, level: float) -> tuple[float, float]:
+    "Wilson's interval for a share, as if answers were independent: for comparison with other papers."
+    from scipy.stats import binomtest
+
+    if not np.isin(values, (0, 1)).all():
+        return (float(values[0]),) * 2 if len(np.unique(values)) == 1 else (np.nan, np.nan)
+    ends = binomtest(int(values.sum()), len(values)).proportion_ci(level, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+@INTERVALS.add("none")
+def _none(values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, level: float) -> tuple[float, float]:
+    "No interval: for quick looks."
+    return np.nan, np.nan
 
 # %% ../nbs/2_answers/26_statistics.ipynb #9e0a8722
 def interval(
     values: Sequence[float],  # (n,) e.g. 1 where an answer is right, 0 where it is wrong; no NaN
     clusters: Sequence[Sequence] = (),  # up to two sets of (n,) labels; equal = related; None = on its own
     strata: Sequence | None = None,  # (n,) labels whose shares the design fixes, e.g. the true count
-    method: str = "bootstrap",  # a name in `INTERVALS`
+    method: str = "t",  # a name in `INTERVALS`
     level: float = 0.95,  # how often the interval should cover the truth
-    draws: int = 2000,  # bootstrap draws
-    seed: int = 0,  # of the bootstrap
 ) -> tuple[float, float]:  # low, high; (nan, nan) with method 'none'
     "Interval of a mean. `ValueError` on no values, NaN or labels of another length. Source: Cameron et al. 2011."
     values = np.asarray(values, dtype=float)
@@ -325,7 +291,7 @@ def interval(
     if any(len(codes) != len(values) for codes in given):
         raise ValueError(f"Found labels for {[len(codes) for codes in given]} values, expected {len(values)} of each.")
     strata = given.pop() if strata is not None else np.zeros(len(values), dtype=int)
-    return INTERVALS[method](values, given, strata, draws, level, seed)
+    return INTERVALS[method](values, given, strata, level)
 
 # %% ../nbs/2_answers/26_statistics.ipynb #777e2548
 def _classes(target: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:  # each (true counts that occur,)
@@ -338,11 +304,9 @@ def _classes(target: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:  
     return {"target": counts, "precision": precision, "recall": hits / support, "f1": f1, "support": support}
 
 
-def _ends(
-    group: pd.DataFrame, column: str, method: str, strata: pd.Series | None = None, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+def _ends(group: pd.DataFrame, column: str, method: str, strata: pd.Series | None = None) -> tuple[float, float]:
     "95 % interval of the mean of a column, with layouts and entities as families."
-    return interval(group[column], (group["_layout"], group["_entity"]), strata, method, draws=draws, seed=seed)
+    return interval(group[column], (group["_layout"], group["_entity"]), strata, method)
 
 
 def _measure(group: pd.DataFrame, single: bool) -> dict[str, float]:
@@ -365,14 +329,12 @@ def score(
     predictions: Iterable[Prediction],
     by: Sequence[str] | str = (),  # one row per combination: any of 'target', 'model' and the factors, e.g. 'entity'
     rule: str = "strict",  # or 'paper'
-    interval: str = "bootstrap",  # a name in `INTERVALS`; 95 %, of the accuracy
-    draws: int = 2000,  # bootstrap draws
-    seed: int = 0,  # of the bootstrap; the same for every group
+    interval: str = "t",  # a name in `INTERVALS`; 95 %, of the accuracy
 ) -> pd.DataFrame:  # by-columns, n, accuracy, low, high, macro_f1, mae, rmse, bias, within_one, unparsed, parsed
     "Score group by group. `ValueError` without predictions, `KeyError` for an unknown factor, rule or interval."
     by, rows = [by] if isinstance(by, str) else list(by), []
     for head, group in _groups(tabulate(predictions, by, rule), by):
-        low, high = _ends(group, "_correct", interval, group["_target"], draws, seed)
+        low, high = _ends(group, "_correct", interval, group["_target"])
         row = {"n": len(group), "accuracy": group["_correct"].mean(), "low": low, "high": high}
         rows.append(head | row | _measure(group, "target" in by))
     return pd.DataFrame(rows)
@@ -506,18 +468,19 @@ def gain_test(
     return found | {"p": max(found["p"], exact) if related else exact}
 
 # %% ../nbs/2_answers/26_statistics.ipynb #0d25afa9
-def _paired(group: pd.DataFrame, draws: int, seed: int) -> dict[str, float]:
+def _paired(group: pd.DataFrame) -> dict[str, float]:
     "One row of `compare`."
     gain = group["_gain"]
     worse, better = int((gain < 0).sum()), int((gain > 0).sum())
     if gain.nunique() == 1:  # nothing varies: as far either way as Wilson allows for one share
         spare = 1 - interval(np.ones(len(gain)), method="wilson")[0]
-        low, high = max(gain.iloc[0] - spare, -1.0), min(gain.iloc[0] + spare, 1.0)
+        low, high = gain.iloc[0] - spare, gain.iloc[0] + spare
     else:
-        low, high = _ends(group, "_gain", "bootstrap", group["_target"], draws, seed)
+        low, high = _ends(group, "_gain", "symmetric", group["_target"])
     return {
         "n": len(group), "first": group["_correct"].mean(), "second": group["_second"].mean(),
-        "difference": gain.mean(), "low": low, "high": high, "only_first": worse, "only_second": better,
+        "difference": gain.mean(), "low": max(low, -1.0), "high": min(high, 1.0),
+        "only_first": worse, "only_second": better,
         "p": gain_test(group)["p"] if len(group) > 1 else 1.0,
     }  # fmt: skip
 
@@ -527,14 +490,12 @@ def compare(
     second: Iterable[Prediction],  # of another; paired with `first` by uid
     by: Sequence[str] | str = (),  # one row per combination, as in `score`
     rule: str = "strict",  # or 'paper'
-    draws: int = 2000,  # bootstrap draws
-    seed: int = 0,  # of the bootstrap
 ) -> (
     pd.DataFrame
 ):  # by, n, first, second (accuracies), difference (second - first), low, high, only_first, only_second, p
     "Paired comparison on the pictures both saw; p as in `gain_test`. Errors as in `paired`."
     table = paired(first, second, by, rule)
-    return pd.DataFrame([head | _paired(group, draws, seed) for head, group in _groups(table, by)])
+    return pd.DataFrame([head | _paired(group) for head, group in _groups(table, by)])
 
 # %% ../nbs/2_answers/26_statistics.ipynb #7f78cebc
 def holm(
@@ -751,6 +712,11 @@ def pictures_needed(
     return int(np.ceil(own / (1 / worth - fixed)))
 
 # %% ../nbs/2_answers/26_statistics.ipynb #5c681ad1
+def _crossed(ways: list[np.ndarray]) -> np.ndarray:  # (n,) int
+    "One number for each cell of crossed families."
+    return np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel()
+
+
 def _redrawn(
     statistic: Callable[[np.ndarray], np.ndarray],
     families: np.ndarray,  # (n,) int
@@ -783,6 +749,7 @@ def interval_of(
     level: float = 0.95,  # how often each interval should cover the truth
     draws: int = 400,  # bootstrap draws
     seed: int = 0,  # of the bootstrap
+    cells: bool | Sequence[bool] = True,  # take the noise of cells off, which both ways have counted? (k,): by figure
 ) -> np.ndarray:  # (3, k): the figures, low ends, high ends
     "Two-way clustered bootstrap of any figures, with room for bias; NaN from one family. True counts stay fixed."
     strata, ways = _codes(table["_target"]), [_codes(table[name]) for name in ("_layout", "_entity")]
@@ -801,39 +768,7 @@ def interval_of(
     (bias, reach), *others = parts
     if others:  # two ways, less their cells, which both have counted
         bias = bias + others[0][0] - others[1][0]
-        reach = np.maximum(reach + others[0][1] - others[1][1], np.maximum(reach, others[0][1]))
+        whole = reach + others[0][1] - np.asarray(cells) * others[1][1]
+        reach = np.maximum(whole, np.maximum(reach, others[0][1]))
     reach = reach**0.5
     return np.array([found, found - np.maximum(bias, 0) - reach[0], found - np.minimum(bias, 0) + reach[1]])
-
-# %% ../nbs/2_answers/26_statistics.ipynb #78a6e93f
-def jackknife(
-    statistic: Callable[[np.ndarray], np.ndarray],  # from (n,) weights of the answers to (k,) figures
-    table: pd.DataFrame,  # of the n answers, as from `tabulate`
-    level: float = 0.95,  # how often each interval should cover the truth
-    cells: bool = True,  # take off the variance of cells? Without it, intervals are wider: right for spreads, see below
-) -> np.ndarray:  # (3, k): the figures, low ends, high ends
-    "Interval of smooth figures by leaving out families; NaN where answers have none. Source: Tukey 1958."
-    from scipy.stats import t
-
-    found = np.asarray(statistic(np.ones(len(table))), dtype=float)
-    ways = [
-        codes for codes in (_codes(table[name]) for name in ("_layout", "_entity")) if 0 < codes.max() < len(codes) - 1
-    ]
-    if not ways:
-        return np.array([found, *np.full((2, len(found)), np.nan)])
-    freedom, parts = min(codes.max() for codes in ways), []
-    if len(ways) == 2 and cells:
-        ways.append(_crossed(ways) % 500)
-    for codes in ways:
-        size = codes.max() + 1
-        without = np.array([statistic((codes != family).astype(float)) for family in range(size)])
-        moved = without.mean(axis=0) - found
-        parts.append([(size - 1) / size * ((without - found - moved) ** 2).sum(axis=0), (size - 1) * moved])
-    (variance, bias), *others = parts
-    if len(others) == 1:
-        variance, bias = variance + others[0][0], bias + others[0][1]
-    elif others:
-        variance = np.maximum(variance + others[0][0] - others[1][0], np.maximum(variance, others[0][0]))
-        bias = bias + others[0][1] - others[1][1]
-    reach = variance**0.5 * t.ppf((1 + level) / 2, freedom)
-    return np.array([found, found - bias - reach, found - bias + reach])
