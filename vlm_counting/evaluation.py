@@ -512,7 +512,7 @@ class Evaluation:
     def scores(
         self,
         by: Sequence[str] | str = (),  # 'target', or factors such as 'entity' or ('colour', 'shape')
-        **options,  # of `score`, such as interval='t'
+        **options,  # of `score`, such as interval='wilson'
     ) -> "pandas.DataFrame":  # noqa: F821 # columns of `score`
         "Accuracy, errors and their intervals, group by group. Errors of `score`."
         return later("statistics").score(self.answers, by=by, **options)

@@ -566,10 +566,10 @@ def seen_share(
 
 # %% ../nbs/3_states/32_probing.ipynb #eb5f721e
 def _interval(right: np.ndarray, weights: np.ndarray, clusters: list, labels: np.ndarray) -> tuple[float, float]:
-    "Interval of the mean over folds; weights are all 1 where the folds are equally large."
-    plain = len(np.unique(right)) == 1 or np.allclose(weights, 1)
-    low, high = interval(right if plain else right * weights, clusters, labels)
-    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+    "Interval of the mean over folds: that of all answers, moved by what unequal folds change (equal ones: nothing)."
+    moved = (right * (weights - 1)).mean()
+    low, high = interval(right, clusters, labels)
+    return max(low + moved, 0.0), min(high + moved, 1.0)
 
 
 def _measure(said: np.ndarray, labels: np.ndarray, fold: np.ndarray, clusters: list) -> dict:
