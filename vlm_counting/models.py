@@ -151,7 +151,7 @@ MODELS.add("CoCa", ModelSpec(
     citation="Yu et al. 2022, arXiv:2205.01917; weights by LAION",
 ));  # fmt: skip
 
-# %% ../nbs/2_answers/20_models.ipynb #f215714b
+# %% ../nbs/2_answers/20_models.ipynb #0b43b18b
 def twins_dir() -> Path:
     "Where the shipped tiny checkpoints lie."
     return Path(find_spec("vlm_counting").origin).parent / "twins"
