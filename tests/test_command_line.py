@@ -42,7 +42,7 @@ from vlm_counting.runs import (
     run,
     run_folder,
 )
-from vlm_counting.terminal import main, summary
+from vlm_counting.terminal import _summary, main
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).resolve().parents[1]
@@ -387,7 +387,7 @@ def test_who_was_killed_is_stopped_and_who_works_is_running(results):
     a_run(results / "evaluate" / "tiny-clip" / "balanced", status="running")
     folder = results / "evaluate" / "tiny-coca" / "balanced"
     with claim_folder(RunRecord("evaluate", {}, model="tiny-coca"), folder):
-        code = "from vlm_counting.runs import find_results; print([row['status'] for row in find_results()[0]])"
+        code = "from vlm_counting.terminal import _find_results; print([row['status'] for row in _find_results()[0]])"
         seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert sorted(ast.literal_eval(seen)) == ["running", "stopped"]
 
@@ -440,9 +440,9 @@ def test_a_summary_begins_with_what_the_record_says(results):
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebook.ipynb")
     (folder / "scores.csv").write_text("evidence,model\nboth,1\n")
-    lines = summary(folder).splitlines()
+    lines = _summary(folder).splitlines()
     assert lines[0].startswith("tiny-clip on balanced: 1216 samples") and lines[1] == "9 answers, accuracy 0.444"
-    assert "evidence" not in summary(folder)  # a column of names without numbers says nothing
+    assert "evidence" not in _summary(folder)  # a column of names without numbers says nothing
     assert f"Open {folder / 'report.html'}" in lines[-1]
 
 

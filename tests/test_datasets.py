@@ -20,12 +20,12 @@ from vlm_counting.audit import annotate, audit
 from vlm_counting.core import Sample, file_hash, write_jsonl
 from vlm_counting.datasets import (
     DATASETS,
-    check_images,
+    _check_images,
+    _find_source,
     check_source,
     export_parquet,
     export_released,
     extract_archive,
-    find_source,
     load_dataset,
 )
 
@@ -179,11 +179,11 @@ def test_a_png_is_whole_up_to_its_end_mark(tmp_path):
     sample = Sample("a/0", b"", "How many?", 1)
     for end in range(len(whole) - 4):
         with pytest.raises(ValueError, match="'a/0': the image .* is broken"):
-            check_images([replace(sample, image=whole[:end])])
+            _check_images([replace(sample, image=whole[:end])])
     for place in range(len(whole) - 12):
         wrong = bytes(byte ^ 4 * (number == place) for number, byte in enumerate(whole))
         with pytest.raises(ValueError, match="'a/0': the image .* is broken"):
-            check_images([replace(sample, image=wrong)])
+            _check_images([replace(sample, image=wrong)])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP"])
@@ -191,10 +191,10 @@ def test_images_of_other_kinds_are_seen_to_be_cut(kind):
     file = io.BytesIO()
     Image.effect_noise((60, 50), 80).convert("RGB").save(file, kind)
     sample = Sample("a/0", file.getvalue(), "How many?", 1)
-    assert check_images([sample])[0].sha256
+    assert _check_images([sample])[0].sha256
     for part in (0.5, 0.9):
         with pytest.raises(ValueError, match="'a/0': the image .* is broken"):
-            check_images([replace(sample, image=sample.image[: int(part * len(sample.image))])])
+            _check_images([replace(sample, image=sample.image[: int(part * len(sample.image))])])
 
 
 def test_problems_are_shown_together_five_by_name(tmp_path):
@@ -638,9 +638,9 @@ def test_a_source_is_told_without_reading_it(tmp_path, monkeypatch):
     expected = {"balanced": "name", "balanced-open": "name", "hf:org/name@valid": "hub", "~/set": "released",
                 "~/set@train": "released", "~/set.tar.gz": "archive", "~/set.tgz": "archive", "~/a.jsonl": "manifest",
                 "~/a.parquet@test": "table", tmp_path / "set": "released"}  # fmt: skip
-    assert {name: find_source(name)[0] for name in expected} == expected
-    assert find_source("hf:org/name@valid") == ("hub", "org/name", "valid")
-    assert find_source("~/set@train") == ("released", str(tmp_path / "set"), "train")
+    assert {name: _find_source(name)[0] for name in expected} == expected
+    assert _find_source("hf:org/name@valid") == ("hub", "org/name", "valid")
+    assert _find_source("~/set@train") == ("released", str(tmp_path / "set"), "train")
     assert [check_source(str(name)) for name in expected] == [None] * len(expected)
     for wrong, error, message in (
         ("balancd", KeyError, "Did you mean 'balanced'.*and .. more.*vlm-counting list datasets"),

@@ -441,7 +441,7 @@ def tokens(monkeypatch):
 
     def give(states):
         known = torch.tensor(states, dtype=torch.float32)
-        monkeypatch.setattr(diagnosis, "_image_batches", lambda vlm, asked, size: iter(known.split(size)))
+        monkeypatch.setattr(diagnosis, "image_batches", lambda vlm, asked, size: iter(known.split(size)))
         return samples, np.array([sample.target for sample in samples])
 
     return samples, give
@@ -473,7 +473,7 @@ def test_tokens_are_read_batch_by_batch(vlm, tokens, monkeypatch):
         assert near.any(2).all() and (near.any(1).sum(1) == 5).all()
     assert np.allclose(mean, states.mean((0, 1)), atol=1e-5) and np.allclose(spread, states.std((0, 1)), atol=1e-5)
     monkeypatch.undo()
-    batches = [len(some) for some in diagnosis._image_batches(vlm, samples[:10], 4)]
+    batches = [len(some) for some in diagnosis.image_batches(vlm, samples[:10], 4)]
     assert batches == [4, 4, 2]
 
 

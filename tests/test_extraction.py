@@ -29,13 +29,13 @@ from vlm_counting.extraction import (
     POOLINGS,
     Pooling,
     Reader,
+    _choose_poolings,
+    _describe_states,
+    _file_of,
     check_samples,
     choose_layers,
-    choose_poolings,
-    describe_states,
     extract,
     extract_states,
-    file_of,
     lens_curves,
     open_states,
     parse_layers,
@@ -77,7 +77,7 @@ def store(samples, tmp_path_factory):
 
 def reader(name: str, lens: bool = False) -> Reader:
     body = load(name).anatomy
-    return Reader(body, choose_layers(body), choose_poolings(body), lens)
+    return Reader(body, choose_layers(body), _choose_poolings(body), lens)
 
 
 def close(ours: np.ndarray, expected, tolerance: float = 1e-5) -> bool:
@@ -145,7 +145,7 @@ def test_layer_0_of_the_picture_is_the_projected_picture(name, samples):
     sizes = vlm.anatomy.masks(inputs)["image"].sum(1).tolist()
     expected = torch.stack([part.mean(0) for part in flat.split(sizes)]).numpy()
     own = reader(name)
-    column = next(column for column in own.columns if column.file == file_of(0, "image_mean"))
+    column = next(column for column in own.columns if column.file == _file_of(0, "image_mean"))
     assert close(own.read(vlm.prepare(samples))[:, column.part], expected)
 
 
@@ -311,7 +311,7 @@ def test_the_lens_where_parts_of_the_model_are_on_different_devices():
     moving = SimpleNamespace(forward=lambda states: states.to("meta"))
     body = SimpleNamespace(norm=moving, head=lambda states: head(states.to("meta")), counts={0: 3, 1: 4})
     for normed in (False, True):
-        best, counts = extraction.lens_row(body, torch.ones(5, 4), normed)
+        best, counts = extraction._lens_row(body, torch.ones(5, 4), normed)
         assert (best.shape, counts.shape) == ((5, 2), (5, 2, 2)) and best.device.type == "meta"
 
 
@@ -402,7 +402,7 @@ def test_the_store_is_plain(store):
     assert about["blocks"] == 4 and 1e5 < about["parameters"] < 1e7
     names = {path.name for path in store.folder.glob("*.npy")}
     assert names == set(about["sha256"]) - {"samples.jsonl"} == set(about["dims"])
-    assert names == {file_of(*key) for key in store.keys()} | {"lens_token.npy", "lens_logits.npy"}
+    assert names == {_file_of(*key) for key in store.keys()} | {"lens_token.npy", "lens_logits.npy"}
     array = np.load(store.folder / "layer_02.last.npy", mmap_mode="r", allow_pickle=False)
     assert array.dtype == np.float32 and array.shape == (12, 128) and array.flags["C_CONTIGUOUS"]
 
@@ -546,7 +546,7 @@ def test_a_finished_store_is_compared_before_it_is_used_again(damage, store, sam
     with pytest.raises(ValueError, match="layer_0[23].last.npy has changed: its sha256 is .*extract again"):
         extract_states(load(WRITERS[0]), samples, folder, batch_size=5, progress=False)
     with pytest.raises(ValueError, match="layer_0[23].last.npy has changed"):
-        describe_states(open_states(folder))
+        _describe_states(open_states(folder))
 
 
 def test_one_layer_alone_is_compared_too(samples, tmp_path):
@@ -579,7 +579,7 @@ def test_each_file_is_hashed_once_unless_somebody_touched_it(store, tmp_path, mo
         sha256=lambda data: hashed.append(len(data)) or plain(data), file_digest=hashlib.file_digest
     )
     monkeypatch.setattr(core, "hashlib", counted)
-    monkeypatch.setattr(core, "SETTLED", -9)
+    monkeypatch.setattr(core, "_SETTLED", -9)
     states, size = open_states(folder), (folder / "layer_01.mean.npy").stat().st_size
     for _ in range(4):
         states.array(1, "mean")
@@ -592,7 +592,7 @@ def test_each_file_is_hashed_once_unless_somebody_touched_it(store, tmp_path, mo
     os.utime(folder / "layer_01.mean.npy", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had happened
     with pytest.raises(ValueError, match="has changed"):
         states.array(1, "mean")
-    monkeypatch.setattr(core, "SETTLED", 3600)  # written a moment ago: its times may not tell the next change
+    monkeypatch.setattr(core, "_SETTLED", 3600)  # written a moment ago: its times may not tell the next change
     states.array(2, "mean")
     states.array(2, "mean")
     assert len(hashed) == 5
@@ -644,7 +644,7 @@ def test_damage_is_named(store, tmp_path):
     path = folder / "layer_01.mean.npy"
     states = open_states(folder)
     path.unlink()
-    for read in (lambda: states.array(1, "mean"), lambda: describe_states(states)):
+    for read in (lambda: states.array(1, "mean"), lambda: _describe_states(states)):
         with pytest.raises(FileNotFoundError, match="layer_01.mean.npy is missing"):
             read()
     (folder / "samples.jsonl").write_text((folder / "samples.jsonl").read_text().split("\n", 1)[1])
@@ -932,7 +932,7 @@ import vlm_counting.extraction as extraction
 from vlm_counting.models import load_model
 from vlm_counting.stimuli import generate
 
-extraction.COMMIT_SECONDS, extraction.PIECE = 0, 1  # a join copies row by row
+extraction._COMMIT_SECONDS, extraction._PIECE = 0, 1  # a join copies row by row
 vlm, samples, plain = load_model(sys.argv[1], device="cpu"), generate("balanced", limit=27), extraction._write_rows
 
 def work(folder, log, events, shard=None):
@@ -1066,7 +1066,7 @@ def test_joined_parts_are_the_whole_store_byte_for_byte(name, batch_size, number
     sizes = in_parts(name, samples, tmp_path / "run" / "states", number, batch_size)
     assert sum(sizes) == len(samples) and min(sizes) > 0
     monkeypatch.setattr(Reader, "read", None)  # nobody is asked
-    monkeypatch.setattr(extraction, "PIECE", 4 * 2000)
+    monkeypatch.setattr(extraction, "_PIECE", 4 * 2000)
     joined = extract_states(vlm, samples, tmp_path / "run" / "states", batch_size=batch_size, progress=False)
     assert joined.uids == whole.uids and same_files(whole.folder, joined.folder)
     for path in (tmp_path / "run").glob("part-*"):

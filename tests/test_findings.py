@@ -56,7 +56,7 @@ def test_an_effect_is_found_with_its_size_and_sign():
     assert "-" in found["sentence"] and "holds" in found["sentence"] and f"{len(rows):,}" in found["sentence"]
 
 
-def test_no_effect_is_negligible_only_with_enough_pictures():
+def test_no_effect_is_negligible_only_with_enough_images():
     small = [*world("clustered", flat(0.7), layouts=3), *world("scattered", flat(0.7), seed=1, layouts=3)]
     assert of(findings([_gather("made", small)]), "spacing")["verdict"] == "undecided"
     large = [*world("clustered", flat(0.97), layouts=90), *world("scattered", flat(0.97), seed=1, layouts=90)]
@@ -71,7 +71,7 @@ def test_false_alarms_are_as_rare_as_promised():
         kinds = dict(zip(ENTITIES, 0.6 + rng.normal(0, 0.1, len(ENTITIES)), strict=True))
         sides = [world(name, lambda target, entity, kinds=kinds: kinds[entity], seed=1000 + 2 * seed + i,
                        layouts=4, counts=range(2, 6)) for i, name in enumerate(("clustered", "scattered"))]  # fmt: skip
-        row = room._side_effect("m", "scattered less clustered", *sides)
+        row = room._side_effect(*sides)
         outside += row["low"] > 0 or row["high"] < 0
     assert 2 <= outside <= 22, outside
 
@@ -92,14 +92,14 @@ def test_kinds_of_objects_that_differ_and_that_do_not():
     assert alike["verdict"] in ("undecided", "negligible")
 
 
-def test_distractors_are_compared_picture_by_picture():
+def test_distractors_are_compared_image_by_image():
     rows = []
     for number, share in ((1, 0.9), (9, 0.5)):
         for kind in room.DISTRACTORS:
             rows += world(f"distractors_{number}_{kind}", flat(share), seed=number, layouts=8)
     table = findings([_gather("made", rows)])
     found = of(table, "more_distractors")
-    assert "same pictures" in found["test"] and found["low"] < -40 < found["high"] and found["verdict"] == "holds"
+    assert "same images" in found["test"] and found["low"] < -40 < found["high"] and found["verdict"] == "holds"
     assert found["n"] == 4 * 9 * 9 * 8
     alike = table[table["claim"] == "alike_distractors"]  # the same seed for every type: no difference at all
     assert (alike["effect"] == 0).all() and (alike["p"] == 1).all()
@@ -163,7 +163,7 @@ def test_every_sentence_has_effect_interval_and_test():
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_claims_of_nothing_are_no_claims(claim):
     empty = Material("nothing", paper_material().cells.iloc[:0])
-    assert CLAIMS[claim].measured(empty) == [] and (CLAIMS[claim].remains or (lambda _: []))(empty) == []
+    assert room._measured(CLAIMS[claim].effect, empty) == [] == room._measured(CLAIMS[claim].control, empty)
 
 
 def run_of(folder: Path, verb: str, rows: list, model="mine", dataset="balanced", **known) -> Path:
@@ -204,9 +204,9 @@ def test_a_run_of_train_says_how_its_p_was_made(tmp_path):
         record = RunRecord.load(folder)
         record.sessions[-1] |= {"versions": {"vlm_counting": version}} if version else {}
         record.save(folder)
-        tests += [row["test"] for row in room._one_token(own_material(tmp_path / str(version)))]
-    known = "Student and McNemar on the same pictures"
-    assert tests == ["on the same pictures", known, known, "on the same pictures"]
+        tests += [row["test"] for row in room._measured(CLAIMS["head"].control, own_material(tmp_path / str(version)))]
+    known = "Student and McNemar on the same images"
+    assert tests == ["on the same images", known, known, "on the same images"]
 
 
 def test_sets_asked_in_the_open_form_are_sets_of_their_own():
@@ -220,10 +220,12 @@ def test_sets_asked_in_the_open_form_are_sets_of_their_own():
 def test_runs_that_do_not_fit_together_say_nothing():
     one = world("balanced", flat(0.5), counts=range(1, 4))
     other = world("balanced", flat(0.5), counts=range(4, 7))
-    assert room._side_effect("m", "w", one, other) is None
+    assert room._side_effect(one, other) is None
     moved = [replace(row, factors=row.factors | {"layout": row.factors["layout"] + 100}) for row in one]
-    assert room._paired_effect("m", "w", [(one, moved)]) is None  # the same numbers, other pictures
-    assert room._paired_effect("m", "w", [(one, one)])["effect"] == 0
+    assert room._paired_effect([(one, moved)]) is None  # the same numbers, other images
+    assert room._paired_effect([(one, one)])["effect"] == 0
+    apart = [*world("clustered", flat(0.5), counts=range(1, 4)), *world("scattered", flat(0.5), counts=range(4, 7))]
+    assert findings([_gather("made", apart)]).query("claim == 'spacing'").empty  # nor do they end a report
 
 
 def test_what_becomes_of_a_conclusion_is_a_count():
@@ -250,7 +252,7 @@ def became(claim: str, *models: tuple[str, str]) -> str:
     return room._stands(pd.DataFrame(rows, columns=["model", "step", "verdict"]), CLAIMS[claim])
 
 
-@pytest.mark.parametrize("claim", [name for name, claim in CLAIMS.items() if claim.remains])
+@pytest.mark.parametrize("claim", [name for name, claim in CLAIMS.items() if claim.control])
 def test_no_control_rescues_an_effect_that_is_not_there(claim):
     "It was enough that the controls hold: a conclusion stood whose own effect was undecided, or the opposite."
     for effect in WORDS:
@@ -288,7 +290,7 @@ def test_what_becomes_of_effects_and_controls_together():
 
 def test_a_claim_without_direction_has_no_opposite():
     free = CLAIMS["spacing"]
-    assert not free.expects and not free.remains
+    assert not free.expects and not free.control
     rows = [{"low": 5.0, "high": 9.0, "effect": 7.0}, {"low": -9.0, "high": -5.0, "effect": -7.0}]
     assert {room._verdict(pd.Series(row | {"p_holm": 0.01}), 0) for row in rows} == {"holds"}
     table = pd.DataFrame([{"step": "as published", "verdict": "holds", "effect": effect} for effect in (7.0, -7.0)])
@@ -336,15 +338,15 @@ def test_accuracies_without_intervals_show_nothing():
     assert found["mean"] == pytest.approx(0.1) and found["low"] == pytest.approx(0.1 - 0.01 * 2**0.5)
 
 
-def test_intervals_from_cells_cover_under_related_pictures():
+def test_intervals_from_cells_cover_under_related_images():
     "Recalls of nine counts, layouts sharing a part of the variance: the enlarged binomial interval still covers."
     rng, inside = np.random.default_rng(0), 0
     for _ in range(300):
         sides = []
         for share in (0.6, 0.5):
-            luck = rng.normal(0, 0.15, 81)[:, None]  # a layout is easy or hard, in all three pictures of it
+            luck = rng.normal(0, 0.15, 81)[:, None]  # a layout is easy or hard, in all three images of it
             right = rng.random((9, 81, 3)) < np.clip(share + luck, 0, 1)
             sides.append(pd.DataFrame({"value": right.mean(axis=(1, 2)), "n": 243}))
-        found = room._cells_effect("m", "w", *sides)
+        found = room._cells_effect(*sides)
         inside += found["low"] < 10 < found["high"]
     assert inside > 0.93 * 300

@@ -7,8 +7,8 @@ from PIL import Image
 import vlm_counting as vc
 from vlm_counting.audit import annotate, audit
 from vlm_counting.core import as_source, fingerprint, image_file, load_image
-from vlm_counting.datasets import add_sizes, check_images, export_parquet, export_released, load_dataset
-from vlm_counting.probing import controls, lit_area
+from vlm_counting.datasets import _add_sizes, _check_images, export_parquet, export_released, load_dataset
+from vlm_counting.probing import _lit_area, controls
 from vlm_counting.stimuli import contact_sheet, render
 
 COUNTS = [1, 2, 3] * 6
@@ -42,9 +42,9 @@ def test_looked_at(samples, tmp_path):
     assert contact_sheet(samples[:4]).width > 100
     table = audit(samples)
     assert table["error"].eq("").all() and table["width"].eq(672).all() and table["sha256"].nunique() == 18
-    assert add_sizes(samples)[0].factors["height"] == 672
+    assert _add_sizes(samples)[0].factors["height"] == 672
     assert [len(sample.factors["positions"]) for sample in annotate(samples)] == COUNTS
-    assert all(len(sample.sha256) == 64 for sample in check_images(samples))
+    assert all(len(sample.sha256) == 64 for sample in _check_images(samples))
     read = controls(samples, ("ridge",), ("random",), progress=False)
     assert {"lit area", "pixels"} <= set(read["control"])
 
@@ -55,7 +55,7 @@ def test_exported_and_read_again(samples, tmp_path):
         again = load_dataset(folder)
         assert [sample.target for sample in again] == COUNTS
         first = Image.open(again[0].image)
-        assert lit_area(first.convert("RGB")) == vc.scene("red_stars", 1, seed=0).lit_area()
+        assert _lit_area(first.convert("RGB")) == vc.scene("red_stars", 1, seed=0).lit_area()
 
 
 def test_fingerprints_are_of_what_is_seen():
@@ -67,7 +67,7 @@ def test_fingerprints_are_of_what_is_seen():
 
 def test_a_broken_image_is_named():
     broken = vc.Sample("mine/0", image_file(render(vc.scene("red_stars", 2)))[0][:200], "How many?", 2)
-    for use in (lambda: check_images([broken]), lambda: add_sizes([vc.Sample("mine/0", b"nothing", "How many?", 2)])):
+    for use in (lambda: _check_images([broken]), lambda: _add_sizes([vc.Sample("mine/0", b"nothing", "How many?", 2)])):
         with pytest.raises(ValueError, match="'mine/0'.*in memory"):
             use()
 

@@ -24,20 +24,20 @@ import pytest
 from PIL import Image
 
 from vlm_counting import photographs as room
-from vlm_counting.audit import audit, audit_summary, difference_hash, near_pairs, tells
+from vlm_counting.audit import _difference_hash, _near_pairs, _tells, audit, audit_summary
 from vlm_counting.core import read_jsonl
-from vlm_counting.datasets import PIXMO_COUNTS, coverage, list_pixmo, load_dataset, read_pixmo
+from vlm_counting.datasets import PIXMO_COUNTS, _list_pixmo, _read_pixmo, coverage, load_dataset
 from vlm_counting.evaluation import load_predictions, predict
 from vlm_counting.extraction import extract_states
 from vlm_counting.models import _captions_for, _image_size, image_tokens, load_model
 from vlm_counting.photographs import (
     Limits,
+    _is_public,
+    _paper_rows,
+    _read_source,
     build_bpc,
     choose_rows,
     fetch_images,
-    is_public,
-    paper_rows,
-    read_source,
 )
 from vlm_counting.statistics import score_labels
 
@@ -286,7 +286,7 @@ def test_private_addresses_are_visited_only_if_asked(web, tmp_path):
     ],
 )
 def test_public_addresses(address, public):
-    assert is_public(address) == public
+    assert _is_public(address) == public
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(web, tmp_path, monkeypatch):
@@ -457,7 +457,7 @@ def table(folder: Path, parts: dict[str, list[dict]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in parts.items():
         name = {"valid": "validation"}.get(split, split)
-        listed = [{key: row[key] for key in room.FIELDS} for row in rows]
+        listed = [{key: row[key] for key in room._FIELDS} for row in rows]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(listed), folder / f"{name}-00000-of-00001.parquet")
     return folder
 
@@ -542,23 +542,23 @@ def test_choice_depends_on_rows_and_seed_alone(parts, tmp_path):
 
 def test_source_is_checked(parts, tmp_path):
     folder = table(tmp_path / "table", parts)
-    rows = read_source(folder, "valid")
+    rows = _read_source(folder, "valid")
     assert [{key: row[key] for key in parts["valid"][0]} for row in rows] == parts["valid"]
     listed = [row_of("http://a/1", b"1") | {"points": [{"x": 1.0, "y": 2.0}, {"x": 3.0, "y": 4.0}]}]
     (tmp_path / "points").mkdir()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(listed), tmp_path / "points" / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="No split named 'test'"):
-        read_source(tmp_path / "points", "test")
-    assert read_source(tmp_path / "points", "train")[0]["points"] == {"x": [1, 3], "y": [2, 4]}
+        _read_source(tmp_path / "points", "test")
+    assert _read_source(tmp_path / "points", "train")[0]["points"] == {"x": [1, 3], "y": [2, 4]}
     bad = [row | {"image_sha256": "0"} for row in parts["valid"][:1]]
     with pytest.raises(ValueError, match="row 0: its image_sha256 is '0'"):
-        read_source(table(tmp_path / "bad", {**parts, "valid": bad}), "valid")
+        _read_source(table(tmp_path / "bad", {**parts, "valid": bad}), "valid")
     less = pyarrow.Table.from_pylist([{key: row[key] for key in ("image_url", "count")} for row in parts["valid"]])
     pyarrow.parquet.write_table(less, tmp_path / "bad" / "validation-00000-of-00001.parquet")
     pyarrow.parquet.write_table(less, tmp_path / "bad" / "train-00000-of-00001.parquet")
     pyarrow.parquet.write_table(less, tmp_path / "bad" / "test-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="has no column image_sha256"):
-        read_source(tmp_path / "bad", "valid")
+        _read_source(tmp_path / "bad", "valid")
 
 
 # ------------------------------------------------------------------------------------------------- the released rows
@@ -576,7 +576,7 @@ def no_names(monkeypatch):
 
 @needs_archive
 def test_released_rows_are_the_papers():
-    rows = paper_rows(ARCHIVE)
+    rows = _paper_rows(ARCHIVE)
     counts = {split: Counter(row["count"] for row in part) for split, part in rows.items()}
     assert [counts["train"][n] for n in range(10)] == [299, 300, 294, 297, 290, 296, 293, 292, 292, 295]
     assert [counts["valid"][n] for n in range(10)] == [0, 0, 60, 58, 60, 58, 58, 60, 60, 60]
@@ -595,7 +595,7 @@ def test_released_rows_are_the_papers():
 
 @needs_archive
 def test_audit_finds_the_duplicates_and_overlaps_of_the_paper():
-    samples = [sample for split in ("train", "valid", "test") for sample in list_pixmo(ARCHIVE, split)]
+    samples = [sample for split in ("train", "valid", "test") for sample in _list_pixmo(ARCHIVE, split)]
     assert len(samples) == 3893 and len({sample.uid for sample in samples}) == 3893
     found = audit(samples, counts=PIXMO_COUNTS)
     rows = audit_summary(found).set_index("flaw")["rows"]
@@ -611,25 +611,25 @@ def test_rule_paper_writes_the_released_rows_and_goes_on_later(tmp_path, no_name
     for _ in range(2):
         with pytest.raises(ConnectionError, match="no address for live.staticflickr.com"):
             build_bpc(None, tmp_path / "bpc", "paper", ARCHIVE, fetch={"limits": QUICK, "progress": False})
-    released = paper_rows(ARCHIVE)
+    released = _paper_rows(ARCHIVE)
     for split, number in {"train": 2948, "valid": 474, "test": 471}.items():
         written = json.loads((tmp_path / "bpc" / split / "samples.json").read_text())
         assert len(written) == number
         for row, original in zip(written, released[split], strict=True):
-            assert all(row[key] == original[key] for key in room.FIELDS)
+            assert all(row[key] == original[key] for key in room._FIELDS)
             assert row["image_path"] == f"../images/{original['image_sha256']}.jpg"
 
 
 @needs_archive
 def test_rule_paper_looks_the_rows_up_in_the_table(tmp_path, no_names):
-    released = paper_rows(ARCHIVE)
+    released = _paper_rows(ARCHIVE)
     short = {split: rows[3:] for split, rows in released.items()}
     with pytest.raises(ConnectionError):
         fetch = {"limits": QUICK, "progress": False}
         build_bpc(table(tmp_path / "hub", short), tmp_path / "bpc", "paper", ARCHIVE, fetch=fetch)
     record = json.loads((tmp_path / "bpc" / "record.json").read_text())
     assert record["not_in_source"] == {"train": [0, 1, 2], "valid": [0, 1, 2], "test": [0, 1, 2]}
-    chosen = choose_rows({split: read_source(tmp_path / "hub", split) for split in released}, per_count=200)
+    chosen = choose_rows({split: _read_source(tmp_path / "hub", split) for split in released}, per_count=200)
     assert Counter(row["count"] for row in chosen["train"]) == dict.fromkeys(PIXMO_COUNTS, 200)
 
 
@@ -778,7 +778,7 @@ def test_splits_counts_and_paths_of_the_released_form(tmp_path):
     files = {f"{n}.jpg": jpeg(n) for n in range(4)}
     for name in ("validation", "test"):
         pixmo(tmp_path / "set" / name, files, **{"2.jpg": {"count": 12}, "3.jpg": {"label": "bowl/basins"}})
-    assert [sample.uid for sample in read_pixmo(tmp_path / "set", "valid")] == [
+    assert [sample.uid for sample in _read_pixmo(tmp_path / "set", "valid")] == [
         f"pixmo-count-valid/{n}" for n in (0, 1, 3)
     ]
     samples = load_dataset(tmp_path / "set")
@@ -853,14 +853,14 @@ def test_audit_of_photographs(tmp_path):
     changes = {"1.jpg": {"label": "3 pagodas", "count": 3}, "0.jpg": {"points": {"x": [1.0, 2.0], "y": [0.0, 0.0]}}}
     for split in ("train", "test"):
         pixmo(tmp_path / "set" / split, files if split == "train" else {"a.jpg": saved(china, "PNG")}, **changes)
-    samples = read_pixmo(tmp_path / "set", "train+test")
+    samples = _read_pixmo(tmp_path / "set", "train+test")
     found = audit(samples, counts=range(1, 10)).set_index("uid")
     assert found["near"].tolist() == [1, 1, 1, 1] and found["copies"].tolist() == [1, 1, 1, 1]
     assert found["across"].tolist() == [False, True, False, True]
     assert found["tells"].tolist() == ["", "question, label", "", ""]
     assert found["disagrees"].tolist() == ["0 is not in 1..9; 2 points", "", "", "0 is not in 1..9"]
-    hashes = [difference_hash(image) for image in (flower, flower.convert("L"), china)]
-    assert near_pairs(room_array(hashes)) == [(0, 1)] and near_pairs(room_array(hashes), bits=256) == [
+    hashes = [_difference_hash(image) for image in (flower, flower.convert("L"), china)]
+    assert _near_pairs(room_array(hashes)) == [(0, 1)] and _near_pairs(room_array(hashes), bits=256) == [
         (0, 1),
         (0, 2),
         (1, 2),
@@ -888,4 +888,4 @@ def test_synthetic_sets_come_out_clean():
     ],
 )  # fmt: skip
 def test_words_that_tell(text, target, told):
-    assert tells(text, target) == told
+    assert _tells(text, target) == told

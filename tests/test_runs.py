@@ -14,11 +14,11 @@ from vlm_counting.core import RunRecord, UnknownName
 from vlm_counting.runs import (
     RUNS,
     _record,
+    _with_output,
     check_folder,
     check_parameters,
     declared_parameters,
     run_folder,
-    with_output,
 )
 from vlm_counting.terminal import _named_values, main
 
@@ -89,13 +89,13 @@ def test_other_uses_of_papermill_are_left_alone(tmp_path):
         ["-"],
         [],
     ):
-        assert with_output(words) == words
+        assert _with_output(words) == words
     for words in (
         ["-p", "model", EVALUATE, EVALUATE],
         [EVALUATE, "--log-output", "-k", "python3"],
         [EVALUATE, "--cwd=nbs"],
     ):
-        assert with_output(words) == [*words, "vlm-counting://evaluate.ipynb"]
+        assert _with_output(words) == [*words, "vlm-counting://evaluate.ipynb"]
     probe = "import papermill, sys; print(sys.argv[1:])"  # a program that merely imports papermill
     done = subprocess.run([sys.executable, "-c", probe, EVALUATE], capture_output=True, text=True)
     assert done.stdout.strip() == str([EVALUATE])

@@ -28,16 +28,16 @@ from vlm_counting.stimuli import (
     Entity,
     Plan,
     Scene,
+    _ask,
+    _candidate_lists,
+    _compactness,
+    _draw,
     _encode_png,
-    ask,
-    candidate_lists,
-    compactness,
+    _hull_area,
+    _shape_mask,
     contact_sheet,
-    draw,
     generate,
-    hull_area,
     render,
-    shape_mask,
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -92,12 +92,12 @@ def check_clustered(layouts: dict[int, list[frozenset]]) -> None:
     assert list(layouts) == list(range(2, 10)) and all(len(group) == 49 for group in layouts.values())
     for count, group in layouts.items():
         around = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if row or column]
-        best = min(compactness([(0, 0), *others]) for others in combinations(around, count - 1))
+        best = min(_compactness([(0, 0), *others]) for others in combinations(around, count - 1))
         for k, places in enumerate(group):
             row, column = 1 + k % 7, 1 + k // 7
             assert len(places) == count and (row, column) in places
             assert all(max(abs(r - row), abs(c - column)) <= 1 for r, c in places)
-            assert compactness(places) == pytest.approx(best)
+            assert _compactness(places) == pytest.approx(best)
 
 
 def check_scattered(layouts: dict[int, list[frozenset]]) -> None:
@@ -186,8 +186,8 @@ def test_questions_are_worded_as_released(name):
         lists.append(tuple(map(int, options)))
         colour, shape = ("red", "triangle") if name == "clustered" else ("magenta", "circle")
         factors = {"colour": colour, "shape": shape, "options": lists[-1]}
-        assert ask(factors) == question
-        assert ask(factors, "open") == question.split(" Choose from")[0]
+        assert _ask(factors) == question
+        assert _ask(factors, "open") == question.split(" Choose from")[0]
     check_candidates(lists, range(min(counts), 10), len(questions))
     ours = planned(name)
     first = [row for row in ours if row.factors["entity"] == ours[0].factors["entity"]]
@@ -199,12 +199,12 @@ def test_masks_are_the_released_ones():
     masks = np.load(SHARED / "reference/masks.npz")
     assert len(masks) == 10
     for name, mask in masks.items():
-        assert np.array_equal(shape_mask(name.split("_")[0], len(mask)), mask), name
+        assert np.array_equal(_shape_mask(name.split("_")[0], len(mask)), mask), name
 
 
 def test_masks_keep_their_digests():
     found = {
-        f"{shape} {side}": sha256(shape_mask(shape, side).tobytes()).hexdigest()
+        f"{shape} {side}": sha256(_shape_mask(shape, side).tobytes()).hexdigest()
         for shape in SHAPES
         for side in (74, 37)
     }
@@ -293,7 +293,7 @@ def test_candidate_lists_are_shared_as_released():
 
 
 def test_more_pictures_than_orders_use_each_equally():
-    lists = candidate_lists([1, 2, 3], 15, Plan("x").random("x"))
+    lists = _candidate_lists([1, 2, 3], 15, Plan("x").random("x"))
     used = Counter(map(tuple, lists))
     assert len(lists) == 15 and len(used) == 6 and set(used.values()) == {2, 3}
     assert lists != sorted(lists)
@@ -335,11 +335,11 @@ def test_area_matched_lights_the_same_area_for_every_count():
         areas.setdefault(row.factors["shape"], []).append(Scene.from_factors(row.factors).lit_area())
         assert max(row.factors["sizes"]) - min(row.factors["sizes"]) <= 4
     for shape, found in areas.items():
-        one = shape_mask(shape, 74).sum()
+        one = _shape_mask(shape, 74).sum()
         assert max(abs(area / one - 1) for area in found) < 0.01, shape
     rows = FAMILIES["area_matched"](Plan("area_matched", image_size=224))
     areas = [(row.factors["shape"], Scene.from_factors(row.factors).lit_area()) for row in list(rows)[::81]]
-    assert all(abs(area / shape_mask(shape, 24).sum() - 1) < 0.02 for shape, area in areas)
+    assert all(abs(area / _shape_mask(shape, 24).sum() - 1) < 0.02 for shape, area in areas)
 
 
 def test_lit_area_is_counted_in_the_picture():
@@ -352,10 +352,10 @@ def test_hull_matched_keeps_its_hull():
     layouts = by_count(planned("hull_matched"))
     assert list(layouts) == list(range(3, 10))
     for i in range(81):
-        areas = {hull_area(group[i]) for group in layouts.values()}
+        areas = {_hull_area(group[i]) for group in layouts.values()}
         assert len(areas) == 1 and 16 <= areas.pop() <= 32
         assert all(layouts[n][i] < layouts[n + 1][i] for n in range(3, 9))
-    assert hull_area([(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]) == 4 and hull_area([(0, 0), (1, 1), (2, 2)]) == 0
+    assert _hull_area([(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]) == 4 and _hull_area([(0, 0), (1, 1), (2, 2)]) == 0
 
 
 def test_free_scenes_have_no_grid_and_no_overlap():
@@ -431,7 +431,7 @@ def scene():
 def test_all_seventy_sprites_are_read_back_in_every_format(scene, tmp_path):
     picture = render(scene)
     picture.save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(_encode_png(*draw(scene)))
+    (tmp_path / "b.png").write_bytes(_encode_png(*_draw(scene)))
     clear = np.asarray(picture.convert("RGBA")).copy()
     clear[~clear[..., :3].any(axis=2)] = (0, 0, 0, 0)  # a transparent ground
     ways = [picture, picture.convert("RGBA"), picture.convert("P", palette=Image.Palette.ADAPTIVE), clear]
@@ -556,9 +556,9 @@ def test_same_family_and_seed_same_bytes(tmp_path):
 
 
 def test_the_bytes_are_the_same_on_every_machine(tmp_path):
-    "PNG bytes included: we write the compressed stream ourselves. A change here must raise `stimuli.DRAWING`."
+    "PNG bytes included: we write the compressed stream ourselves. A change here must raise `stimuli._DRAWING`."
     found = {family: fingerprint(generate(family, tmp_path / family, limit=20))[:16] for family in PINNED}
-    assert stimuli.DRAWING == 1 and found == PINNED
+    assert stimuli._DRAWING == 1 and found == PINNED
 
 
 PINNED = {  # first digits of the fingerprint of 20 samples

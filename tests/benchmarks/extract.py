@@ -40,7 +40,7 @@ from evaluate import ID_NAMES, REAL, real_model
 from vlm_counting import extraction
 from vlm_counting.core import stratify, versions
 from vlm_counting.evaluation import plan_samples
-from vlm_counting.extraction import Reader, choose_layers, choose_poolings
+from vlm_counting.extraction import Reader, _choose_poolings, choose_layers
 from vlm_counting.models import MODELS, VLM, _pick_device, find_checkpoint, load_model
 from vlm_counting.stimuli import generate
 
@@ -70,7 +70,7 @@ class Ways:
         body, place = vlm.anatomy, {sample.uid: row for row, sample in enumerate(samples)}
         batches, _ = plan_samples(vlm, samples, batch_size)
         self.batches = [([place[sample.uid] for sample in batch], vlm.prepare(batch)) for batch in batches]
-        self.reader = Reader(body, choose_layers(body), choose_poolings(body), body.head is not None)
+        self.reader = Reader(body, choose_layers(body), _choose_poolings(body), body.head is not None)
         self.model = vlm.model
         folder.mkdir()
         extraction._lay_out(folder, self.reader.columns, len(samples))
@@ -136,7 +136,7 @@ def measure(vlm: VLM, samples: list, options) -> dict:
     if vlm.anatomy.head is not None:
         wide, numbers = max(inputs["input_ids"].shape[1] for _, inputs in ways.batches), next(vlm.model.parameters())
         whole = (len(vlm.anatomy.blocks) + 1) * wide * vlm.anatomy.dim * numbers.element_size()
-    often = {"extract": 1 + flush / extraction.COMMIT_SECONDS}
+    often = {"extract": 1 + flush / extraction._COMMIT_SECONDS}
 
     def ratio(spent: dict) -> dict:
         pairs = {name: zip(took, spent["forward"], strict=True) for name, took in spent.items()}
@@ -181,7 +181,7 @@ def report(rows: list[dict], options) -> str:
              f"pixels, batch size {options.batch_size}, median of {options.rounds} interleaved rounds. "
              f"Made by `python tests/benchmarks/extract.py{' --real' * options.real}`.", "",
              "`extract` reads all layers and poolings and the lens with and without the norm, and writes them into a "
-             f"store that is flushed every {extraction.COMMIT_SECONDS} s. `all states` moves every state to the CPU "
+             f"store that is flushed every {extraction._COMMIT_SECONDS} s. `all states` moves every state to the CPU "
              "(`output_hidden_states=True`) and pools there.", "",
              f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *map(table_row, rows), ""]  # fmt: skip
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from vlm_counting.stimuli import FAMILIES, Plan, Scene, _encode_png, draw, generate
+from vlm_counting.stimuli import FAMILIES, Plan, Scene, _draw, _encode_png, generate
 
 SHOWN = ("balanced", "clustered", "distractors_9_large_red_circle", "two_groups", "area_matched", "size_varied", "free")
 
@@ -39,7 +39,7 @@ processor_seconds = partial(seconds, clock=time.process_time)
 def drawn(number: int) -> list[tuple]:
     "Images of `balanced` as colour numbers and colours."
     rows = list(FAMILIES["balanced"](Plan("balanced")))
-    return [draw(Scene.from_factors(row.factors)) for row in rows[:: len(rows) // number]]
+    return [_draw(Scene.from_factors(row.factors)) for row in rows[:: len(rows) // number]]
 
 
 def encoders(number: int) -> list[str]:

@@ -1,4 +1,4 @@
-"The shipped twin: what is in its folder, and that it counts what it is asked about."
+"The first tiny model: what is in its folder, and that it counts what it is asked about."
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ FOLDER = twins_dir() / "tiny-qwen2-vl"
 
 
 @pytest.fixture(scope="module")
-def twin():
+def vlm():
     return load_model("tiny-qwen2-vl")
 
 
@@ -25,17 +25,17 @@ def record():
 
 
 @pytest.fixture(scope="module")
-def balanced(twin, tmp_path_factory):
+def balanced(vlm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_DATA", str(tmp_path_factory.mktemp("data")))
-        return world._examine(twin, "balanced", 54, seed=11)
+        return world._ask_family(vlm, "balanced", 54, seed=11)
 
 
 @pytest.fixture(scope="module")
-def pairs(twin, tmp_path_factory):
+def pairs(vlm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_DATA", str(tmp_path_factory.mktemp("data")))
-        return world._examine(twin, "two_groups", 144, seed=11)
+        return world._ask_family(vlm, "two_groups", 144, seed=11)
 
 
 def accuracy(rows):
@@ -51,17 +51,17 @@ def test_folder_is_small_and_holds_no_pickle():
 
 def test_record_speaks_of_these_weights(record):
     assert record["weights_sha256"] == file_hash(FOLDER / "model.safetensors")
-    assert record["upbringing"] == json.loads(json.dumps(world.asdict(world._Upbringing())))
+    assert record["upbringing"] == world._config_record(world._TrainConfig())
     assert record["cpu_seconds"] < 15 * 60
     stages = [row["stage"] for row in record["curve"]]
     assert stages.count("seeing") >= 5 and stages.count("answering") >= 5
-    steps = sum(lesson.steps for lesson in world._LESSONS)
+    steps = sum(stage.steps for stage in world._STAGES)
     assert record["curve"][-1]["step"] == steps and record["curve"][-1]["cpu_seconds"] <= record["cpu_seconds"] + 1
 
 
-def test_recorded_exam_is_human_like(record):
+def test_recorded_test_is_human_like(record):
     exam = {(row["family"], row["form"]): row for row in record["exam"]}
-    assert {family for family, _ in exam} == set(world.EXAM)
+    assert {family for family, _ in exam} == set(world.TEST_SETS)
     closed = exam["balanced", "closed"]
     assert 0.5 < closed["accuracy"] < 0.95
     assert np.mean([closed[n] for n in "123"]) > 0.9 > np.mean([closed[n] for n in "789"])
@@ -94,29 +94,29 @@ def test_reads_the_question(pairs):
     assert world._swap_test(pairs, most=5)["both_right"] > 0.7
 
 
-def test_open_question_and_no_instruction(twin, tmp_path, monkeypatch):
+def test_open_question_and_no_instruction(vlm, tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path))
-    assert accuracy(world._examine(twin, "balanced", 27, seed=12, form="open")) > 0.5
+    assert accuracy(world._ask_family(vlm, "balanced", 27, seed=12, form="open")) > 0.5
 
 
-def test_stops_after_the_answer(twin, tmp_path):
+def test_stops_after_the_answer(vlm, tmp_path):
     import torch
 
     sample = world.generate("balanced", tmp_path, limit=9, seed=13)[:1]
     with torch.inference_mode():
-        out = twin.model.generate(**twin.prepare(sample), max_new_tokens=5, do_sample=False)
-    end = twin.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert out[0, -1] == end and twin.tokenizer.decode(out[0, -2:]).endswith("<|im_end|>")
-    assert twin.model.generation_config.eos_token_id == end
+        out = vlm.model.generate(**vlm.prepare(sample), max_new_tokens=5, do_sample=False)
+    end = vlm.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert out[0, -1] == end and vlm.tokenizer.decode(out[0, -2:]).endswith("<|im_end|>")
+    assert vlm.model.generation_config.eos_token_id == end
 
 
-def test_ship_refuses_a_twin_without_exam(tmp_path):
-    folder = tmp_path / "twin"
+def test_ship_refuses_a_model_without_test(tmp_path):
+    folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     record = {"name": "tiny-qwen2-vl", "weights_sha256": file_hash(folder / "model.safetensors")}
     world._write_training(folder, record)
-    with pytest.raises(ValueError, match="has not sat the exam"):
+    with pytest.raises(ValueError, match="has not been tested"):
         world.ship(folder, tmp_path / "place")
     world._write_training(folder, record | {"swap": [{"most": 9, "pictures": 500, "both_right": 0.3}]})
     with pytest.raises(ValueError, match="30% of 'two_groups' right twice; shipping needs 60%"):
@@ -127,21 +127,21 @@ def test_ship_refuses_a_twin_without_exam(tmp_path):
 
 
 def test_same_seed_same_scenes_and_tails_are_long():
-    draws = [world._draw_scenes(np.random.default_rng(0), 500, (0.5, 0.5), 2.0, 18)[0] for _ in range(2)]
+    draws = [world._draw_scenes(np.random.default_rng(0), 500, (0.5, 0.5), tail=2.0, crowd=18)[0] for _ in range(2)]
     assert (draws[0] == draws[1]).all()
     numbers = np.concatenate([np.unique(row[row >= 0], return_counts=True)[1] for row in draws[0]])
     assert 0.55 < (numbers == 1).mean() < 0.75 and numbers.max() <= 9 and (draws[0] >= 0).sum(1).max() <= 18
 
 
 def test_questions_do_not_see_each_other():
-    positions, mask = world._place_tokens(np.arange(81)[None], before=4, questions=3, length=10)
-    open_to = (mask[0, 0] == 0).numpy()
+    positions = world._place_tokens(np.arange(81)[None], before=4, questions=3, length=10)
+    open_to = (world._hide_questions(4 + 81 + 1, questions=3, length=10)[0, 0] == 0).numpy()
     first, second = slice(86, 96), slice(96, 106)
     assert open_to[second, :86].all() and not open_to[second, first].any() and not open_to[first, second].any()
     assert (positions[:, :, first] == positions[:, :, second]).all()
 
 
-def test_importing_the_school_is_light():
+def test_importing_the_module_is_light():
     heavy = "print(any(name in sys.modules for name in ('torch', 'transformers')))"
     code = f"import sys, vlm_counting.tiny_training.world; {heavy}"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

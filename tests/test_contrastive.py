@@ -1,4 +1,4 @@
-"The contrastive twins: what is in their folders, that they count by choosing captions, and how they were raised."
+"The contrastive tiny models: their folders, that they count by choosing captions, and how they were trained."
 
 import json
 import subprocess
@@ -13,13 +13,15 @@ from vlm_counting.core import file_hash, load_image
 from vlm_counting.models import load_model, twins_dir
 from vlm_counting.tiny_training import contrastive, world
 
-NAMES = tuple(name for name, body in world.ARCHITECTURES.items() if body.course is contrastive._MATCHING)
+NAMES = tuple(
+    name for name, architecture in world.ARCHITECTURES.items() if architecture.recipe is contrastive._MATCHING
+)
 FOLDERS = {name: twins_dir() / name for name in NAMES}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    "A folder for the rendered pictures of this module."
+def rendered(tmp_path_factory):
+    "A folder for the rendered images of this module."
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_COUNTING_DATA", str(tmp_path_factory.mktemp("data")))
         yield
@@ -31,15 +33,15 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def balanced(name, pictures):
-    return world._examine(load_model(name), "balanced", 108, seed=11)
+def balanced(name, rendered):
+    return world._ask_family(load_model(name), "balanced", 108, seed=11)
 
 
 def accuracy(rows):
     return float(np.mean([row["count"] == row["target"] for row in rows]))
 
 
-def test_both_twins_are_there():
+def test_both_models_are_there():
     assert set(NAMES) == {"tiny-clip", "tiny-coca"}
 
 
@@ -52,21 +54,21 @@ def test_folder_is_small_and_holds_no_pickle(name):
 def test_record_speaks_of_these_weights(name):
     record = world.read_training(FOLDERS[name])
     assert record["name"] == name and record["cpu_seconds"] < 15 * 60
-    assert record["upbringing"] == json.loads(json.dumps(asdict(world.upbringing_for(name))))
-    steps = sum(lesson.steps for lesson in contrastive._PAIR_LESSONS)
+    assert record["upbringing"] == world._config_record(world.config_for(name))
+    steps = sum(stage.steps for stage in contrastive._CONTRASTIVE_STAGES)
     assert record["curve"][-1]["step"] == steps and {row["stage"] for row in record["curve"]} == {"seeing", "answering"}
 
 
-def test_recorded_exam_is_human_like(name):
+def test_recorded_test_is_human_like(name):
     record = world.read_training(FOLDERS[name])
     exam = {row["family"]: row for row in record["exam"]}
-    assert set(exam) == set(world.EXAM) and record["swap"][0]["pictures"] >= 300
+    assert set(exam) == set(world.TEST_SETS) and record["swap"][0]["pictures"] >= 300
     assert 0.3 <= exam["balanced"]["accuracy"] < 0.95
     for family, drop in (("balanced", 0.05), ("two_groups", 0.3)):
         assert exam[family]["1"] > np.mean([exam[family][n] for n in "789"]) + drop
 
 
-def test_counts_fresh_pictures_above_chance(balanced):
+def test_counts_fresh_images_above_chance(balanced):
     assert len(balanced) == 108 and accuracy(balanced) >= 0.3
     few, many = ([row for row in balanced if low <= row["target"] <= high] for low, high in ((1, 1), (7, 9)))
     assert accuracy(few) > accuracy(many)
@@ -104,8 +106,8 @@ def library_coca(folder: Path) -> tuple:
     )
 
 
-def test_the_library_chooses_the_same_captions(name, balanced, pictures):
-    "`load_model` ranks as the library's own classes do, and the exam counts what was chosen."
+def test_the_library_chooses_the_same_captions(name, balanced, rendered):
+    "`load_model` ranks as the library's own classes do, and the test counts what was chosen."
     import torch
     from torch.nn.functional import normalize
 
@@ -122,28 +124,28 @@ def test_the_library_chooses_the_same_captions(name, balanced, pictures):
         assert (answer.text, answer.count) == (offers[best], sample.factors["options"][best])
 
 
-def test_reads_the_caption(name, pictures):
-    rows = world._examine(load_model(name), "two_groups", 72, seed=11)
+def test_reads_the_caption(name, rendered):
+    rows = world._ask_family(load_model(name), "two_groups", 72, seed=11)
     swap = world._swap_test(rows)
     assert swap["pictures"] == 36 and swap["same_answer"] < 0.75
     assert world._swap_test(rows, most=5)["both_right"] > 0.2
 
 
 @pytest.mark.parametrize("short", NAMES)
-def test_short_cuts_lead_to_the_library(short, pictures):
-    "The body in two parts and the cut captions, with the shipped weights, against the library's own classes."
+def test_short_cuts_lead_to_the_library(short, rendered):
+    "The tower in two parts and the cut captions, with the shipped weights, against the library's own classes."
     import torch
 
-    pupil = world._enrol(short)
-    body, model = pupil.body, pupil.model
+    trainee = world._build_trainee(short)
+    architecture, model = trainee.architecture, trainee.model
     model.load_state_dict(read_weights(FOLDERS[short]), strict=False)
     samples = world.generate("two_groups", seed=3, limit=8)
     images = [load_image(sample.image) for sample in samples]
     look, read = library(short, FOLDERS[short])
-    pixels = pupil.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    pixels = trainee.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        split = body.gather(model, body.blocks(model, pixels))[0]
-        captions = body.read(model, contrastive._tokenise_captions(pupil))[0]
+        split = architecture.gather(model, architecture.blocks(model, pixels))[0]
+        captions = architecture.read(model, contrastive._tokenise_captions(trainee))[0]
         for ours, theirs in ((split, look(images)), (captions, read(contrastive._all_captions()))):
             ours, theirs = (vectors / vectors.norm(dim=-1, keepdim=True) for vectors in (ours, theirs))
             assert (ours - theirs).abs().max() < 1e-4
@@ -155,8 +157,8 @@ def read_weights(folder):
     return load_file(world._weights_file(folder))
 
 
-def test_coca_writes_captions(pictures):
-    "Greedy decoding with the library's own forward pass names a kind that is in the picture, mostly."
+def test_coca_writes_captions(rendered):
+    "Greedy decoding with the library's own forward pass names a kind that is in the image, mostly."
     import open_clip
     import torch
 
@@ -198,17 +200,23 @@ def test_captions_that_nobody_writes_do_not_count():
     matches = torch.from_numpy(contrastive._choose_captions(np.random.default_rng(2), counts, np.arange(24) > 3))
     scores = torch.randn(matches.shape, generator=generator)
     other = torch.where(taught, scores, torch.randn(matches.shape, generator=generator) + 5)
-    assert contrastive._pairing_loss(scores, matches, taught)[0] == contrastive._pairing_loss(other, matches, taught)[0]
+    assert (
+        contrastive._contrastive_loss(scores, matches, taught)[0]
+        == contrastive._contrastive_loss(other, matches, taught)[0]
+    )
     better = scores + 3 * matches
-    assert contrastive._pairing_loss(better, matches, taught)[0] < contrastive._pairing_loss(scores, matches, taught)[0]
+    assert (
+        contrastive._contrastive_loss(better, matches, taught)[0]
+        < contrastive._contrastive_loss(scores, matches, taught)[0]
+    )
 
 
 @pytest.mark.slow
-def test_same_upbringing_same_weights(tmp_path):
+def test_same_configuration_same_weights(tmp_path):
     "Also with the tower taken over from itself: the writer's chance goes on as if it had learned to see here."
-    upbringing = world.shorten(world.upbringing_for("tiny-coca"), 0.002)
-    folders = [world.raise_twin(upbringing, tmp_path / place) for place in ("one", "two")]
-    folders.append(world.raise_twin(upbringing, tmp_path / "three", tower=folders[0]))
+    config = world.shorten(world.config_for("tiny-coca"), 0.002)
+    folders = [world.train_tiny(config, tmp_path / place) for place in ("one", "two")]
+    folders.append(world.train_tiny(config, tmp_path / "three", tower=folders[0]))
     assert len({file_hash(world._weights_file(folder)) for folder in folders}) == 1
     assert world.read_training(folders[2])["tower_from"] == "tiny-coca"
     with open(world._weights_file(folders[1]), "ab") as file:
@@ -217,15 +225,15 @@ def test_same_upbringing_same_weights(tmp_path):
         world.read_training(folders[1])
 
 
-def test_ship_refuses_a_twin_that_does_not_count(tmp_path):
-    folder = tmp_path / "twin"
+def test_ship_refuses_a_model_that_does_not_count(tmp_path):
+    folder = tmp_path / "model"
     folder.mkdir()
     with pytest.raises(FileNotFoundError, match="0 safetensors"):
         world._weights_file(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
     record = {"name": "tiny-clip", "weights_sha256": file_hash(folder / "model.safetensors")}
     world._write_training(folder, record)
-    with pytest.raises(ValueError, match="has not sat the exam"):
+    with pytest.raises(ValueError, match="has not been tested"):
         world.ship(folder, tmp_path / "place")
     world._write_training(folder, record | {"exam": [{"family": "balanced", "accuracy": 0.2}]})
     with pytest.raises(ValueError, match="20% of 'balanced' right; shipping needs 30%"):
@@ -235,7 +243,7 @@ def test_ship_refuses_a_twin_that_does_not_count(tmp_path):
     assert (world.ship(folder, tmp_path / "place") / "training.json").exists()
 
 
-def test_importing_the_room_is_light():
+def test_importing_the_module_is_light():
     names = "('torch', 'transformers', 'open_clip')"
     code = f"import sys, vlm_counting.tiny_training.contrastive; print(any(name in sys.modules for name in {names}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

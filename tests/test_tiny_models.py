@@ -1,4 +1,4 @@
-"The shipped generative twins: their folders, what they learned, and that our answers are the library's own."
+"The shipped generative models: their folders, what they learned, and that our answers are the library's own."
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from vlm_counting.models import load_model, twins_dir
 from vlm_counting.stimuli import generate
 from vlm_counting.tiny_training import world
 
-SIBLINGS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
-SHIPPED = [name for name in SIBLINGS if (twins_dir() / name).exists()]
+OTHERS = ["tiny-llava-next-interleave", "tiny-paligemma2", "tiny-internvl3", "tiny-llava-onevision"]
+SHIPPED = [name for name in OTHERS if (twins_dir() / name).exists()]
 EVERY = ["tiny-qwen2-vl", *SHIPPED]
 CROWDED = pytest.mark.xfail(
-    reason="with two kinds in the picture it misses more threes than ones (1 to 3: .87, asked for: .9)", strict=True
+    reason="with two kinds in the image it misses more threes than ones (1 to 3: .87, asked for: .9)", strict=True
 )
 READERS = [pytest.param(name, marks=[CROWDED] if name == "tiny-llava-onevision" else []) for name in SHIPPED]
 
@@ -44,7 +44,7 @@ def test_record_speaks_of_these_weights(name):
     assert record["upbringing"]["name"] == name and record["upbringing"]["seed"] == 0
     assert record["cpu_seconds"] < 15 * 60
     answering = [row for row in record["curve"] if row["stage"] == "answering"]
-    assert answering[-1]["step"] == sum(lesson["steps"] for lesson in record["upbringing"]["lessons"])
+    assert answering[-1]["step"] == sum(stage["steps"] for stage in record["upbringing"]["lessons"])
     times = [row["cpu_seconds"] for row in record["curve"]]
     assert times == sorted(times) and times[-1] <= record["cpu_seconds"] + 1
 
@@ -55,20 +55,20 @@ def recorded(name: str) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_recorded_exam_shows_that_it_reads_the_question(name):
+def test_recorded_test_shows_that_it_reads_the_question(name):
     exam, swap = recorded(name)
-    assert {family for family, _ in exam} == set(world.EXAM)
+    assert {family for family, _ in exam} == set(world.TEST_SETS)
     assert swap["pictures"] >= 500 and swap["both_right"] >= 0.6
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_recorded_exam_falls_with_the_count_in_pairs_too(name):
+def test_recorded_test_falls_with_the_count_in_pairs_too(name):
     pairs = recorded(name)[0]["two_groups", "closed"]
     assert np.mean([pairs[n] for n in "123"]) > 0.9 > np.mean([pairs[n] for n in "789"])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_recorded_exam_is_human_like(name):
+def test_recorded_test_is_human_like(name):
     closed = recorded(name)[0]["balanced", "closed"]
     assert 0.5 < closed["accuracy"] < 0.95
     assert np.mean([closed[n] for n in "123"]) > 0.9 > np.mean([closed[n] for n in "789"])
@@ -77,10 +77,10 @@ def test_recorded_exam_is_human_like(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_counts_what_is_asked(name):
     vlm = load_model(name, device="cpu")
-    rows = world._examine(vlm, "balanced", 36, seed=21)
+    rows = world._ask_family(vlm, "balanced", 36, seed=21)
     assert len(rows) == 36 and accuracy(rows) > 0.45  # chance is 0.11
     assert all(row["count"] in range(1, 10) for row in rows)
-    swap = world._swap_test(world._examine(vlm, "two_groups", 60, seed=21))
+    swap = world._swap_test(world._ask_family(vlm, "two_groups", 60, seed=21))
     assert swap["pictures"] == 30 and swap["both_right"] > 0.35 and swap["same_answer"] < 0.35
 
 
