@@ -1,9 +1,7 @@
 "The contrastive tiny models: their folders, that they count by choosing captions, and how they were trained."
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np

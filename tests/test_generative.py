@@ -1,8 +1,7 @@
 "How the generative tiny models are trained: the short cuts lead to the real classes, a tower can be taken over."
 
-import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest

@@ -1,6 +1,5 @@
 "The first tiny model: what is in its folder, and that it counts what it is asked about."
 
-import json
 import subprocess
 import sys
 
