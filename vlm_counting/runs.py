@@ -581,8 +581,8 @@ def _register() -> RunNotebooks:
         sys.argv[1:] = _with_output(sys.argv[1:])
     return RunNotebooks()
 
-
-_PAPERMILL_IO = _register()
+# %% ../nbs/6_running/62_runs.ipynb #e7f5c8ca
+PAPERMILL_IO = _register()  # the name that setup.py gives to papermill
 
 # %% ../nbs/6_running/62_runs.ipynb #8c625def
 def execute(

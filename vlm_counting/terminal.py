@@ -201,13 +201,13 @@ def _result_lines(rows: list[dict]) -> list[str]:
     right = lambda name, text: text.rjust(width[name]) if name == "samples" else text.ljust(width[name])  # noqa: E731
     return ["  ".join(right(name, text) for name, text in row.items()).rstrip().replace("T", " ") for row in rows]
 
+# %% ../nbs/6_running/68_terminal.ipynb #fa9b5b94
+Listed = TYPES.add("Listed", _choice(lambda: ("models", "datasets", "commands", "verbs", "results")) | None)
+
 # %% ../nbs/6_running/68_terminal.ipynb #4aee015f
-_Listed = TYPES.add("Listed", _choice(lambda: ("models", "datasets", "commands", "verbs", "results")) | None)
-
-
 @TOOLS.add("list")
 def _list(
-    kind: _Listed = None,  # 'models', 'datasets', 'commands' or 'results'; None: the first three
+    kind: Listed = None,  # 'models', 'datasets', 'commands' or 'results'; None: the first three
 ) -> int:
     "What there is: models, datasets, commands; `list results`: what was run, and what it scored."
     kind = "commands" if kind == "verbs" else kind
