@@ -184,14 +184,15 @@ def test_wilson_is_scipys():
     assert interval([1] * 3 + [0] * 7, method="wilson") == pytest.approx((ends.low, ends.high))
 
 
-def test_answers_on_their_own_have_wilsons_interval():
-    "But for Student's t instead of the normal quantile, one answer more on each side, and the half answer."
-    for right, n in ((600, 1000), (40, 49), (1000, 1000)):
-        answers = np.repeat([1, 0], [right, n - right])
-        ours, plain = interval(answers), interval(answers, method="wilson")
-        corrected = plain[0] - 0.5 / n, min(plain[1] + 0.5 / n, 1)
-        assert ours == pytest.approx(corrected, abs=1.5 / n)
-        assert interval(answers, clusters=[range(n), range(n)]) == pytest.approx(ours)
+@pytest.mark.parametrize(("right", "n"), [(600, 1000), (40, 49), (9, 9), (0, 2)])
+def test_answers_on_their_own_have_wilsons_interval_with_half_an_answer(right, n):
+    answers = np.repeat([1, 0], [right, n - right])
+    low, high = interval(answers)
+    assert interval(answers, clusters=[range(n), ["star"] * n]) == (low, high)
+    for end in (low, high):  # where a share is compared with the error at the supposed truth
+        reach = NormalDist().inv_cdf(0.975) * (end * (1 - end) / n) ** 0.5 + 0.5 / n
+        assert abs(right / n - end) == pytest.approx(reach, rel=1e-6) or end in (0, 1)
+    assert low <= interval(answers, method="wilson")[0] and interval(answers, method="wilson")[1] <= high + 1e-9
 
 
 def test_whole_families_count():

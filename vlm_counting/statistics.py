@@ -244,16 +244,17 @@ def _share_ends(
 # %% ../nbs/2_answers/26_statistics.ipynb #80df35d9
 @INTERVALS.add("t")
 def _student(values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, level: float) -> tuple[float, float]:
-    "Student's t with the two-way clustered error; of a share (values 0 and 1), as far as chance reaches from there."
-    from scipy.stats import t
+    "Student's t with the two-way clustered error; of a share (values 0 and 1), which truths could show as this one."
+    from scipy.stats import norm, t
 
     if not np.isin(values, (0, 1)).all():
         return _symmetric(values, clusters, strata, level)
+    share, number, variance = values.mean(), len(values), _least(values, _large(strata))
+    if not any(0 < codes.max() < number - 1 for codes in clusters):  # no relatives: nothing to estimate
+        return _share_ends(share, variance, number, norm.ppf((1 + level) / 2), 1)
     _, error, freedom = _linear(values, *_strata_design(strata), clusters)
-    variance = np.fmax(error**2, _least(values, _large(strata)))
-    relatives = any(0 < codes.max() < len(codes) - 1 for codes in clusters)
-    quantile = t.ppf((1 + level) / 2, max(freedom, 1))
-    return _share_ends(values.mean(), variance, len(values), quantile, _POWER if relatives else 1)
+    quantile = t.ppf((1 + level) / 2, freedom)
+    return _share_ends(share, np.fmax(error**2, variance), number, quantile, _POWER)
 
 # %% ../nbs/2_answers/26_statistics.ipynb #cea5e0c1
 @INTERVALS.add("wilson")

@@ -162,10 +162,13 @@ def of_relatives(answers: Answers, variance: np.ndarray, quantile: float, power:
     n, number = answers.right.shape[1], np.bincount(answers.strata)
     share, right = answers.right.mean(axis=1, dtype=np.float64), sums(answers.right, answers.strata)
     near = (right + number / n) / (number + 2 * number / n)
-    variance = np.maximum(variance, (number * near * (1 - near)).sum(axis=1) / n**2)
+    least = (number * near * (1 - near)).sum(axis=1) / n**2
+    if any(0 < codes.max() < n - 1 for codes in answers.ways):
+        variance = np.maximum(variance, least)
+    else:  # no relatives: Wilson's, with half an answer
+        variance, quantile, power = least, norm.ppf(0.975), 1
     near = (share * n + 1) / (n + 2)
     spread = near * (1 - near)
-    power = power if any(0 < codes.max() < n - 1 for codes in answers.ways) else 1
 
     def inside(truth: np.ndarray) -> np.ndarray:
         own = np.maximum(truth * (1 - truth), 1e-12)
