@@ -63,7 +63,7 @@ def folder(tmp_path):
     (tmp_path / "empty.csv").write_text("set,n\n")
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ANSWERS))
     (tmp_path / "states.json").write_text(json.dumps({"layers": [0], "sha256": {"layer_00.mean.npy": "cd"}}))
-    for name in ("report.html", ".lock"):
+    for name in ("page.html", ".lock"):
         (tmp_path / name).write_text("anything")
     return tmp_path
 
@@ -77,13 +77,13 @@ def rewrite(folder, name, old, new):
 
 def test_a_summary_survives_the_file_and_the_clock(folder):
     before = json.loads(pretty(summarise(folder), 2))
-    assert before == summarise(folder) and before["others"] == ["report.html"]
+    assert before == summarise(folder) and before["others"] == ["page.html"]
     for name, old, new in (
         ("run.json", '"now"', '"later"'),
         ("run.json", '"cpu"', '"cuda:0"'),
         ("run.json", '"torch": "2"', '"torch": "3"'),
         ("states.json", '"cd"', '"ef"'),
-        ("report.html", "anything", "something else"),
+        ("page.html", "anything", "something else"),
         ("scores.csv", "0.3333333333333333", "0.3333333"),
         ("predictions.jsonl", "-2.5", "-2.5004"),
     ):
@@ -130,11 +130,11 @@ def test_every_change_is_told_with_its_place(folder, name, old, new, told):
 
 def test_changed_files_and_arrays_are_told(folder):
     before, rows = summarise(folder), np.load(folder / LAYER)
-    (folder / "report.html").rename(folder / "page.html")
+    (folder / "page.html").rename(folder / "other.html")
     np.save(folder / LAYER, rows[::-1])  # the same mean and spread
     save_file({"weight": np.ones((2, 2), np.float32) * 1.01}, folder / "own.safetensors", {"record": '{"bias": true}'})
     lines = compare(before, summarise(folder))
-    assert lines[:2] == ["report.html: expected, and not there", "page.html: there, and not expected"]
+    assert lines[:2] == ["page.html: expected, and not there", "other.html: there, and not expected"]
     assert "own.safetensors: record.bias: expected false, found true" in lines
     assert any(line.startswith("own.safetensors: weight: mean: expected 1.0, found 1.01") for line in lines)
     assert any(line.startswith(f"{LAYER}: woven: expected") for line in lines) and len(lines) == 6, lines
