@@ -365,6 +365,7 @@ def test_another_run_s_folder_is_refused_before_a_model_is_loaded(results, monke
             run("evaluate", model="tiny-clip", **given)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(results):
     "It did not know the wording and the parser: it did what their defaults say."
     folder = run("evaluate", model="tiny-clip", limit=9)
@@ -511,6 +512,7 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(fake, tmp_path, mo
     assert "cell" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_one_bar_of_images(fake):
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
@@ -532,6 +534,7 @@ def read_some(place: int) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pressed", [[0], [0, 0.02], [0, 0.3, 0.3]])
 def test_control_c_while_a_kernel_runs(fake, pressed):
     "One sentence, 130, nothing left behind; and the same command goes on. Also when it is pressed again and again."

@@ -933,6 +933,7 @@ def test_what_a_diagnosis_says(vlm, exam, pairs, diagnosed, few, tmp_path):
     assert "\n" not in repr(diagnosed) and "<table" in diagnosed._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_diagnosis_that_was_killed_goes_on(vlm, few, diagnosed, tmp_path, monkeypatch):
     "Answers and states are read, the rest is done again; another examination in the folder is refused."
     with monkeypatch.context() as dying:

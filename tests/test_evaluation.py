@@ -134,6 +134,7 @@ def runs(forker: subprocess.Popen) -> bool:
     return not select.select([forker.stdout], [], [], 0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_run_killed_thirty_times_ends_with_the_same_bytes(forker, tmp_path):
     start(forker, tmp_path / "calm")

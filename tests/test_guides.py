@@ -34,7 +34,11 @@ def own_session(monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=named)
+LONG = pytest.mark.slow  # the whole way from a checkpoint to a cure
+RUN = [pytest.param(path, marks=[LONG] * (path.stem == "tutorial")) for path in GUIDES]
+
+
+@pytest.mark.parametrize("guide", RUN, ids=[path.stem for path in GUIDES])
 def test_guide_runs(guide, own_session, monkeypatch, capsys):
     before = {path.name for path in guide.parent.iterdir()}
     passed = run_notebook(guide, monkeypatch)

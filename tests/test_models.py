@@ -236,15 +236,16 @@ def nonsense_head(name: str, folder):
     from vlm_counting.training import HeadConfig, _save_head, examples, fit_head, load_head
 
     vlm, samples = load_model(name, device="cpu", dtype="bfloat16"), load_dataset("balanced", limit=18)
-    last = len(vlm.anatomy.blocks)
+    last = len(vlm.hooks.blocks)
     store = extract_states(vlm, samples, folder / "states", [last], ["last"], len(samples), lens=False, progress=False)
     states = store.array(last, "last")
-    data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)
+    data = examples(states, [sample.target for sample in samples][::-1], vlm.count_token_ids)
     settings = HeadConfig(epochs=30, rate=1e-2)
-    head, _ = fit_head(load_head(vlm.folder), data, data, vlm.spelt, settings, progress=False)
+    head, _ = fit_head(load_head(vlm.folder), data, data, vlm.count_token_ids, settings, progress=False)
     return head, _save_head(head, folder / "head.safetensors", {"weights": vlm.weights}), vlm, samples, states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-paligemma2"])
 def test_a_head_says_in_bfloat16_what_it_says_to_extracted_states(name, tmp_path):
     "A head keeps float32 there: the first token agrees wherever the best two are not a rounding apart."
@@ -255,7 +256,7 @@ def test_a_head_says_in_bfloat16_what_it_says_to_extracted_states(name, tmp_path
     head, path, vlm, samples, states = nonsense_head(name, tmp_path)
     tuned = load_model(name, device="cpu", dtype="bfloat16", head=path)
     assert tuned.model.get_output_embeddings().weight.dtype == torch.float32
-    expected = answer_with_head(head, states, vlm.spelt, vlm.tokenizer.decode)
+    expected = answer_with_head(head, states, vlm.count_token_ids, vlm.tokenizer.decode)
     said, before = tuned.answer(samples, max_new_tokens=1), vlm.answer(samples, max_new_tokens=1)
     best = head.scores(torch.tensor(states)).topk(2).values
     clear = (best[:, 0] - best[:, 1] > best.abs().max() * 2**-8).tolist()  # bfloat16 has eight binary digits

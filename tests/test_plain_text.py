@@ -148,6 +148,7 @@ def page(tmp_path_factory) -> Seen:
     return Seen((folder / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_report_runs_nothing_that_a_data_set_brings_along(page):
     run_by_it = [word for word in page.words if "dataset.pwned" in word and SCRIPT not in word]  # inside a <script>
     assert not run_by_it and not [name for _, given in page.tags for name in given if name.startswith("on")]

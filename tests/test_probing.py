@@ -739,6 +739,7 @@ def test_one_worker_with_one_thread_does_the_work_itself(client, cluster, store,
     assert readers.count(worker) == len(store.keys()) and os.getpid() not in readers
 
 
+@pytest.mark.slow
 def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path):
     path, whole, over = tmp_path / "p.jsonl", tmp_path / "w" / "p.jsonl", tmp_path / "over"
     slow = Store(store.targets, store.factors, pause=0.4, until=str(over))
@@ -763,6 +764,7 @@ def test_a_worker_killed_while_it_probes_changes_no_byte(client, store, tmp_path
     assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs an alarm")
 def test_a_representation_that_no_worker_survives_is_an_error(client, cluster, store, tmp_path, monkeypatch):
     "joblib alone would wait for ever. What was read before it is kept."
@@ -1145,6 +1147,7 @@ def test_memory_disk_and_processes_give_the_same(lensed, tmp_path):
     assert len(pickle.dumps(unit)) < held[2, "mean"].nbytes + 40_000  # its own array, and none of the others
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_everything_and_goes_on(lensed, tmp_path, monkeypatch):
     samples, held, fresh = lensed
     places, folder = [], tmp_path / "run"

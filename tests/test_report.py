@@ -115,6 +115,7 @@ def kept(folder: Path) -> dict:
     return {path.name: path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_the_function_leaves_what_the_command_leaves(report, made):
     one, two = kept(report), kept(made.folder)
     assert one.keys() == two.keys() and [name for name in one if one[name] != two[name]] == []
@@ -158,6 +159,7 @@ def test_what_a_report_says(results, made):
     assert "<table" in made._repr_html_()
 
 
+@pytest.mark.slow
 def test_names_in_a_report_are_text(tmp_path):
     "A run of a model whose name would like to be a program."
     name = "<script>alert(1)</script>"
@@ -283,6 +285,7 @@ def two_sorts(number: int = 8) -> Material:
     return _gather("our runs", rows + mute)
 
 
+@pytest.mark.slow
 def test_more_models_than_colours_share_several_pictures():
     "Eight models raised ValueError in two pictures, and the eighth was missing from a third."
     makers, material = (pages._draw_answers, pages._draw_certainty, pages._draw_objects), two_sorts()

@@ -171,6 +171,7 @@ def test_a_folder_of_other_parameters_is_refused_and_kept(first_run):
     assert not list(folder.glob(".notebook.*"))
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_had_name_the_two_ways_out(tmp_path):
     done = call(BIN / "vlm-counting", "run", "evaluate", "model=qwen2-vl-7b", "limit=9", results=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -248,6 +249,7 @@ def test_own_data_without_colours_and_shapes_is_scored(tmp_path):
     ]  # nothing else is left where it was started
 
 
+@pytest.mark.slow
 def test_parts_of_a_run_are_joined_by_the_same_command_without_shard(first_run, tmp_path):
     "Parts are asked by papermill without an output path, in a terminal and with a pipe, and joined by the command."
     given = [EVALUATE, "-p", "limit", "9", "-p", "batch_size", "4", "-p", "shard"]

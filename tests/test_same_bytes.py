@@ -68,6 +68,7 @@ def left(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [name for name in WAYS if name != "by_python"])
 def test_every_way_leaves_the_same_bytes(left, way):
     assert set(KEPT) <= set(left["by_python"])
@@ -75,6 +76,7 @@ def test_every_way_leaves_the_same_bytes(left, way):
         assert left[way][file] == left["by_python"][file], file
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_too(left):
     for file, data in left["by_run"].items():
         if file.endswith((".png", ".svg")):
@@ -91,6 +93,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_what_is_read_and_probed_is_the_same_from_python_and_by_command(tmp_path, monkeypatch):
     "States, lens, tables, rows of probes: of a model that writes, one thread for each sum."
     monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))

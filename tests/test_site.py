@@ -238,6 +238,7 @@ return {title: document.title, heading: document.querySelectorAll('h1').length, 
 """
 
 
+@pytest.mark.slow
 def test_pages_in_a_browser(browser, address, site, pages):
     figures = {page_of(path): shown_images(path) for path in docs.notebooks(ROOT)}
     assert figures["nbs/guides/tutorial.html"] >= 4

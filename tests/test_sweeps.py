@@ -386,6 +386,7 @@ def test_a_dry_run_measures_what_is_here_and_fetches_nothing(tmp_path, monkeypat
 # --- runs, one after the other
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_and_the_others_go_on_and_it_is_run_again_on_request_only(fake, capsys):
     words = ["sweep", "verb=fake,reader", "name=a,b"]
     (fake / "fail-a").write_text("")
@@ -482,6 +483,7 @@ def test_an_engine_that_does_not_answer_is_refused_with_advice(fake, capsys):
 # --- processes that are killed
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_done(fake):
     (fake / "wait-b").write_text("")
     words = ["verb=fake", "name=a,b,c"]
@@ -496,6 +498,7 @@ def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_done(fake):
     assert log(fake) == ["fake/a", "fake/b", "fake/b", "fake/c"] and "goes on" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_control_c_leaves_what_is_done_and_says_how_to_go_on(fake, workers):
     (fake / "wait-b").write_text("")
@@ -570,6 +573,7 @@ def cluster(fake):
         one.close()
 
 
+@pytest.mark.slow
 def test_a_running_cluster_is_used_and_left_as_it_is(fake, cluster):
     address, told = cluster(fake), []
     outcomes = sweep(plan_sweep({"verb": "fake,reader", "name": "a"}), scheduler=address, tell=told.append)
