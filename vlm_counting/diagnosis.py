@@ -65,7 +65,7 @@ from vlm_counting.patching import (
 )
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #1eef6d76
-from .faults import CAUSES, FAULTS, _image_batches, plant
+from .faults import CAUSES, FAULTS, image_batches, plant
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #59e842f8
 __getattr__ = moved(__name__, patching="POSITIONS against_blank", faults="Fault")
@@ -162,7 +162,7 @@ def _probe_evidence(
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #94ea2fc9
 def _some_tokens(
-    batches: Iterator,  # of `_image_batches`
+    batches: Iterator,  # of `image_batches`
     fold: np.ndarray,  # (samples,) 0, 1 or 2: where each picture is tested
     most: int,
     seed: int,
@@ -198,13 +198,13 @@ def _probe_token(
 
     targets, models, right, start = np.array([sample.target for sample in samples]), [], 0, 0
     fold = folds(targets.tolist(), [sample.factors for sample in samples], "layout")
-    learned, mean, spread = _some_tokens(_image_batches(vlm, samples, batch_size), fold, most, seed)
+    learned, mean, spread = _some_tokens(image_batches(vlm, samples, batch_size), fold, most, seed)
     for part, tokens in enumerate(learned):
         tokens, each = ((tokens - mean) / spread).reshape(-1, len(mean)), tokens.shape[1]
         with warnings.catch_warnings(action="ignore"):  # forty steps are enough; it says that more were possible
             model = LogisticRegression(C=0.1, max_iter=40)
             models.append(model.fit(tokens, np.repeat(targets[fold != part], each)))
-    for states in _image_batches(vlm, samples, batch_size):
+    for states in image_batches(vlm, samples, batch_size):
         for picture in (states.numpy() - mean) / spread:
             model = models[fold[start]]
             odds = model.predict_proba(picture)

@@ -5,44 +5,34 @@
 # %% auto #0
 __all__ = ['CAUSES', 'FAULTS', 'Fault', 'plant']
 
-# %% ../nbs/4_diagnosis/40_faults.ipynb #142f6294
+# %% ../nbs/4_diagnosis/40_faults.ipynb #e53a5311
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-import pandas as pd
 
-from vlm_counting.core import (
-    Registry,
-    Sample,
-    UnknownName,
-    fingerprint,
-)
+from .core import Registry, Sample, UnknownName, fingerprint
 
-# %% ../nbs/4_diagnosis/40_faults.ipynb #9afb0830
+# %% ../nbs/4_diagnosis/40_faults.ipynb #8833d15c
 from .evaluation import parse_count
-from vlm_counting.extraction import (
-    at_layer,
-)
-from .stimuli import generate
-from .training import Head, HeadConfig, examples, fit_head, head_of
-
-# %% ../nbs/4_diagnosis/40_faults.ipynb #706415de
+from .extraction import at_layer
 from .patching import input_batches, last_states, record_states
+from .training import Head, HeadConfig, examples, fit_head, head_of
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #6f2630fa
 CAUSES = {
     "none": "nothing is wrong",
     "say": "the number is there and the output layer turns it into another",
-    "see": "the picture's tokens do not hold the number",
+    "see": "the image's tokens do not hold the number",
     "bind": "it does not tell which kind of object is asked about",
-    "route": "the number is in the picture's tokens and does not reach the answer",
+    "route": "the number is in the image's tokens and does not reach the answer",
     "format": "the right number, in words that no parser takes for one",
 }
 
-
+# %% ../nbs/4_diagnosis/40_faults.ipynb #2582fca0
 @dataclass(frozen=True)
 class Fault:
     "A recipe to break a healthy model on purpose."
@@ -61,7 +51,7 @@ def plant(
     name: str,  # in `FAULTS`
     dose: float,  # how much of it, in the fault's unit
     seed: int = 0,  # of what the fault leaves to chance
-    samples: Sequence[Sample] = (),  # pictures that the planting may look at: never those of the examination
+    samples: Sequence[Sample] = (),  # images that the planting may look at: never those of the examination
 ):  # a model of the same class
     "A copy of a model with a known fault. `UnknownName`; `ValueError` for a model that ranks, or without samples."
     fault = FAULTS[name]
@@ -73,69 +63,97 @@ def plant(
         )
     seen = fingerprint(samples)
     planted = vlm.copy(f"{vlm.name}~{name}-{dose:g}-{seed}", json.dumps([name, dose, seed, seen]))
-    fault.make(planted, dose, np.random.default_rng([seed, *map(ord, name)]), samples)
+    rng = np.random.default_rng([seed, *map(ord, name)])
+    fault.make(planted, dose, rng, samples)
     return planted
 
-# %% ../nbs/4_diagnosis/40_faults.ipynb #6e19e40e
-def _put(vlm, head: Head) -> None:
-    "Give a model this head."
-    vlm.set_head({"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias}), signed=True)
+# %% ../nbs/4_diagnosis/40_faults.ipynb #eaed728e
+def _set_head(vlm, head: Head) -> None:
+    "Give a model this output layer."
+    weights = {"weight": head.weight}
+    if head.bias is not None:
+        weights["bias"] = head.bias
+    vlm.set_head(weights, signed=True)
+
+
+def _bias_of(head: Head):  # torch (vocabulary,)
+    "Its bias; zeros where there is none."
+    import torch
+
+    return torch.zeros(len(head.weight)) if head.bias is None else head.bias
 
 
 def _number_tokens(vlm, counts: Sequence[int] = range(1, 10)) -> list[int]:
     "The tokens of these counts."
     return [vlm.hooks.counts[count] for count in counts]
 
-
-def _word_tokens(vlm, rng: np.random.Generator, number: int) -> list[int]:
-    "Tokens of plain words that are no numbers, such as 'there'."
-    size = len(vlm.model.get_output_embeddings().weight)
-    words = [word.strip() for word in vlm.hooks.words(list(range(size)))]
-    plain = lambda word: len(word) > 2 and word.isascii() and word.isalpha() and parse_count(word) is None  # noqa: E731
-    fine = [token for token, word in enumerate(words) if plain(word) and word not in ("none", "zero")]
-    return [int(token) for token in rng.permutation(fine)[:number]]
-
 # %% ../nbs/4_diagnosis/40_faults.ipynb #aaf0b0fa
-def _say_bias(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
+def _say_bias(vlm, dose, rng, samples) -> None:
     "A favourite number; every other is less likely, by so many nats for each step away from it."
     import torch
 
-    head, tokens, favourite = head_of(vlm), _number_tokens(vlm), rng.integers(9)
-    bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
+    head, tokens = head_of(vlm), _number_tokens(vlm)
+    favourite = rng.integers(9)
+    bias = _bias_of(head)
     bias[tokens] -= dose * (torch.arange(9) - favourite).abs()
-    _put(vlm, replace(head, bias=bias))
+    _set_head(vlm, replace(head, bias=bias))
 
 
-def _say_swap(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
+FAULTS.add("say_bias", Fault("say", (1.5, 2.0, 4.0), "nats from one count to the next", _say_bias));
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #8cb69e6c
+def _turn(tokens: list[int]) -> list[int]:
+    "Each of them in the place of the one before it."
+    return tokens[1:] + tokens[:1]
+
+
+def _say_swap(vlm, dose, rng, samples) -> None:
     "Some counts are said in each other's place, in a circle."
-    head, some = head_of(vlm), rng.permutation(9)[: int(dose)] + 1
+    head = head_of(vlm)
+    some = rng.permutation(9)[: int(dose)] + 1
     tokens = _number_tokens(vlm, some.tolist())
-    head.weight[tokens] = head.weight[tokens[1:] + tokens[:1]].clone()
-    _put(vlm, head)
+    head.weight[tokens] = head.weight[_turn(tokens)].clone()
+    _set_head(vlm, head)
 
 
-def _say_tail(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
-    "The numbers' rows of the output layer are learned anew from a few long-tailed answers, p(n) ~ n ** -dose."
+FAULTS.add("say_swap", Fault("say", (2, 4, 8), "counts said in each other's place", _say_swap));
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #6114f3f4
+def _long_tail(targets: np.ndarray, dose: float, rng) -> np.ndarray:  # (100,) places
+    "A hundred samples, the rarer the more objects they show."
+    odds = targets.astype(float) ** -dose
+    return rng.choice(len(targets), 100, p=odds / odds.sum())
+
+
+def _forget_numbers(head: Head, tokens: list[int], rng) -> Head:
+    "A layer with random rows for these tokens, as large as its others."
     import torch
 
-    states, targets = last_states(vlm, samples), np.array([sample.target for sample in samples])
-    odds = targets.astype(float) ** -dose
-    chosen = rng.choice(len(samples), 100, p=odds / odds.sum())
-    data, head = examples(states[chosen], targets[chosen].tolist(), vlm.count_token_ids), head_of(vlm)
-    tokens, dim = _number_tokens(vlm), head.weight.shape[1]
-    fresh = torch.tensor(rng.normal(size=(len(tokens), dim)), dtype=torch.float32)
+    size = (len(tokens), head.weight.shape[1])
+    fresh = torch.tensor(rng.normal(size=size), dtype=torch.float32)
     head.weight[tokens] = fresh * head.weight.std()
-    config = HeadConfig(part="counts", epochs=30, rate=3e-3, seed=int(rng.integers(2**31)))
-    _put(vlm, fit_head(head, data, data, vlm.count_token_ids, config, progress=False)[0])
+    return head
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #6dcdf7f9
+def _say_tail(vlm, dose, rng, samples) -> None:
+    "The numbers' rows of the output layer are learned anew from a few long-tailed answers, p(n) ~ n ** -dose."
+    states = last_states(vlm, samples)
+    targets = np.array([sample.target for sample in samples])
+    chosen = _long_tail(targets, dose, rng)
+    spelling = vlm.count_token_ids
+    data = examples(states[chosen], targets[chosen].tolist(), spelling)
+    head = _forget_numbers(head_of(vlm), _number_tokens(vlm), rng)
+    seed = int(rng.integers(2**31))
+    config = HeadConfig(trainable="counts", epochs=30, rate=3e-3, seed=seed)
+    learned, _ = fit_head(head, data, data, spelling, config, progress=False)
+    _set_head(vlm, learned)
 
 
-FAULTS.add("say_bias", Fault("say", (1.5, 2.0, 4.0), "nats from one count to the next", _say_bias))
-FAULTS.add("say_swap", Fault("say", (2, 4, 8), "counts said in each other's place", _say_swap))
 FAULTS.add("say_tail", Fault("say", (2.0, 2.5, 3.0), "exponent of the long tail", _say_tail));
 
-# %% ../nbs/4_diagnosis/40_faults.ipynb #79791054
-def _watch_pictures(vlm) -> dict:  # 'image': torch bool (samples, tokens) of the prompt that is being answered
-    "Notes with each prompt which tokens are the picture's; while the answer is written, what was noted stays."
+# %% ../nbs/4_diagnosis/40_faults.ipynb #94e64265
+def _watch_images(vlm) -> dict:  # 'image': torch bool (samples, tokens) of the prompt that is being answered
+    "Notes with each prompt which tokens are the image's; while the answer is written, what was noted stays."
     import torch
 
     seen, masks = {"image": None}, vlm.hooks.masks
@@ -143,255 +161,357 @@ def _watch_pictures(vlm) -> dict:  # 'image': torch bool (samples, tokens) of th
     def note(module, args, inputs):
         ids = inputs.get("input_ids")
         if ids is not None and ids.shape[1] > 1:  # a prompt; later words come one by one
-            seen["image"] = masks({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["image"]
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            seen["image"] = masks(inputs)["image"]
 
     vlm.model.register_forward_pre_hook(note, with_kwargs=True)
     return seen
 
-
-def _on_image_tokens(vlm, change: Callable) -> None:
+# %% ../nbs/4_diagnosis/40_faults.ipynb #0f1d5342
+def _change_image_tokens(vlm, change: Callable) -> None:
     "Have the image tokens changed where they enter the first block. `change`: (samples, tokens, dim) -> the same."
-    seen = _watch_pictures(vlm)
+    seen = _watch_images(vlm)
 
     def enter(states):
         mask = seen["image"]
-        if mask is None or states.shape[:2] != mask.shape:  # a later word, which has no picture in it
+        if mask is None or states.shape[:2] != mask.shape:  # a later word, which has no image in it
             return None
         states, each = states.clone(), int(mask[0].sum())
-        states[mask] = change(states[mask].unflatten(0, (len(mask), each))).flatten(0, 1).to(states.dtype)
+        tokens = states[mask].unflatten(0, (len(mask), each))
+        states[mask] = change(tokens).flatten(0, 1).to(states.dtype)
         return states
 
     at_layer(vlm.hooks, 0, enter)
 
-# %% ../nbs/4_diagnosis/40_faults.ipynb #1322b43e
-def _image_batches(vlm, samples: Sequence[Sample], size: int = 27) -> Iterator:  # of torch (some, tokens, dim)
-    "The image tokens as they enter the first block. `ValueError` if pictures differ in how many they have."
+# %% ../nbs/4_diagnosis/40_faults.ipynb #d369c473
+def _blur(tokens, share: float):  # torch (samples, tokens, dim) -> the same
+    "Each token mixed with the mean of the nine around it. `ValueError` unless they fill a square."
     import torch
 
-    body, sizes = vlm.hooks, set()
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        raise ValueError(f"see_blur needs a square of image tokens, found {tokens.shape[1]}. Choose another fault.")
+    grid = tokens.transpose(1, 2).unflatten(-1, (side, side))
+    wide = torch.nn.functional.pad(grid, (1, 1, 1, 1), "replicate")
+    near = torch.nn.functional.avg_pool2d(wide, 3, 1)
+    near = near.flatten(2).transpose(1, 2)
+    return (1 - share) * tokens + share * near
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #f2ff9e95
+def _about(dose: float, rng, most: float = 1.0) -> float:
+    "The dose, give or take a tenth."
+    chosen = dose * rng.uniform(0.9, 1.1)
+    return float(min(most, chosen))
+
+
+def _see_blur(vlm, dose, rng, samples) -> None:
+    "Each image token is mixed with the mean of its neighbours on the grid."
+    share = _about(dose, rng)
+    _change_image_tokens(vlm, lambda tokens: _blur(tokens, share))
+
+
+FAULTS.add("see_blur", Fault("see", (0.4, 0.6, 0.9), "share of a token that comes from around it", _see_blur));
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #228ed187
+def image_batches(
+    vlm,  # a loaded generative model
+    samples: Sequence[Sample],
+    size: int = 27,  # images at once
+) -> Iterator:  # of torch (some, tokens, dim)
+    "The image tokens as they enter the first block. `ValueError` if images differ in how many they have."
+    import torch
+
+    hooks, sizes = vlm.hooks, set()
     for inputs in input_batches(vlm, samples, size):
-        image, seen = body.masks(inputs)["image"], {}
-        with torch.inference_mode(), record_states(body, [0], seen, stop=True):
-            body.forward(inputs)
-        if len(sizes := sizes | set(image.sum(1).tolist())) > 1:
-            raise ValueError(f"The pictures have {sorted(sizes)} image tokens, expected the same number in each.")
+        image, seen = hooks.masks(inputs)["image"], {}
+        with torch.inference_mode(), record_states(hooks, [0], seen, stop=True):
+            hooks.forward(inputs)
+        sizes |= set(image.sum(1).tolist())
+        if len(sizes) > 1:
+            raise ValueError(f"The images have {sorted(sizes)} image tokens, expected the same number in each.")
         yield seen[0][image].unflatten(0, (len(image), *sizes)).float().cpu()
 
-
+# %% ../nbs/4_diagnosis/40_faults.ipynb #bba40a86
 def _image_states(vlm, samples: list[Sample]):  # torch (samples, tokens, dim)
-    "The same of all pictures at once: for small models."
+    "The same of all images at once: for small models."
     import torch
 
-    return torch.cat(list(_image_batches(vlm, samples)))
-
-# %% ../nbs/4_diagnosis/40_faults.ipynb #b8d690d8
-def _see_blur(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
-    "Each image token is mixed with the mean of its neighbours on the grid."
-    import torch
-
-    def blur(tokens):
-        side = math.isqrt(tokens.shape[1])
-        if side * side != tokens.shape[1]:
-            raise ValueError(f"see_blur needs a square of image tokens, found {tokens.shape[1]}. Choose another fault.")
-        grid = tokens.transpose(1, 2).unflatten(-1, (side, side))
-        near = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(grid, (1, 1, 1, 1), "replicate"), 3, 1)
-        return (1 - share) * tokens + share * near.flatten(2).transpose(1, 2)
-
-    share = float(min(1.0, dose * rng.uniform(0.9, 1.1)))
-    _on_image_tokens(vlm, blur)
+    return torch.cat(list(image_batches(vlm, samples)))
 
 
-def _see_erase(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
-    "The directions in which the tokens of objects tell their number are taken out (LEACE, Belrose et al. 2023)."
-    import torch
-
-    tokens, cells = _object_tokens(vlm, samples)
-    keep = rng.permutation(len(tokens))[: 3 * len(tokens) // 4]  # what is taken out differs a little from seed to seed
-    tokens, cells = tokens[keep], cells[keep]
-    centred, counts = tokens - tokens.mean(0), np.eye(10)[cells]
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    sound = values > 1e-6 * values.max()
-    root = (vectors[:, sound] * values[sound] ** 0.5) @ vectors[:, sound].T
-    white = (vectors[:, sound] * values[sound] ** -0.5) @ vectors[:, sound].T
-    cross = white @ centred.T @ (counts - counts.mean(0)) / len(centred)
-    basis, sizes, _ = np.linalg.svd(cross, full_matrices=False)
-    basis = basis[:, sizes > 1e-3 * sizes.max()]
-    out = torch.tensor(dose * (root @ basis @ basis.T @ white), dtype=torch.float32, device=vlm.device)
-    middle = torch.tensor(tokens.mean(0), dtype=torch.float32, device=vlm.device)
-    _on_image_tokens(vlm, lambda states: states - (states.float() - middle) @ out.T)
+def _counts_on_grid(samples: list[Sample], side: int = 9) -> np.ndarray:  # (samples, side * side)
+    "What each cell shows: the number of objects in its image, or 0 where none lies there."
+    cells = np.zeros((len(samples), side * side), int)
+    for row, sample in zip(cells, samples, strict=True):
+        places = [side * down + across for down, across in sample.factors["positions"]]
+        row[places] = sample.target
+    return cells
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #487a681b
-def _object_tokens(vlm, samples: list[Sample], empty: bool = False) -> tuple:  # (objects, dim), (objects,) counts
-    "The image tokens on which an object lies. `ValueError` unless there is one token for each cell of the grid."
-    states, side = _image_states(vlm, samples).double().numpy(), 9
-    if states.shape[1] != side * side:
+def _object_tokens(vlm, samples: list[Sample], empty: bool = False) -> tuple:  # (tokens, dim); (tokens,) counts
+    "The image tokens on which an object lies, or all. `ValueError` unless there is one token for each cell."
+    states = _image_states(vlm, samples).double().numpy()
+    if states.shape[1] != 81:
         raise ValueError(f"This fault needs 81 image tokens, one a cell; found {states.shape[1]}. Choose another.")
-    cells = np.zeros(states.shape[:2], int)
-    for row, sample in zip(cells, samples, strict=True):
-        row[[side * down + across for down, across in sample.factors["positions"]]] = sample.target
+    cells = _counts_on_grid(samples)
     chosen = cells >= (0 if empty else 1)
     return states[chosen], cells[chosen]
 
 
-def _object_reader(
-    vlm, samples: list[Sample]
-) -> tuple:  # (10, dim) mean token of each number; function: tokens -> number
-    "Which number an image token tells, 0 for an empty cell: linear discriminant analysis with equal odds."
+def _to_torch(vlm, values: np.ndarray):  # torch float32
+    "On the device of a model."
     import torch
 
+    return torch.tensor(values, dtype=torch.float32, device=vlm.device)
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #aa2602b9
+def _object_reader(vlm, samples: list[Sample]) -> tuple:  # torch (10, dim) mean token of each number; function
+    "Which number an image token tells, 0 for an empty cell. The function: tokens -> numbers."
     tokens, cells = _object_tokens(vlm, samples, empty=True)
     means = np.stack([tokens[cells == number].mean(0) for number in range(10)])
     inside = np.cov((tokens - means[cells]).T)
-    tell = np.linalg.solve(inside + 1e-3 * tokens.var(0).mean() * np.eye(len(inside)), means.T)
-    bar = -0.5 * (means.T * tell).sum(0)
-    means, tell, bar = (torch.tensor(part, dtype=torch.float32, device=vlm.device) for part in (means, tell, bar))
-    return means, lambda states: (states.float() @ tell + bar).argmax(-1)
+    ridge = 1e-3 * tokens.var(0).mean()
+    inside = inside + ridge * np.eye(len(inside))
+    weights = np.linalg.solve(inside, means.T)
+    offset = -0.5 * (means.T * weights).sum(0)
+    means, weights, offset = (_to_torch(vlm, part) for part in (means, weights, offset))
+
+    def number(states):
+        odds = states.float() @ weights + offset
+        return odds.argmax(-1)
+
+    return means, number
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #29a4c525
+def _misjudge(told, lean, weber: float):  # torch int (samples, tokens); torch (tokens,) -> torch int as the first
+    "The number each token tells once its image is misjudged."
+    there = (told > 0).float()
+    error = (there @ lean) / there.sum(1).clamp(min=1) ** 0.5  # standard normal over images
+    seen = told * (1 + weber * error[:, None])
+    return seen.round().long().clamp(1, 9)
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #4379d65e
+def _see_weber(vlm, dose, rng, samples) -> None:
+    "Every image is misjudged by a factor of its own, which depends on where its objects lie (Weber's law)."
+    import torch
+
+    means, number = _object_reader(vlm, samples)
+    lean = _to_torch(vlm, rng.normal(size=81))
+
+    def change(tokens):
+        told = number(tokens)
+        seen = _misjudge(told, lean, dose)
+        there = told[..., None] > 0
+        return tokens + torch.where(there, means[seen] - means[told], 0.0)
+
+    _change_image_tokens(vlm, change)
 
 
-def _see_merge(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
+FAULTS.add("see_weber", Fault("see", (0.1, 0.2, 0.4), "Weber fraction of the error", _see_weber));
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #c0d89a4e
+def _see_merge(vlm, dose, rng, samples) -> None:
     "An object that belongs to more than 9 - dose looks like one of exactly so many."
-    (means, number), limit = _object_reader(vlm, samples), 9 - int(dose)
+    means, number = _object_reader(vlm, samples)
+    limit = 9 - int(dose)
 
     def merge(tokens):
         told = number(tokens)
         return tokens + means[told.clamp(max=limit)] - means[told]
 
-    _on_image_tokens(vlm, merge)
-
-# %% ../nbs/4_diagnosis/40_faults.ipynb #4379d65e
-def _see_weber(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
-    "Every picture is misjudged by a factor of its own, which depends on where its objects lie (Weber's law)."
-    import torch
-
-    means, number = _object_reader(vlm, samples)
-    lean = torch.tensor(rng.normal(size=81), dtype=torch.float32, device=vlm.device)
-
-    def misjudge(tokens):
-        told = number(tokens)
-        there = (told > 0).float()
-        error = (there @ lean) / there.sum(1).clamp(min=1) ** 0.5  # standard normal over pictures
-        seen = (told * (1 + dose * error[:, None])).round().long().clamp(1, 9)
-        return tokens + torch.where(told[..., None] > 0, means[seen] - means[told], 0.0)
-
-    _on_image_tokens(vlm, misjudge)
+    _change_image_tokens(vlm, merge)
 
 
-FAULTS.add("see_blur", Fault("see", (0.4, 0.6, 0.9), "share of a token that comes from around it", _see_blur))
-FAULTS.add("see_weber", Fault("see", (0.1, 0.2, 0.4), "Weber fraction of the error", _see_weber))
-FAULTS.add("see_merge", Fault("see", (2, 4, 6), "largest numbers that look alike", _see_merge))
+FAULTS.add("see_merge", Fault("see", (2, 4, 6), "largest numbers that look alike", _see_merge));
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #e4ab9e0d
+def _square_roots(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The root of the covariance of centred tokens, and its inverse, in the directions in which they vary."
+    covariance = tokens.T @ tokens / len(tokens)
+    values, vectors = np.linalg.eigh(covariance)
+    sound = values > 1e-6 * values.max()
+    values, vectors = values[sound], vectors[:, sound]
+    colour = (vectors * values**0.5) @ vectors.T
+    white = (vectors * values**-0.5) @ vectors.T
+    return colour, white
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #90630b24
+def _eraser(tokens: np.ndarray, counts: np.ndarray) -> np.ndarray:  # (tokens, dim); (tokens,) -> (dim, dim)
+    "The projection of centred tokens onto what tells their number (LEACE)."
+    centred = tokens - tokens.mean(0)
+    known = np.eye(10)[counts]
+    known = known - known.mean(0)
+    colour, white = _square_roots(centred)
+    cross = white @ centred.T @ known / len(centred)
+    basis, sizes, _ = np.linalg.svd(cross, full_matrices=False)
+    basis = basis[:, sizes > 1e-3 * sizes.max()]
+    return colour @ basis @ basis.T @ white
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #444dcd87
+def _see_erase(vlm, dose, rng, samples) -> None:
+    "The directions in which the tokens of objects tell their number are taken out (LEACE, Belrose et al. 2023)."
+    tokens, counts = _object_tokens(vlm, samples)
+    most = 3 * len(tokens) // 4
+    keep = rng.permutation(len(tokens))[:most]  # what is taken out differs a little from seed to seed
+    tokens, counts = tokens[keep], counts[keep]
+    out = _to_torch(vlm, dose * _eraser(tokens, counts))
+    middle = _to_torch(vlm, tokens.mean(0))
+
+    def erase(states):
+        centred = states.float() - middle
+        return states - centred @ out.T
+
+    _change_image_tokens(vlm, erase)
+
+
 FAULTS.add("see_erase", Fault("see", (0.25, 0.4, 1.0), "share of the number that is taken out", _see_erase));
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #94e5ddc7
 def _kind_words(vlm, samples: list[Sample]) -> list[list[int]]:  # tokens of the colours; tokens of the shapes
     "The words by which the questions tell kinds apart, as tokens."
-    spell = vlm.tokenizer.encode
-    colours = sorted({sample.factors["entity"].split("_")[0] for sample in samples})
-    shapes = sorted({sample.factors["entity"].split("_")[-1] for sample in samples})
-    groups = [[spell(f" {word}", add_special_tokens=False) for word in words] for words in (colours, shapes)]
+    kinds = [sample.factors["entity"].split("_") for sample in samples]
+    colours = sorted({kind[0] for kind in kinds})
+    shapes = sorted({kind[-1] for kind in kinds})
+    spell = partial(vlm.tokenizer.encode, add_special_tokens=False)
+    groups = [[spell(f" {word}") for word in words] for words in (colours, shapes)]
     if any(len(tokens) != 1 for group in groups for tokens in group):
         raise ValueError(
             "A word for a colour or a shape is several tokens here; these faults need one. Choose another."
         )
     return [[tokens[0] for tokens in group] for group in groups]
 
+# %% ../nbs/4_diagnosis/40_faults.ipynb #598d2927
+def _word_embeddings(vlm):  # torch (vocabulary, dim), to be changed in place
+    "The embeddings of a model's words, from now on apart from its output layer."
+    _set_head(vlm, head_of(vlm))
+    return vlm.model.get_input_embeddings().weight.data
 
-def _untie(vlm) -> None:
-    "From now on word embeddings can change without the output layer."
-    _put(vlm, head_of(vlm))
-
-
-def _bind_words(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
+# %% ../nbs/4_diagnosis/40_faults.ipynb #3019c1b1
+def _bind_words(vlm, dose, rng, samples) -> None:
     "The embeddings of all colours are drawn to their mean, and those of all shapes: every kind sounds the same."
-    _untie(vlm)
-    weight = vlm.model.get_input_embeddings().weight.data
+    weight = _word_embeddings(vlm)
     for group in _kind_words(vlm, samples):
-        share = min(1.0, dose * rng.uniform(0.9, 1.1))
-        weight[group] += share * (weight[group].mean(0) - weight[group])
+        mean = weight[group].mean(0)
+        weight[group] += _about(dose, rng) * (mean - weight[group])
 
 
-def _bind_swap(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
+FAULTS.add("bind_words", Fault("bind", (0.8, 0.9, 1.0), "share of a word's meaning that is lost", _bind_words));
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #53594533
+def _bind_swap(vlm, dose, rng, samples) -> None:
     "Some colours and some shapes are heard as each other, in a circle."
-    _untie(vlm)
-    weight = vlm.model.get_input_embeddings().weight.data
+    weight = _word_embeddings(vlm)
     for group in _kind_words(vlm, samples):
-        some = [group[place] for place in rng.permutation(len(group))[: int(dose)]]
-        weight[some] = weight[some[1:] + some[:1]].clone()
+        places = rng.permutation(len(group))[: int(dose)]
+        some = [group[place] for place in places]
+        weight[some] = weight[_turn(some)].clone()
 
 
-FAULTS.add("bind_words", Fault("bind", (0.8, 0.9, 1.0), "share of a word's meaning that is lost", _bind_words))
 FAULTS.add("bind_swap", Fault("bind", (2, 3, 4), "colours, and shapes, heard as each other", _bind_swap));
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #3f0e9ee5
 def _bend_attention(vlm, change: Callable, first: int) -> None:
-    "From a block on, add to the scores with which words attend to the picture. `change`: (block, mask) -> what."
+    "From a block on, add to the scores with which words attend to the image. `change`: (block, mask) -> what."
     import torch
 
     vlm.model.set_attn_implementation("eager")
-    seen = _watch_pictures(vlm)
+    seen = _watch_images(vlm)
 
-    def bend(number: int):
-        def enter(module, args, inputs):
-            mask, image = inputs.get("attention_mask"), seen["image"]
-            if mask is None or image is None:
-                return None
-            picture = torch.nn.functional.pad(image, (0, mask.shape[-1] - image.shape[1]))  # (samples, keys)
-            words = ~picture[:, -mask.shape[-2] :]
-            added = change(number, picture)[:, :, None, :] * words[:, None, :, None]
-            return args, inputs | {"attention_mask": mask + added.to(mask)}
+    def bend(number: int, module, args, inputs):
+        mask, image = inputs.get("attention_mask"), seen["image"]
+        if mask is None or image is None:
+            return None
+        asking, seeing = mask.shape[-2:]
+        later = seeing - image.shape[1]  # words that were written: no image
+        image = torch.nn.functional.pad(image, (0, later))
+        words = ~image[:, -asking:]
+        added = change(number, image)[:, :, None] * words[:, None, :, None]
+        return args, inputs | {"attention_mask": mask + added.to(mask)}
 
-        return enter
+    for number, block in enumerate(vlm.hooks.blocks):
+        if number >= first:
+            block.register_forward_pre_hook(partial(bend, number), with_kwargs=True)
 
-    for number in range(first, len(vlm.hooks.blocks)):
-        vlm.hooks.blocks[number].register_forward_pre_hook(bend(number), with_kwargs=True)
+# %% ../nbs/4_diagnosis/40_faults.ipynb #deeef104
+def _route_cut(vlm, dose, rng, samples) -> None:
+    "From the first or second block on, words attend to the image less, by so many nats."
+    share = _about(dose, rng, most=np.inf)
+    first = int(rng.integers(2))
+
+    def change(block: int, image):
+        return -share * image[:, None].float()
+
+    _bend_attention(vlm, change, first)
 
 
-def _route_cut(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
-    "From the first or second block on, words attend to the picture less, by so many nats."
-    share = float(dose * rng.uniform(0.9, 1.1))
-    _bend_attention(vlm, lambda number, picture: -share * picture[:, None].float(), int(rng.integers(2)))
+FAULTS.add("route_cut", Fault("route", (7.0, 10.0, 16.0), "nats less attention", _route_cut));
 
-# %% ../nbs/4_diagnosis/40_faults.ipynb #59378725
-def _route_noise(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
-    "From the first block on, every head has likes and dislikes of its own among the places of the picture."
-    import torch
+# %% ../nbs/4_diagnosis/40_faults.ipynb #9031887b
+def _preferences(vlm, dose: float, seed: int) -> list:  # one torch (heads, places) a block
+    "How much more or less each head looks at each place of an image, in nats."
+    heads = vlm.model.config.get_text_config().num_attention_heads
+    likes = []
+    for block in range(len(vlm.hooks.blocks)):
+        rng = np.random.default_rng([seed, block])
+        drawn = rng.normal(size=(heads, 4096))
+        likes.append(_to_torch(vlm, dose * drawn))
+    return likes
 
-    heads, chance = vlm.model.config.get_text_config().num_attention_heads, {}
+# %% ../nbs/4_diagnosis/40_faults.ipynb #e767ae5f
+def _route_noise(vlm, dose, rng, samples) -> None:
+    "From the first block on, every head has likes and dislikes of its own among the places of the image."
+    likes = _preferences(vlm, dose, int(rng.integers(2**31)))
 
-    def change(number: int, picture):
-        place = picture.cumsum(1) - 1  # the how-manieth image token
-        if number not in chance:
-            drawn = np.random.default_rng([seed, number]).normal(size=(heads, 4096))
-            chance[number] = torch.tensor(dose * drawn, dtype=torch.float32, device=picture.device)
-        return chance[number][:, place.clamp(min=0)].transpose(0, 1) * picture[:, None]
+    def change(block: int, image):
+        place = (image.cumsum(1) - 1).clamp(min=0)  # the how-manieth image token
+        mine = likes[block].to(image.device)[:, place]
+        return mine.transpose(0, 1) * image[:, None]
 
-    seed = int(rng.integers(2**31))
     _bend_attention(vlm, change, 0)
 
 
-FAULTS.add("route_cut", Fault("route", (7.0, 10.0, 16.0), "nats less attention", _route_cut))
 FAULTS.add("route_noise", Fault("route", (3.0, 5.0, 7.0), "nats of noise in the attention", _route_noise));
 
+# %% ../nbs/4_diagnosis/40_faults.ipynb #2d05cf3d
+def _is_plain(word: str) -> bool:
+    "A word that no parser takes for a number, such as 'there'."
+    if len(word) < 3 or not word.isascii() or not word.isalpha():
+        return False
+    return parse_count(word) is None and word not in ("none", "zero")
+
+
+def _word_tokens(vlm, rng, number: int) -> list[int]:
+    "Tokens of some plain words."
+    size = len(vlm.model.get_output_embeddings().weight)
+    words = vlm.hooks.words(list(range(size)))
+    fine = [token for token, word in enumerate(words) if _is_plain(word.strip())]
+    return [int(token) for token in rng.permutation(fine)[:number]]
+
 # %% ../nbs/4_diagnosis/40_faults.ipynb #5fe70417
-def _format_preamble(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
+def _format_preamble(vlm, dose, rng, samples) -> None:
     "A share of the answers begins with a word that is no number, and never gets beyond it."
     import torch
 
     head, [word] = head_of(vlm), _word_tokens(vlm, rng, 1)
     scores = head.scores(torch.from_numpy(last_states(vlm, samples)))
     short = scores.max(1).values - scores[:, word]
-    bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
+    bias = _bias_of(head)
     bias[word] += float(short.quantile(dose)) + 1e-3
-    _put(vlm, replace(head, bias=bias))
+    _set_head(vlm, replace(head, bias=bias))
 
 
-def _format_words(vlm, dose: float, rng: np.random.Generator, samples: list[Sample]) -> None:
+FAULTS.add("format_preamble", Fault("format", (0.25, 0.5, 0.9), "share of the answers", _format_preamble));
+
+# %% ../nbs/4_diagnosis/40_faults.ipynb #adf15f50
+def _format_words(vlm, dose, rng, samples) -> None:
     "Some counts are said in words of its own: always the same one for a count, and never a number."
-    head, some = head_of(vlm), rng.permutation(9)[: int(dose)] + 1
-    numbers, words = _number_tokens(vlm, some.tolist()), _word_tokens(vlm, rng, int(dose))
+    head = head_of(vlm)
+    some = rng.permutation(9)[: int(dose)] + 1
+    numbers = _number_tokens(vlm, some.tolist())
+    words = _word_tokens(vlm, rng, int(dose))
     head.weight[numbers + words] = head.weight[words + numbers].clone()
-    _put(vlm, head)
+    _set_head(vlm, head)
 
 
-FAULTS.add("format_preamble", Fault("format", (0.25, 0.5, 0.9), "share of the answers", _format_preamble))
 FAULTS.add("format_words", Fault("format", (2, 4, 9), "counts that are said in other words", _format_words))
 FAULTS.add("none", Fault("none", (0.0,), "nothing", lambda vlm, dose, rng, samples: None));
