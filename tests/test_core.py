@@ -139,7 +139,7 @@ def test_strange_files_and_broken_records_are_refused(tmp_path):
 
 def test_two_processes_cannot_write_to_one_folder(tmp_path):
     code = (
-        "import sys; from vlm_counting.core import *; from pathlib import Path\n"
+        "import sys; from vlm_counting.core import RunRecord, claim_folder; from pathlib import Path\n"
         "with claim_folder(RunRecord('evaluate', {}), Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
