@@ -15,6 +15,8 @@ import pytest
 from _site import docs, readme
 from notebook_cells import MACHINE, SETTINGS, cells, named
 
+import vlm_counting
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = docs.chapters(ROOT)
 VERBS = [path for path in sorted((ROOT / "nbs").glob("*.ipynb")) if path.stem != "index"]
@@ -329,6 +331,37 @@ def test_public_names(module):
     assert not missing, f"vlm_counting.{module} has no {missing}"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         getattr(room, "nonsense")  # noqa: B009
+
+
+def public_names() -> dict[str, list[str]]:
+    "Module -> its `__all__`: what a user types."
+    found = {}
+    for module in order():
+        tree = ast.parse(module_file(module).read_text(encoding="utf-8")).body
+        named = [
+            node.value for node in tree if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        found[module] = ast.literal_eval(named[0]) if named else []
+    return found
+
+
+def test_a_name_is_public_when_a_user_types_it():
+    assert sum(map(len, public_names().values())) <= 200
+
+
+def visible_code(path: Path) -> str:
+    "What a reader sees at work: cells that are neither exported nor hidden."
+    shown = [cell for cell in cells(path) if cell["cell_type"] == "code"]
+    return "\n".join(cell["source"] for cell in shown if not re.search(r"^#\|\s*(export|hide)", cell["source"], re.M))
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=named)
+def test_public_names_are_shown_at_work(path):
+    "In a visible cell of their notebook, or by the package's front door."
+    code = visible_code(path)
+    public = public_names()[docs.module_name(path)]
+    unseen = [name for name in public if not re.search(rf"\b{name}\b", code) and name not in vlm_counting.__all__]
+    assert not unseen, f"{path.name} shows no example of {', '.join(unseen)}"
 
 
 # types that say it all
