@@ -13,7 +13,7 @@ import re
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -34,52 +34,37 @@ from vlm_counting.core import (
     claim_folder,
     code_hash,
     coverage,
-    describe_run,
     hold_folder,
     later,
     progress_bar,
     read_jsonl,
+    run_context,
     whole_number,
     write_atomic,
     write_jsonl,
 )
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #bda016cc
+# %% ../nbs/2_answers/24_evaluation.ipynb #91f5ed55
 _PAPER_WORDS = "none zero one two three four five six seven eight nine ten".split()
 _PAPER_VALUES = {word: max(0, index - 1) for index, word in enumerate(_PAPER_WORDS)}  # none = zero = 0
 
 
 def _parse_paper(text: str) -> int | None:
+    "As the released code reads it."
     if digits := re.search(r"\d+", text):
         return int(digits.group())
     lower = text.lower()
     found = [(lower.index(word), order, word) for order, word in enumerate(_PAPER_WORDS) if word in lower]
     return _PAPER_VALUES[min(found)[2]] if found else None
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #96c6854e
+# %% ../nbs/2_answers/24_evaluation.ipynb #2f066e5d
 _SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
             seventeen eighteen nineteen""".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _VALUES = {word: n for n, word in enumerate(_SMALL)} | {word: 10 * n for n, word in enumerate(_TENS, start=2)}
 _VALUES |= {"none": 0, "nothing": 0, "nobody": 0, "hundred": 100}
-_ONE_WORD = "|".join(sorted(_VALUES, key=len, reverse=True))
-_NUMBER = re.compile(
-    rf"""(?<!\w)(?P<digits>\d{{1,3}}(?:,\d{{3}})+|\d+)(?!\w)  # 3 or 1,000, not 3rd or x12y
-       | \b(?P<words>(?:{_ONE_WORD})(?:(?:(?<=hundred)\s+and)?[\s-]+(?:{_ONE_WORD}))*)\b  # three, twenty-one
-       | (?P<no>\bno\s+(?=[a-z])|^\W*no\W*$)  # no stars; No.""",
-    re.VERBOSE,
-)
-_PRONOUN = re.compile(r"\b(?:another|other|this|that|each|every|any|some|which|the)\s+one\b(?!\s+\w)|(?<=\bno)\s+one\b")
-_INEXACT = re.compile(
-    r"""(?<![\w.])[-\u2212]\d                            # a sign: -3
-      | \d[.,]\d+(?<!,\d{3})\b                          # a decimal: 3.5 or 3,5
-      | \d\s*[/%+] | \bpercent\b | \bhal(?:f|ves)\b     # 1/2, 30 %, 5+
-      | \bor\s+(?:more|less|fewer|so)\b | \b(?:more|less|fewer|greater)\s+than\b | \bat\s+(?:least|most)\b
-      | \b(?:over|under|up\s+to)\s+\S*\d""",
-    re.VERBOSE,
-)
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #9fcf7beb
+# %% ../nbs/2_answers/24_evaluation.ipynb #e2d5fcd5
 def _words_to_numbers(words: str) -> set[int]:
     "{21} for 'twenty-one', {105} for 'one hundred and five'; {5, 6} for 'five six', which are two numbers."
     values, room = [], 0  # room: a value below it may still be added, as after 'twenty' or 'hundred'
@@ -94,8 +79,29 @@ def _words_to_numbers(words: str) -> set[int]:
             room = 100 if word == "hundred" else 10 if word in _TENS else 0
     return set(values)
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #74963192
+_ONE_WORD = "|".join(sorted(_VALUES, key=len, reverse=True))
+_NUMBER = re.compile(
+    rf"""(?<!\w)(?P<digits>\d{{1,3}}(?:,\d{{3}})+|\d+)(?!\w)  # 3 or 1,000, not 3rd or x12y
+       | \b(?P<words>(?:{_ONE_WORD})(?:(?:(?<=hundred)\s+and)?[\s-]+(?:{_ONE_WORD}))*)\b  # three, twenty-one
+       | (?P<no>\bno\s+(?=[a-z])|^\W*no\W*$)  # no stars; No.""",
+    re.VERBOSE,
+)
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #d6297655
+_PRONOUN = re.compile(r"\b(?:another|other|this|that|each|every|any|some|which|the)\s+one\b(?!\s+\w)|(?<=\bno)\s+one\b")
+_INEXACT = re.compile(
+    r"""(?<![\w.])[-\u2212]\d                            # a sign: -3
+      | \d[.,]\d+(?<!,\d{3})\b                          # a decimal: 3.5 or 3,5
+      | \d\s*[/%+] | \bpercent\b | \bhal(?:f|ves)\b     # 1/2, 30 %, 5+
+      | \bor\s+(?:more|less|fewer|so)\b | \b(?:more|less|fewer|greater)\s+than\b | \bat\s+(?:least|most)\b
+      | \b(?:over|under|up\s+to)\s+\S*\d""",
+    re.VERBOSE,
+)
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #7580f9b0
 def _parse_strict(text: str) -> int | None:
+    "As a careful person reads it."
     lower = unicodedata.normalize("NFC", text).lower()
     if _INEXACT.search(lower):
         return None
@@ -107,13 +113,13 @@ def _parse_strict(text: str) -> int | None:
             values |= _words_to_numbers(match["words"]) if match["words"] else {0}
     return values.pop() if len(values) == 1 else None
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #c0b770c1
+# %% ../nbs/2_answers/24_evaluation.ipynb #ea7b7a5c
 PARSERS = Registry("parser", "Add one with PARSERS.add(name, function): answer's text -> count, or None.")
 PARSERS.add("strict", _parse_strict)
 PARSERS.add("paper", _parse_paper)
 _ALWAYS = ("strict", "paper")  # their counts have fields of their own in a `Prediction`
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #94d49c9d
 def parse_count(
     text: str,  # an answer, decoded
     parser: str = "strict",  # a name in `PARSERS`
@@ -131,7 +137,13 @@ def parse_count(
         )
     return whole
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #8abfe2e4
+# %% ../nbs/2_answers/24_evaluation.ipynb #4b048859
+def _rounded(logprobs: list | None) -> list | None:
+    if logprobs is None:
+        return None
+    return [None if value is None else round(float(value), 4) for value in logprobs]
+
+
 def to_prediction(
     sample: Sample,  # what was asked
     answer: Answer,  # what was said; a plain text will do
@@ -140,17 +152,15 @@ def to_prediction(
 ) -> Prediction:
     "Join what was asked to what was said, parsed by every parser unless it names its count. Rounds log-probabilities."
     answer = Answer(answer) if isinstance(answer, str) else answer
-    logprobs = answer.logprobs
-    if logprobs is not None:
-        logprobs = [None if value is None else round(float(value), 4) for value in logprobs]
     read = {
         name: answer.count if answer.count is not None else parse_count(answer.text, name)
         for name in dict.fromkeys([*_ALWAYS, *parsers])
     }
     known = [read.pop(name) for name in _ALWAYS]
-    return Prediction(sample.uid, model, answer.text, *known, sample.target, logprobs, sample.factors, read)
+    about = [sample.target, _rounded(answer.logprobs), sample.factors]
+    return Prediction(sample.uid, model, answer.text, *known, *about, read)
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #a61f7241
 def load_predictions(path: Path) -> list[Prediction]:
     "Predictions from a `predictions.jsonl`, or from the run folder that holds one."
     path = Path(path)
@@ -162,7 +172,43 @@ def load_predictions(path: Path) -> list[Prediction]:
         )
     return read_jsonl(path, Prediction)
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #5f9860e9
+# %% ../nbs/2_answers/24_evaluation.ipynb #6db93ec9
+def _answers(said: object, asked: int, who: str) -> list[Answer | str]:
+    "What a model gave. `TypeError`, `ValueError` if that is not one answer a sample."
+    expected = f"expected a list of {asked} Answer (or texts), one for each sample, in their order"
+    if not isinstance(said, Iterable) or isinstance(said, str | bytes | dict | Answer):
+        raise TypeError(f"'{who}' answered with a {type(said).__name__}, {expected}.")
+    said = list(said)
+    for each in said:
+        if not isinstance(getattr(each, "text", each), str):
+            raise TypeError(f"'{who}' gave {each!r} for an answer, {expected}.")
+    if len(said) != asked:
+        raise ValueError(f"'{who}' gave {len(said)} answers to {asked} samples, {expected}.")
+    return said
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #ab9d0eff
+def _name_samples(error: BaseException, samples: list[Sample]) -> None:
+    "Put the uid into an error's message (into a note, where the message cannot be changed)."
+    which = f"Sample '{samples[0].uid}'" if len(samples) == 1 else f"Samples '{samples[0].uid}' to '{samples[-1].uid}'"
+    if isinstance(error, OSError) and error.strerror:
+        error.strerror = f"{which}: {error.strerror}"
+    elif len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f"{which}: {error.args[0]}",)
+    else:
+        error.add_note(which)
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #07dd5dba
+def check_uids(samples: list[Sample]) -> None:
+    "`ValueError` names a uid that occurs twice."
+    seen = set()
+    for sample in samples:
+        if sample.uid in seen:
+            raise ValueError(
+                f"Two samples have the uid '{sample.uid}'. Answers are joined by uid: give each sample its own."
+            )
+        seen.add(sample.uid)
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #939dea6c
 _TOKEN_BUDGET = 2048  # tokens a batch where the model has no `token_budget`: keeps a CPU busy and its caches warm
 _MOST = 64  # samples of an 'auto' batch: what a killed run may lose
 
@@ -171,9 +217,9 @@ def _check_size(batch_size: int | str) -> int | str:
     auto = isinstance(batch_size, str) and batch_size == "auto"
     return batch_size if auto else at_least("batch_size", batch_size, also="'auto' or ")
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #2a98a53c
 def plan_batches(
-    lengths: list[int],  # tokens of each sample, picture included
+    lengths: list[int],  # tokens of each sample, image included
     batch_size: int | str = "auto",  # samples a batch; 'auto': as many as `budget` holds, `_MOST` at most
     budget: int = _TOKEN_BUDGET,  # tokens a batch, padding included; a longer sample is asked alone
 ) -> list[list[int]]:  # positions; every one exactly once, longest first
@@ -187,11 +233,34 @@ def plan_batches(
             batches.append([position])
     return batches
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #f961bc84
+# %% ../nbs/2_answers/24_evaluation.ipynb #9bf01f45
+def _length(vlm, sample: Sample) -> int:
+    try:
+        return vlm.length(sample)
+    except Exception as error:
+        _name_samples(error, [sample])
+        raise
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #abc0058a
+def plan_samples(
+    vlm,  # a model with or without `length` and `token_budget`
+    samples: list[Sample],  # all of them, so that what is asked together does not depend on what is done already
+    batch_size: int | str = "auto",  # see `plan_batches`
+) -> tuple[list[list[Sample]], dict[str, int]]:  # batches; uid -> tokens
+    "Which samples are asked together. A model that cannot tell lengths is asked in the given order."
+    lengths, budget = [1] * len(samples), 16
+    if hasattr(vlm, "length"):
+        lengths = [_length(vlm, sample) for sample in samples]
+        budget = getattr(vlm, "token_budget", _TOKEN_BUDGET)
+    batches = [[samples[position] for position in batch] for batch in plan_batches(lengths, batch_size, budget)]
+    return batches, {sample.uid: length for sample, length in zip(samples, lengths, strict=True)}
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #b358ee89
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|alloc_failed", re.IGNORECASE)
 
 
 def _lacks_memory(error: BaseException) -> bool:
+    "Was it the memory that was too small?"
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
@@ -202,18 +271,7 @@ def _free_memory() -> None:
         gc.collect()
         torch.cuda.empty_cache()
 
-
-def _name_samples(error: BaseException, samples: list[Sample]) -> None:
-    "Put the uid into an error's message (into a note, where the message cannot be changed)."
-    which = f"Sample '{samples[0].uid}'" if len(samples) == 1 else f"Samples '{samples[0].uid}' to '{samples[-1].uid}'"
-    if isinstance(error, OSError) and error.strerror:
-        error.strerror = f"{which}: {error.strerror}"
-    elif len(error.args) == 1 and isinstance(error.args[0], str):
-        error.args = (f"{which}: {error.args[0]}",)
-    else:
-        error.add_note(which)
-
-# %% ../nbs/2_answers/24_evaluation.ipynb #b55c4a79
+# %% ../nbs/2_answers/24_evaluation.ipynb #42310d03
 def _in_pieces(samples: list[Sample], fits) -> list[list[Sample]]:
     "A batch, or its halves, quarters, ... until `fits(samples)`; a single sample always does."
     if len(samples) == 1 or fits(samples):
@@ -221,7 +279,7 @@ def _in_pieces(samples: list[Sample], fits) -> list[list[Sample]]:
     half = len(samples) // 2
     return _in_pieces(samples[:half], fits) + _in_pieces(samples[half:], fits)
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #fddf3d1f
 def _culprit(prepare, samples: list[Sample], error: Exception) -> Exception:
     "The error of the first sample that cannot be prepared on its own."
     for sample in samples:
@@ -233,7 +291,7 @@ def _culprit(prepare, samples: list[Sample], error: Exception) -> Exception:
     _name_samples(error, samples)
     return error
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #9768c230
+# %% ../nbs/2_answers/24_evaluation.ipynb #269187a3
 class Asker:
     "Does a model's work batch by batch, and remembers how many tokens at once its device can hold."
 
@@ -259,22 +317,28 @@ class Asker:
                 return [(samples, None)]
             raise _culprit(self.make, samples, error) from None
 
-    def answer(self, samples: list[Sample], inputs=None) -> list:
-        "Results of one batch; when the device runs out of memory, of its halves."
-        if not (len(samples) == 1 or self.fits(samples)):
-            return [answer for piece in _in_pieces(samples, self.fits) for answer in self.answer(piece)]
-        try:
-            return self.work(samples, inputs)
-        except Exception as error:
-            if not _lacks_memory(error) or len(samples) == 1:
-                _name_samples(error, samples)
-                raise
-        inputs, larger_half = None, len(samples) - len(samples) // 2
-        self.room = min(self.room, self.tokens(samples) * larger_half // len(samples))
-        _free_memory()
-        return self.answer(samples)
+# %% ../nbs/2_answers/24_evaluation.ipynb #51073e4a
+@patch
+def answer(
+    self: Asker,
+    samples: list[Sample],  # of one batch
+    inputs=None,  # as `prepare` made them; None: not made
+) -> list:  # one result a sample
+    "Results of one batch; when the device runs out of memory, of its halves."
+    if not (len(samples) == 1 or self.fits(samples)):
+        return [answer for piece in _in_pieces(samples, self.fits) for answer in self.answer(piece)]
+    try:
+        return self.work(samples, inputs)
+    except Exception as error:
+        if not _lacks_memory(error) or len(samples) == 1:
+            _name_samples(error, samples)
+            raise
+    inputs, larger_half = None, len(samples) - len(samples) // 2
+    self.room = min(self.room, self.tokens(samples) * larger_half // len(samples))
+    _free_memory()
+    return self.answer(samples)
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #0dba7e8b
+# %% ../nbs/2_answers/24_evaluation.ipynb #5946d0ec
 def _ahead(prepare, batches: list, threads: int = 1) -> Iterator:
     "`prepare(batch)` of every batch in turn; while one is used, threads work on the next ones."
     pool, rest = ThreadPoolExecutor(threads, thread_name_prefix="prepare"), iter(batches)
@@ -287,7 +351,7 @@ def _ahead(prepare, batches: list, threads: int = 1) -> Iterator:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #ba9f60a1
 def in_batches(
     asker: Asker,
     batches: list[list[Sample]],  # from `plan_samples`
@@ -301,6 +365,39 @@ def in_batches(
                 results += asker.answer(piece, inputs)
                 done += piece
             yield done, results
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #95059c68
+def shard_samples(
+    samples: list,  # of `Sample`, or of whole batches of them
+    shard: str,  # 'i/n', i from 1: every n-th sample, from the i-th
+) -> list:
+    "The part of the samples that one of n processes asks. `ValueError` if `shard` does not say which."
+    match = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"shard is {shard!r}, expected 'i/n' with i from 1 to n, such as '1/4'.")
+    return samples[int(match[1]) - 1 :: int(match[2])]
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #f38062aa
+def shard_path(
+    path: Path,  # of the whole, e.g. predictions.jsonl
+    shard: str,  # 'i/n'
+) -> Path:  # e.g. part-1-of-4/predictions.jsonl
+    "The file that one part of a run is written to, in a folder of its own."
+    return path.parent / f"part-{shard.replace('/', '-of-')}" / path.name
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #d4cfecbd
+def name_shards(
+    folder: Path,  # of the whole
+    name: str,  # of what a part has, e.g. 'predictions.jsonl'
+) -> list[str]:  # ['1/4', '2/4', '3/4', '4/4'] where one of them is there; [] where none is
+    "The shards that a folder's parts are out of. `ValueError`: they disagree."
+    there = [path.relative_to(folder).parts[0] for path in folder.glob(f"part-*/{name}")]
+    numbers = sorted({int(match[1]) for part in there if (match := re.fullmatch(r"part-\d+-of-(\d+)", part))})
+    if len(numbers) > 1:
+        raise ValueError(
+            f"{folder} holds shards of {numbers[0]} and of {numbers[1]} parts. Delete those that are not wanted."
+        )
+    return [f"{part}/{number}" for number in numbers for part in range(1, number + 1)]
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #e249af7b
 def _journal(path: Path | None, samples: list[Sample], model: str, **options) -> Journal:
@@ -317,76 +414,7 @@ def _journal(path: Path | None, samples: list[Sample], model: str, **options) ->
 
     return Journal(path, attrgetter("uid"), Prediction, strange, **options)
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #bc57e218
-def shard_samples(
-    samples: list,  # of `Sample`, or of whole batches of them
-    shard: str,  # 'i/n', i from 1: every n-th sample, from the i-th
-) -> list:
-    "The part of the samples that one of n processes asks. `ValueError` if `shard` does not say which."
-    match = re.fullmatch(r"(\d+)/(\d+)", str(shard))
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError(f"shard is {shard!r}, expected 'i/n' with i from 1 to n, such as '1/4'.")
-    return samples[int(match[1]) - 1 :: int(match[2])]
-
-
-def shard_path(
-    path: Path,  # of the whole, e.g. predictions.jsonl
-    shard: str,  # 'i/n'
-) -> Path:  # e.g. part-1-of-4/predictions.jsonl
-    "The file that one part of a run is written to, in a folder of its own."
-    return path.parent / f"part-{shard.replace('/', '-of-')}" / path.name
-
-
-def name_shards(
-    folder: Path,  # of the whole
-    name: str,  # of what a part has, e.g. 'predictions.jsonl'
-) -> list[str]:  # ['1/4', '2/4', '3/4', '4/4'] where one of them is there; [] where none is
-    "The shards that a folder's parts are out of. `ValueError`: they disagree."
-    there = [path.relative_to(folder).parts[0] for path in folder.glob(f"part-*/{name}")]
-    numbers = sorted({int(match[1]) for part in there if (match := re.fullmatch(r"part-\d+-of-(\d+)", part))})
-    if len(numbers) > 1:
-        raise ValueError(
-            f"{folder} holds shards of {numbers[0]} and of {numbers[1]} parts. Delete those that are not wanted."
-        )
-    return [f"{part}/{number}" for number in numbers for part in range(1, number + 1)]
-
-# %% ../nbs/2_answers/24_evaluation.ipynb #ca9aa73b
-def _length(vlm, sample: Sample) -> int:
-    try:
-        return vlm.length(sample)
-    except Exception as error:
-        _name_samples(error, [sample])
-        raise
-
-
-def plan_samples(
-    vlm,  # a model with or without `length` and `token_budget`
-    samples: list[Sample],  # all of them, so that what is asked together does not depend on what is done already
-    batch_size: int | str = "auto",  # see `plan_batches`
-) -> tuple[list[list[Sample]], dict[str, int]]:  # batches; uid -> tokens
-    "Which samples are asked together. A model that cannot tell lengths is asked in the given order."
-    if hasattr(vlm, "length"):
-        lengths, budget = [_length(vlm, sample) for sample in samples], getattr(vlm, "token_budget", _TOKEN_BUDGET)
-    else:
-        lengths, budget = [1] * len(samples), 16
-    batches = [[samples[position] for position in batch] for batch in plan_batches(lengths, batch_size, budget)]
-    return batches, {sample.uid: length for sample, length in zip(samples, lengths, strict=True)}
-
-# %% ../nbs/2_answers/24_evaluation.ipynb #f75410e5
-def _answers(said: object, asked: int, who: str) -> list[Answer | str]:
-    "What a model gave. `TypeError`, `ValueError` if that is not one answer a sample."
-    expected = f"expected a list of {asked} Answer (or texts), one for each sample, in their order"
-    if not isinstance(said, Iterable) or isinstance(said, str | bytes | dict | Answer):
-        raise TypeError(f"'{who}' answered with a {type(said).__name__}, {expected}.")
-    said = list(said)
-    for each in said:
-        if not isinstance(getattr(each, "text", each), str):
-            raise TypeError(f"'{who}' gave {each!r} for an answer, {expected}.")
-    if len(said) != asked:
-        raise ValueError(f"'{who}' gave {len(said)} answers to {asked} samples, {expected}.")
-    return said
-
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #50813555
 def _parsed(sample: Sample, *about: object) -> Prediction:
     "`to_prediction`, with the sample's uid in an error."
     try:
@@ -395,7 +423,17 @@ def _parsed(sample: Sample, *about: object) -> Prediction:
         _name_samples(error, [sample])
         raise
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #c02a74f2
+# %% ../nbs/2_answers/24_evaluation.ipynb #c157b5de
+def _answering(vlm, max_new_tokens: int) -> Callable:
+    "A function that asks one batch: samples, inputs -> answers."
+
+    def work(piece: list[Sample], inputs) -> list[Answer]:
+        ask = vlm.answer if inputs is None else lambda piece, **how: vlm.answer_prepared(piece, inputs, **how)
+        return _answers(ask(piece, max_new_tokens=max_new_tokens), len(piece), vlm.name)
+
+    return work
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #5c88303a
 def _ask(
     vlm,
     samples: list[Sample],
@@ -408,29 +446,13 @@ def _ask(
     "Ask the batches that are not in the journal, and keep each that is answered there."
     batches, lengths = plan_samples(vlm, samples, batch_size)
     batches = journal.left(batches, lambda batch: [sample.uid for sample in batch])
-
-    def work(piece: list[Sample], inputs) -> list[Answer]:
-        ask = vlm.answer if inputs is None else lambda piece, **how: vlm.answer_prepared(piece, inputs, **how)
-        return _answers(ask(piece, max_new_tokens=max_new_tokens), len(piece), vlm.name)
-
-    asker = Asker(lengths, getattr(vlm, "prepare", lambda piece: None), work)
+    asker = Asker(lengths, getattr(vlm, "prepare", lambda piece: None), _answering(vlm, max_new_tokens))
     shown = progress_bar(len(samples), len(journal.done), vlm.name, shown=progress)
     with shown as bar, closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
         for batch, answers in answered:
             pairs = zip(batch, answers, strict=True)
             journal.append(_parsed(sample, answer, vlm.name, parsers) for sample, answer in pairs)
             bar.update(len(batch))
-
-# %% ../nbs/2_answers/24_evaluation.ipynb #07dd5dba
-def check_uids(samples: list[Sample]) -> None:
-    "`ValueError` names a uid that occurs twice."
-    seen = set()
-    for sample in samples:
-        if sample.uid in seen:
-            raise ValueError(
-                f"Two samples have the uid '{sample.uid}'. Answers are joined by uid: give each sample its own."
-            )
-        seen.add(sample.uid)
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #ebd3cc23
 def predict(
@@ -516,32 +538,32 @@ class Evaluation:
         "Accuracy, errors and their intervals, group by group. Errors of `score`."
         return later("statistics").score(self.answers, by=by, **options)
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #b85f3806
+# %% ../nbs/2_answers/24_evaluation.ipynb #4f9bccd2
+def _entity_columns(done: Evaluation) -> list[str]:
+    "Which of the three names of a kind of object all samples have."
+    return [name for name in ("entity", "colour", "shape") if name in done.factors]
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #bf41812b
 @patch
 def tables(self: Evaluation) -> "dict[str, pandas.DataFrame]":  # noqa: F821 # name of a CSV file -> its table
     "Everything that an evaluation says in numbers; nothing where no true count is known."
     if not self.scored:
         return {}
-    room, answers, entity = later("statistics"), self.answers, _entity_columns(self)
+    statistics, answers, entity = later("statistics"), self.answers, _entity_columns(self)
     found = {
-        "scores": room.score(answers).assign(**coverage(answers)),
-        "scores_per_count": room.score(answers, by="target"),
-        "per_class": room.per_class(answers),
+        "scores": statistics.score(answers).assign(**coverage(answers)),
+        "scores_per_count": statistics.score(answers, by="target"),
+        "per_class": statistics.per_class(answers),
     }
     if "label" in self.factors:
-        found["scores_per_label"] = room.score_labels(answers)
+        found["scores_per_label"] = statistics.score_labels(answers)
     if self.images is not None:
         found["picture_tokens"] = self.images
     if entity:
-        found["scores_per_entity"] = room.score(answers, by=entity)
+        found["scores_per_entity"] = statistics.score(answers, by=entity)
     return found
 
-
-def _entity_columns(done: Evaluation) -> list[str]:
-    "Which of the three names of a kind of object all samples have."
-    return [name for name in ("entity", "colour", "shape") if name in done.factors]
-
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #1adafb79
 def _write_tables(done: Evaluation, folder: Path) -> None:
     "The tables as CSV, and the table of answers per true count."
     for name, table in done.tables().items():
@@ -549,14 +571,18 @@ def _write_tables(done: Evaluation, folder: Path) -> None:
     if done.scored:
         write_atomic(folder / "confusion.csv", later("statistics").confusion(done.answers).to_csv())
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #00bbec5d
+# %% ../nbs/2_answers/24_evaluation.ipynb #12dc0917
+def _chance(samples: list[Sample]) -> float | None:
+    "Accuracy of guessing among the counts on offer; None where none were, or not always as many."
+    offered = {len(sample.factors.get("options") or ()) for sample in samples}
+    return 1 / offered.pop() if len(offered) == 1 and offered != {0} else None
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #0c90867d
 def _drawn(done: Evaluation) -> dict:
     "Name of a file -> figure. Empty where no true count is known."
     if not done.scored:
         return {}
-    draw, tables = later("figures"), done.tables()
-    offered = {len(sample.factors.get("options") or ()) for sample in done.samples}
-    chance = 1 / offered.pop() if len(offered) == 1 and offered != {0} else None  # of guessing among those on offer
+    draw, tables, chance = later("figures"), done.tables(), _chance(done.samples)
     found = {
         "accuracy_per_count": draw.plot_accuracy_per_count(tables["scores_per_count"], chance=chance).figure,
         "f1_per_count": draw.plot_f1_per_count(tables["per_class"], chance=chance).figure,
@@ -567,7 +593,7 @@ def _drawn(done: Evaluation) -> dict:
         found["accuracy_per_entity"] = draw.plot_entity_grid(tables["scores_per_entity"]).figure
     return found
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #e07c949b
 def _keep(done: Evaluation, figures: dict, folder: Path) -> dict:
     "The figures and the page with every answer, put into a folder; the figures once more."
     with hold_folder(folder):
@@ -577,13 +603,13 @@ def _keep(done: Evaluation, figures: dict, folder: Path) -> dict:
             later("figures").save_figure(figure, folder / name)
     return figures
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #91f6d480
+# %% ../nbs/2_answers/24_evaluation.ipynb #31e66c06
 @patch
 def figures(self: Evaluation) -> "dict[str, matplotlib.figure.Figure]":  # noqa: F821 # name of a file -> figure
     "All figures. An evaluation that is kept in a folder puts them there, and `browser.html` with every answer."
     return _drawn(self) if self.folder is None else _keep(self, _drawn(self), self.folder)
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #54aca62c
 @patch
 def save(
     self: Evaluation,
@@ -598,7 +624,7 @@ def save(
         _keep(self, _drawn(self), folder)
     return folder
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #87210510
 @patch
 def __repr__(self: Evaluation) -> str:
     about = f"Evaluation of {self.record.model}: {len(self):,} answers"
@@ -607,7 +633,7 @@ def __repr__(self: Evaluation) -> str:
     row = self.scores().iloc[0]
     return f"{about}, accuracy {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #d49108bb
+# %% ../nbs/2_answers/24_evaluation.ipynb #1ff08e96
 def _check_model(vlm) -> None:
     "`TypeError` for what is no model; of a name, what loads it."
     if isinstance(vlm, str):
@@ -619,7 +645,7 @@ def _check_model(vlm) -> None:
             "`answer(samples, max_new_tokens)`."
         )
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #554e4e39
 def _told(vlm, wording: dict):
     "The model with another wording. `TypeError` for a model of one's own that knows of none."
     given = {name: text for name, text in wording.items() if text is not None}
@@ -627,9 +653,9 @@ def _told(vlm, wording: dict):
         raise TypeError(f"'{vlm.name}' cannot be told another {next(iter(given))}. Expected a model of `load_model`.")
     return vlm.reworded(**given) if given else vlm
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #86df0fe7
-def _check_samples(samples: object) -> list[Sample]:
-    "Samples as a list. Errors say what was found; of a name, what loads the set."
+# %% ../nbs/2_answers/24_evaluation.ipynb #64ac49e9
+def _as_samples(samples: object) -> list[Sample]:
+    "Samples as a list. `TypeError` says what was found; of a name, what loads the set."
     if isinstance(samples, str | Path):
         raise TypeError(f"Found the name '{samples}', expected samples. Load them: load_dataset(\"{samples}\").")
     found = list(samples) if isinstance(samples, Iterable) and not isinstance(samples, dict) else [samples]
@@ -639,6 +665,24 @@ def _check_samples(samples: object) -> list[Sample]:
         )
     if isinstance(samples, Sample):
         raise TypeError(f"Found the sample '{samples.uid}' alone, expected a list. Put it into one: [sample].")
+    return found
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #19caabc9
+def _check_factors(sample: Sample) -> None:
+    "`ValueError` names a factor that a line of predictions cannot hold."
+    for name, value in sample.factors.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Sample '{sample.uid}': the factor {name!r} is {value!r}, which cannot be written as JSON ({error}). "
+                "Expected text, whole and finite numbers, lists and dicts."
+            ) from None
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #1f6d456c
+def _check_samples(samples: object) -> list[Sample]:
+    "Samples as a list. `TypeError`, `ValueError` say what was found."
+    found = _as_samples(samples)
     if not found:
         raise ValueError("There are no samples to ask. Expected at least one: was a filter too narrow?")
     check_uids(found)
@@ -652,19 +696,7 @@ def _check_samples(samples: object) -> list[Sample]:
         _check_factors(sample)
     return found
 
-
-def _check_factors(sample: Sample) -> None:
-    "`ValueError` names a factor that a line of predictions cannot hold."
-    for name, value in sample.factors.items():
-        try:
-            json.dumps({name: value}, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Sample '{sample.uid}': the factor {name!r} is {value!r}, which cannot be written as JSON ({error}). "
-                "Expected text, whole and finite numbers, lists and dicts."
-            ) from None
-
-# %% ../nbs/2_answers/24_evaluation.ipynb #1bc56dd8
+# %% ../nbs/2_answers/24_evaluation.ipynb #a913a25c
 _CODES = {}  # id of a parser -> the parser and its hash, before it has read anything: it may count what it reads
 
 
@@ -683,17 +715,26 @@ def _check_parser(parser: object) -> dict[str, str]:
         _CODES[id(parse)] = parse, code_hash(parse)
     return {"parser_code": _CODES[id(parse)][1]}
 
-
+# %% ../nbs/2_answers/24_evaluation.ipynb #9af3148d
 def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> dict:
     "What decides the answers beside model and samples. Errors of each."
-    own, sizes = _check_parser(parser), (_check_size(batch_size), at_least("max_new_tokens", max_new_tokens))
-    settings = {"parser": parser} | dict(zip(("batch_size", "max_new_tokens"), sizes, strict=True)) | own
-    settings |= vars(vlm.wording) if hasattr(vlm, "wording") else {}
-    return settings | (
-        vlm.anatomy.settings if hasattr(vlm, "anatomy") else {}
-    )  # dtype, attention: can change an answer
+    own = _check_parser(parser)
+    settings = {
+        "parser": parser,
+        "batch_size": _check_size(batch_size),
+        "max_new_tokens": at_least("max_new_tokens", max_new_tokens),
+    }
+    settings |= own | (vars(vlm.wording) if hasattr(vlm, "wording") else {})
+    return settings | (vlm.hooks.settings if hasattr(vlm, "hooks") else {})  # dtype, attention: can change an answer
 
-# %% ../nbs/2_answers/24_evaluation.ipynb #e3d68783
+# %% ../nbs/2_answers/24_evaluation.ipynb #4db40fbc
+def _image_table(vlm, samples: list[Sample]) -> object:
+    "What a model makes of photographs, size by size; None for drawn images, and where it does not know."
+    photographs = all("coverage" in sample.factors for sample in samples)
+    table = getattr(vlm, "image_table", None)
+    return table(samples) if photographs and table else None
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #c3c99de4
 def evaluate(
     vlm,  # from `load_model`, or anything with `name` and `answer(samples, max_new_tokens)`
     samples: list[Sample],  # no uid twice
@@ -719,13 +760,11 @@ def evaluate(
     if shard:
         shard_samples([], shard)  # refuses what is none
     folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
-    record, others = describe_run("evaluate", settings, vlm, samples, run), [parser] * (parser not in _ALWAYS)
-    with claim_folder(record, folder, overwrite) if folder else nullcontext():
-        predictions = predict(vlm, samples, path and path / "predictions.jsonl", *how, others)
-        looked_at = all("coverage" in sample.factors for sample in samples) and getattr(vlm, "image_table", None)
-        images = vlm.image_table(samples) if looked_at else None
+    with run_context(folder, "evaluate", settings, vlm, samples, run, overwrite=overwrite) as record:
+        own = [parser] * (parser not in _ALWAYS)
+        predictions = predict(vlm, samples, path and path / "predictions.jsonl", *how, own)
         record.samples = len(predictions)
-        done = Evaluation(predictions, samples, record, parser, images, folder)
+        done = Evaluation(predictions, samples, record, parser, _image_table(vlm, samples), folder)
         if folder:
             _write_tables(done, folder)
     return done
