@@ -684,7 +684,7 @@ def _run_parts(item: Any, inner: Callable) -> list | None:
         return [_source(item.__code__), *map(inner, (item.__defaults__, item.__kwdefaults__, held))]
     return None
 
-
+# %% ../nbs/1_data/10_core.ipynb #e0ca58c3
 def _held_parts(item: Any, inner: Callable) -> list | None:
     "What a collection holds, item by item; None for what is none. A set has no order, so it is sorted."
     if isinstance(item, dict):
@@ -706,7 +706,7 @@ def _pickled(item: Any) -> str:
     except Exception:
         return _without_addresses(item)
 
-
+# %% ../nbs/1_data/10_core.ipynb #b4e3a83e
 def _object_parts(item: Any, inner: Callable) -> list:
     "What any other thing is made of: a class, an object of one, an array, a pattern."
     kind = item if isinstance(item, type) else type(item)
