@@ -266,13 +266,13 @@ class Links:
 def unfold_exports(
     nb,  # a notebook as nbdev reads it
 ) -> str:  # the source of its exported cells
-    "Show the source of exported cells, except of those that only import: nbdev's `exports` instead of `export`."
+    "Show the source of exported cells, also internal ones, except of those that only import: nbdev's `exports`."
     exported = []
     for cell in nb.cells:
-        if cell.cell_type == "code" and re.match(r"#\|\s*exports?\s*\n", cell.source):
+        if cell.cell_type == "code" and re.match(r"#\|\s*export[si]?\s*\n", cell.source):
             exported.append(cell.source)
             if not all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(cell.source).body):
-                cell.source = re.sub(r"^#\|\s*exports?\s*\n", "#| exports\n", cell.source)
+                cell.source = re.sub(r"^#\|\s*export[si]?\s*\n", "#| exports\n", cell.source)
     return "\n\n".join(exported)
 
 
