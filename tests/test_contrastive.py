@@ -104,6 +104,7 @@ def library_coca(folder: Path) -> tuple:
     )
 
 
+@pytest.mark.slow
 def test_the_library_chooses_the_same_captions(name, balanced, rendered):
     "`load_model` ranks as the library's own classes do, and the test counts what was chosen."
     import torch

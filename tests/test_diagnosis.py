@@ -762,7 +762,7 @@ def test_the_rule_learns_from_single_faults_that_cost_something(known, rule):
     some = _fit_rule(known, ["token", "mended"])
     assert list(some.weights) == [name for name in _SIGNS if name in ("token", "mended")]
     gappy = known.assign(probe_token=[np.nan, *known["probe_token"][1:]])
-    with pytest.raises(ValueError, match=r"gaps in token \(1 twins\)"):
+    with pytest.raises(ValueError, match=r"gaps in token \(1 models\)"):
         _fit_rule(gappy)
     assert "token" not in _fit_rule(known.drop(columns="probe_token")).weights
 
@@ -782,7 +782,8 @@ def test_a_verdict_names_reasons_or_abstains(rule):
     forces = [force for *_, force in verdict.reasons]
     assert forces == sorted(forces, reverse=True) and {name for name, *_ in verdict.reasons} == set(rule.centre.index)
     first, second = list(verdict.probabilities)[:2]
-    lead = sum(forces) + rule.offset[first] - rule.offset[second]
+    offset = dict(zip(rule.model.classes_, rule.model.intercept_, strict=True))
+    lead = sum(forces) + offset[first] - offset[second]
     assert lead == pytest.approx(np.log(verdict.probabilities[first] / verdict.probabilities[second]))
     assert str(verdict).startswith(f"say: {CAUSES['say']} (probability ") and verdict.reasons[0][1] in str(verdict)
     json.dumps([verdict.probabilities, verdict.reasons])

@@ -76,7 +76,7 @@ def store(samples, tmp_path_factory):
 
 
 def reader(name: str, lens: bool = False) -> Reader:
-    body = load(name).anatomy
+    body = load(name).hooks
     return Reader(body, choose_layers(body), _choose_poolings(body), lens)
 
 
@@ -123,7 +123,7 @@ def test_states_equal_the_librarys_pooled_by_hand(name, samples, tmp_path):
     vlm = load(name)
     expected = expected_states(vlm, samples)
     states = extract_states(vlm, samples, tmp_path, batch_size=len(samples), progress=False)
-    assert states.keys() == list(expected) and states.layers == list(range(len(vlm.anatomy.blocks) + 1))
+    assert states.keys() == list(expected) and states.layers == list(range(len(vlm.hooks.blocks) + 1))
     assert states.uids == [sample.uid for sample in samples] and states.targets.tolist() == [s.target for s in samples]
     assert states.factors == [json.loads(json.dumps(sample.factors)) for sample in samples]
     for (layer, pooling), rows in expected.items():
@@ -141,8 +141,8 @@ def test_layer_0_of_the_picture_is_the_projected_picture(name, samples):
     with torch.inference_mode():
         found = vlm.model.get_image_features(**{key: inputs[key] for key in inputs if key in wanted})
     found = getattr(found, "pooler_output", found)
-    flat = torch.cat([part.reshape(-1, vlm.anatomy.dim) for part in found]).double()
-    sizes = vlm.anatomy.masks(inputs)["image"].sum(1).tolist()
+    flat = torch.cat([part.reshape(-1, vlm.hooks.dim) for part in found]).double()
+    sizes = vlm.hooks.masks(inputs)["image"].sum(1).tolist()
     expected = torch.stack([part.mean(0) for part in flat.split(sizes)]).numpy()
     own = reader(name)
     column = next(column for column in own.columns if column.file == _file_of(0, "image_mean"))
@@ -199,7 +199,7 @@ def test_half_precision_is_pooled_in_float32(samples):
     import torch
 
     vlm = load_model(WRITERS[0], device="cpu", dtype="bfloat16")
-    inputs, body = vlm.prepare(samples[:4]), vlm.anatomy
+    inputs, body = vlm.prepare(samples[:4]), vlm.hooks
     own = Reader(body, [2], ["mean"], False)
     with torch.inference_mode():
         hidden = vlm.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[2]
@@ -261,7 +261,7 @@ def test_the_lens_at_the_last_layer_is_the_models_own_answer(name, samples, tmp_
     import torch
 
     vlm = load(name)
-    states = extract_states(vlm, samples, tmp_path, layers=[0, len(vlm.anatomy.blocks)], batch_size=5, progress=False)
+    states = extract_states(vlm, samples, tmp_path, layers=[0, len(vlm.hooks.blocks)], batch_size=5, progress=False)
     inputs = vlm.prepare(samples)
     with torch.inference_mode():
         said = vlm.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
@@ -717,7 +717,7 @@ def test_samples_that_cannot_be_read_are_named(samples, tmp_path):
 
 def test_numbers_that_are_none_are_noticed(samples, tmp_path, monkeypatch):
     own = load_model(WRITERS[0], device="cpu", untrained=0)
-    next(own.anatomy.blocks[1].parameters()).data[:] = float("nan")
+    next(own.hooks.blocks[1].parameters()).data[:] = float("nan")
     with pytest.raises(ValueError, match="layer_02.mean.npy would hold numbers that are not finite"):
         extract_states(own, samples, tmp_path, progress=False)
 
@@ -989,6 +989,7 @@ def noted(folder: Path) -> list[set[int]]:
     return [set(json.loads(line)["rows"]) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_at_random_moments_the_bytes_are_the_same(forker, tmp_path):
     calm, folder, log = tmp_path / "calm", tmp_path / "killed", tmp_path / "log"

@@ -31,12 +31,12 @@ from vlm_counting.training import (
     _other_questions,
     _read_head_record,
     _save_head,
-    _tell,
-    _wear_head,
+    _summarise,
+    _swap_head,
     answer_with_head,
+    compare_heads,
     examples,
     fit_head,
-    like_for_like,
     load_head,
     split_samples,
     train_head,
@@ -129,7 +129,7 @@ def test_each_part_learns_and_touches_nothing_else(part, softcap):
 def test_the_teacher_pulls_back(device):
     "Fails if teacher and student are one tensor: then KL has no gradient but zero."
     head, train, _ = make()
-    training = _begin_training(head.to(device), range(3, 13), HeadConfig(teacher=0.2))
+    training = _begin_training(head.to(device), range(3, 13), HeadConfig(kl_weight=0.2))
     with torch.no_grad():
         training.tensors["weight"] += 0.1 * torch.randn_like(training.tensors["weight"])
     loss, distance, _ = _batch_loss(training, train.to(device))
@@ -144,8 +144,8 @@ def test_the_teacher_pulls_back(device):
 
 def test_scratch_begins_elsewhere_but_the_teacher_stays():
     head, train, valid = make()
-    training = _begin_training(head, range(3, 13), HeadConfig(scratch=True, teacher=0.2))
-    assert training.teacher is head and not torch.allclose(training.head.weight, head.weight)
+    training = _begin_training(head, range(3, 13), HeadConfig(scratch=True, kl_weight=0.2))
+    assert training.reference is head and not torch.allclose(training.head.weight, head.weight)
     assert training.head.weight.abs().max() <= 24**-0.5
 
 
@@ -187,6 +187,7 @@ for name, deaths in (("whole", [0]), ("killed", [1, 2, 5, 6, 0, 0])):
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     words = [sys.executable, "-c", CHILD, str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -290,7 +291,7 @@ def test_heads_are_compared_in_the_same_decoding():
     targets = [token - 3 for token in valid.tokens.tolist()]
     samples = [Sample(f"s/{i}", "none.png", "?", target, {"layout": i // 3}) for i, target in enumerate(targets)]
     states = valid.states.numpy()
-    table, answers = like_for_like({"own": head, "new": trained}, states, samples, SPELT, lambda ids: str(ids[0] - 3))
+    table, answers = compare_heads({"own": head, "new": trained}, states, samples, SPELT, lambda ids: str(ids[0] - 3))
     assert list(table["head"]) == ["new", "new"] and list(table["among"]) == ["vocabulary", "counts"]
     assert (table["difference"] > 0).all() and (table["p"] < 0.05).all()
     right = np.mean([row.count == row.target for row in answers["new", "counts"]])
@@ -303,15 +304,16 @@ TWINS = [name for name in MODELS if name.startswith("tiny-") and MODELS[name].ki
 @pytest.mark.parametrize("name", TWINS)
 def test_a_head_goes_back_into_its_model_and_is_saved(name, tmp_path):
     samples, vlm = generate("balanced", limit=18), load_model(name, dtype="float32")
-    own, last = load_head(vlm.folder), len(vlm.anatomy.blocks)
+    own, last = load_head(vlm.folder), len(vlm.hooks.blocks)
     assert torch.equal(own.weight, vlm.model.get_output_embeddings().weight)
     states = extract_states(vlm, samples, tmp_path / "states", [last], ["last"], lens=False, progress=False)
     states = states.array(last, "last")
-    data = examples(states, [sample.target for sample in samples][::-1], vlm.spelt)  # nonsense, so that answers change
-    head, _ = fit_head(own, data, data, vlm.spelt, HeadConfig(epochs=30, rate=1e-2), progress=False)
+    nonsense = [sample.target for sample in samples][::-1]  # so that answers change
+    data = examples(states, nonsense, vlm.count_token_ids)
+    head, _ = fit_head(own, data, data, vlm.count_token_ids, HeadConfig(epochs=30, rate=1e-2), progress=False)
     path = _save_head(head, tmp_path / "head.safetensors", {"weights": vlm.weights})
     tuned = load_model(name, dtype="float32", head=path)
-    expected = answer_with_head(head, states, vlm.spelt, vlm.tokenizer.decode)
+    expected = answer_with_head(head, states, vlm.count_token_ids, vlm.tokenizer.decode)
     before, after = vlm.answer(samples, max_new_tokens=1), tuned.answer(samples, max_new_tokens=1)
     assert [answer.text for answer in after] == [answer.text for answer in expected]
     assert [answer.text for answer in after] != [answer.text for answer in before]
@@ -377,7 +379,7 @@ def test_what_was_found_follows_from_the_numbers():
         row("b", "bias only", "vocabulary", 0.01, -0.1, 0.2, 0.6),
     ]
     cost = pd.DataFrame([{"head": "trained", "n": 10, "kl": 0.5, "changed": 0.25, "numbers": 0.8}])
-    said = _tell(pd.DataFrame(rows), cost, {"a": "here", "b": "there"}).splitlines()
+    said = _summarise(pd.DataFrame(rows), cost, {"a": "here", "b": "there"}).splitlines()
     assert (
         "head gains (+20.0 points [10.0, 30.0], p < 0.001)" in said[0] and "with it neither gains nor loses" in said[0]
     )
@@ -420,7 +422,7 @@ def test_a_finished_head_is_kept_and_read_again(tmp_path):
         _keep_head(*softer, HeadConfig(epochs=2))
 
 
-@pytest.mark.parametrize("wrong", [{"rate": 0}, {"teacher": -1}, {"stop": 0}])
+@pytest.mark.parametrize("wrong", [{"rate": 0}, {"kl_weight": -1}, {"stop": 0}])
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match="expected a rate above 0"):
         HeadConfig(**wrong)
@@ -506,7 +508,7 @@ def test_what_an_experiment_says(vlm, result):
     assert result.gain["difference"] == pytest.approx(gained) and result.gain["n"] == 27
     assert list(result.forgetting["head"]) == list(result.heads) and (result.forgetting["kl"].iloc[1:] > 0).all()
     assert set(result.curves["head"]) == set(result.heads) - {"own"} and result.curves["epoch"].max() == 3
-    assert result.sentence() == _tell(result.scores, result.forgetting, result.conditions)
+    assert result.sentence() == _summarise(result.scores, result.forgetting, result.conditions)
     assert repr(result).startswith("HeadResult of tiny-qwen2-vl: on the test (27 samples) it ")
     assert "<table" in result._repr_html_() and compare(result, result)["difference"].item() == 0
     assert set(result.figures()) == {"curves", *(f"improvement-{name}" for name in result.gains)}
@@ -532,23 +534,24 @@ def test_a_head_is_worn_for_a_while(name):
     vlm, samples = load_model(name, device="cpu"), generate("balanced", limit=9)
     before, own, tied = vlm.answer(samples), vlm.model.get_output_embeddings(), vlm.model.config.to_dict()
     head = replace(load_head(vlm), weight=load_head(vlm).weight.roll(1, 0))
-    with _wear_head(vlm, head) as worn:
+    with _swap_head(vlm, head) as worn:
         other = worn.answer(samples)
         assert worn.name == f"{name}+head" and vlm.name == name
     assert other != before == vlm.answer(samples)
-    with pytest.raises(ZeroDivisionError), _wear_head(vlm, head):
+    with pytest.raises(ZeroDivisionError), _swap_head(vlm, head):
         1 / 0  # noqa: B018
     assert vlm.model.get_output_embeddings() is own and vlm.model.config.to_dict() == tied
     assert vlm.answer(samples) == before
 
 
+@pytest.mark.slow
 def test_an_experiment_that_was_killed_goes_on(vlm, taught, sets, result, tmp_path, monkeypatch):
     "It dies while the last head is trained; what is there is read, what is not is done, and nothing differs."
     ask = lambda: train_head(vlm, taught, **sets, config=QUICK, controls=True, path=tmp_path, progress=False)  # noqa: E731
     fit, done = training.fit_head, []
 
     def dying(*arguments, **named):
-        done.append(arguments[4].part)
+        done.append(arguments[4].trainable)
         if len(done) == 4:
             raise KeyboardInterrupt
         return fit(*arguments, **named)
@@ -609,17 +612,17 @@ def test_a_uid_may_come_again_with_another_image(vlm):
     "Two seeds of a family have the same uids; and an image under another uid is the same image."
     train, other = (generate("balanced", limit=27, seed=seed) for seed in (0, 1))
     test = [replace(two, uid=one.uid) for one, two in zip(train, other, strict=True)]
-    training._check_training({"train": train[9:], "valid": train[:9], "test": test}, vlm.spelt)
+    training._check_training({"train": train[9:], "valid": train[:9], "test": test}, vlm.count_token_ids)
     hidden = [replace(sample, uid=f"mine/{place}", sha256="") for place, sample in enumerate(train)]
     with pytest.raises(ValueError, match="'train' and 'test' share 18 samples, the first is 'mine/9'"):
-        training._check_training({"train": train[9:], "valid": train[:9], "test": hidden}, vlm.spelt)
+        training._check_training({"train": train[9:], "valid": train[:9], "test": hidden}, vlm.count_token_ids)
 
 
 class Deaf:
     "A model that must not be asked."
 
     def __init__(self, vlm):
-        self.name, self.anatomy, self.spelt = vlm.name, vlm.anatomy, getattr(vlm, "spelt", None)
+        self.name, self.hooks, self.count_token_ids = vlm.name, vlm.hooks, getattr(vlm, "count_token_ids", None)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_read(vlm, taught, sets):

@@ -129,7 +129,7 @@ def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
         "test": f"{p.dataset}: asked in the same way",
         "transfer": f"{p.transfer}: another condition",
     }
-    how = {"rate": p.learning_rate, "seed": p.training_seed, "teacher": p.teacher, "stop": p.stop}
+    how = {"rate": p.learning_rate, "seed": p.training_seed, "kl_weight": p.teacher, "stop": p.stop}
     return train_head(
         open_model(p), train, test, valid=valid, held_out=held_out, transfer=transfer, conditions=conditions,
         config=HeadConfig(p.part, p.epochs, **how), controls=p.controls, path=folder, batch_size=p.batch_size,

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['planted_file', 'load_planted', 'worth', 'Verdict', 'judge_unseen', 'Diagnosis', 'diagnose']
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #a4d564ee
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #2f6ff919
 import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +38,7 @@ from vlm_counting.core import (
     write_jsonl,
 )
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #0a113396
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #956687cb
 from .curves import chances
 from .evaluation import load_predictions, parse_count, predict
 from vlm_counting.extraction import (
@@ -47,38 +48,35 @@ from vlm_counting.extraction import (
     open_states,
     read_lens,
 )
-from .probing import PROBES, Features, folds, probe_layers
-from .statistics import interval
-from .stimuli import generate
-from .training import Head, HeadConfig, answer_with_head, examples, fit_head, head_of
-
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #cabfa9d3
+from .faults import CAUSES, FAULTS, image_batches, plant
 from vlm_counting.patching import (
     Pair,
     as_pairs,
     as_samples,
     check_vlm,
     count_pairs,
+    device_inputs,
     effects,
     pairs_at_once,
     patch,
 )
-
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #1eef6d76
-from .faults import CAUSES, FAULTS, image_batches, plant
+from .probing import PROBES, Features, folds, probe_layers
+from .statistics import interval
+from .stimuli import generate
+from .training import Head, HeadConfig, answer_with_head, examples, fit_head, head_of
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #59e842f8
 __getattr__ = moved(__name__, patching="POSITIONS against_blank", faults="Fault")
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #bfd29e98
 EVIDENCE = {
-    "accuracy": "own answers, one kind of object in the picture",
+    "accuracy": "own answers, one kind of object in the image",
     "among_counts": "the same, if only numbers could be said",
     "unparsed": "answers that hold no number",
     "codebook": "the same answers, each read as the number that it most often stands for",
     "sure": "mean probability of the likeliest number, among numbers",
-    "two_accuracy": "own answers, two kinds of objects in the picture",
-    "both_right": "pictures with two kinds of which both are counted right",
+    "two_accuracy": "own answers, two kinds of objects in the image",
+    "both_right": "images with two kinds of which both are counted right",
     "other_count": "answers that are the other kind's number",
     "probe_last": "probe, last token, best layer",
     "probe_top": "probe, last token, behind the last block",
@@ -89,133 +87,256 @@ EVIDENCE = {
     "lens": "logit lens with norm, best layer below the last, among numbers",
     "head_gain": "what a retrained output layer gains in its own condition",
     "head_across": "what it gains with two kinds, where it was not trained",
-    "picture_moves": "distance between the answers to two pictures (total variation)",
-    "picture_leads": "pictures that lead towards their own number rather than another's",
+    "picture_moves": "distance between the answers to two images (total variation)",
+    "picture_leads": "images that lead towards their own number rather than another's",
     "patch_image": "effect of the image tokens halfway up",
     "patch_last": "effect of the last token halfway up",
-    "attention_share": "attention of the words to the picture, block with most of it",
-    "attention_moves": "distance between attention to two pictures, block with most of it (total variation)",
+    "attention_share": "attention of the words to the image, block with most of it",
+    "attention_moves": "distance between attention to two images, block with most of it (total variation)",
 }
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #a44cf238
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #b8078ba2
+def _layout_folds(targets: Sequence[int], factors: Sequence[dict], number: int = 3) -> np.ndarray:
+    "In which fold each sample is tested; samples of one layout are in one fold."
+    return folds(list(targets), list(factors), "layout", number)
+
+
+def _sample_folds(samples: Sequence[Sample]) -> np.ndarray:
+    "The same for samples."
+    return _layout_folds([sample.target for sample in samples], [sample.factors for sample in samples])
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #4fb9326f
+def _codebook(rows: pd.DataFrame) -> float:  # columns: text, target, half (0 or 1)
+    "Share that is right if each text is read as what it most often stands for in the other half."
+    right = 0
+    for half in (0, 1):
+        mine = rows["half"] == half
+        texts = rows[~mine].groupby("text")["target"]
+        book = texts.agg(lambda targets: targets.mode()[0])
+        read = rows.loc[mine, "text"].map(book)
+        right += (read == rows.loc[mine, "target"]).sum()
+    return right / len(rows)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #37d53d80
+def _answer_rows(predictions: Sequence[Prediction]) -> pd.DataFrame:  # target, count, text, half
+    "One row an answer; the text is the number where there is one."
+    fields = ("target", "count", "text")
+    rows = pd.DataFrame([{name: getattr(row, name) for name in fields} for row in predictions])
+    rows["half"] = _layout_folds(rows["target"], [row.factors for row in predictions], 2)
+    unparsed, number = rows["count"].isna(), rows["count"].astype(str)
+    rows["text"] = rows["text"].where(unparsed, number)
+    return rows
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #b71a97e5
 def _answer_evidence(
-    predictions: Sequence[Prediction],  # one kind of object in each picture
+    predictions: Sequence[Prediction],  # one kind of object in each image
 ) -> dict:
     "What the answers alone tell. Errors of `chances`."
-    targets, chance = [row.target for row in predictions], chances(predictions)
-    rows = pd.DataFrame([{"target": row.target, "count": row.count, "text": row.text} for row in predictions])
-    rows["half"] = folds(targets, [row.factors for row in predictions], "layout", 2)
-    rows["text"] = rows["text"].where(rows["count"].isna(), rows["count"].astype(str))
-    found, read = {"accuracy": (rows["count"] == rows["target"]).mean(), "unparsed": rows["count"].isna().mean()}, 0
-    for half in (0, 1):
-        book = rows[rows["half"] != half].groupby("text")["target"].agg(lambda values: values.mode()[0])
-        mine = rows[rows["half"] == half]
-        read += (mine["text"].map(book) == mine["target"]).sum()
-    among = (chance.argmax(1) == targets).mean()
-    return found | {"codebook": read / len(rows), "among_counts": among, "sure": chance.max(1).mean()}
+    chance, rows = chances(predictions), _answer_rows(predictions)
+    unparsed, right = rows["count"].isna(), rows["count"] == rows["target"]
+    return {
+        "accuracy": right.mean(),
+        "unparsed": unparsed.mean(),
+        "codebook": _codebook(rows),
+        "among_counts": (chance.argmax(1) == rows["target"]).mean(),
+        "sure": chance.max(1).mean(),
+    }
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #c3145159
 def _swap_evidence(
-    predictions: Sequence[Prediction],  # two kinds of objects in each picture, both asked
+    predictions: Sequence[Prediction],  # two kinds of objects in each image, both asked
 ) -> dict:
     "What the answers tell about listening to the question."
-    other = [row.factors["others"][0]["count"] for row in predictions]
-    right = [row.count == row.target for row in predictions]
-    pairs = pd.Series(right).groupby([row.factors["pair"] for row in predictions])
-    both, rival = (
-        pairs.all()[pairs.size() == 2],
-        [row.count == rest for row, rest in zip(predictions, other, strict=True)],
-    )
-    return {"two_accuracy": np.mean(right), "both_right": both.mean(), "other_count": np.mean(rival)}
+    rows = pd.DataFrame({
+        "pair": [row.factors["pair"] for row in predictions],
+        "right": [row.count == row.target for row in predictions],
+        "rival": [row.count == row.factors["others"][0]["count"] for row in predictions],
+    })  # fmt: skip
+    pairs = rows.groupby("pair")["right"]
+    both = pairs.all()[pairs.size() == 2]
+    return {
+        "two_accuracy": rows["right"].mean(),
+        "both_right": both.mean(),
+        "other_count": rows["rival"].mean(),
+    }
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #a792f21a
 def _probed(states, layer: int, pooling: str, labels: Sequence[int], name: str) -> float:
     "Accuracy of a probe under the fold rule 'layout'."
-    fold, labels = folds(states.targets.tolist(), states.factors, "layout"), np.asarray(labels)
-    said = PROBES[name](Features(states.array(layer, pooling)), labels, fold)
+    fold = _layout_folds(states.targets.tolist(), states.factors)
+    labels = np.asarray(labels)
+    features = Features(states.array(layer, pooling))
+    said = PROBES[name](features, labels, fold)
     return float((np.round(said) == labels).mean())
 
 
+def _layer_rows(states, labels: Sequence[int], pooling: str, name: str) -> list[dict]:
+    "Every layer, the last token's only above 0: it is the same word every time."
+    return [
+        {
+            "layer": layer,
+            "pooling": pooling,
+            "n": len(states),
+            "accuracy": _probed(states, layer, pooling, labels, name),
+        }
+        for layer in states.layers
+        if layer or pooling == "image_mean"
+    ]
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #715c210b
+def _probe_table(one, two, token: str, name: str) -> pd.DataFrame:
+    "condition, labels, layer, pooling, n, accuracy: four ways to ask a probe, on every layer."
+    rival = [row["others"][0]["count"] for row in two.factors]
+    ways = [
+        ("one kind", "asked", one, one.targets, token),
+        ("one kind", "asked", one, one.targets, "image_mean"),
+        ("two kinds", "asked", two, two.targets, token),
+        ("two kinds", "other", two, rival, token),
+    ]
+    rows = []
+    for condition, labels, states, targets, pooling in ways:
+        about = {"condition": condition, "labels": labels}
+        rows += [about | row for row in _layer_rows(states, targets, pooling, name)]
+    return pd.DataFrame(rows)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #28ecde76
 def _probe_evidence(
-    one,  # `States`, one kind of object in each picture
+    one,  # `States`, one kind of object in each image
     two,  # `States`, two kinds
     name: str = "svm",  # in `PROBES`
 ) -> tuple[dict, pd.DataFrame]:  # evidence; condition, labels, layer, pooling, n, accuracy
-    "What linear probes read. The last token is left out at layer 0, where it is the same word every time."
+    "What linear probes read."
     token = "last" if "last" in one.poolings else "class"
-    rival = [row["others"][0]["count"] for row in two.factors]
-    plans = [("one kind", "asked", one, one.targets, token), ("one kind", "asked", one, one.targets, "image_mean"),
-             ("two kinds", "asked", two, two.targets, token), ("two kinds", "other", two, rival, token)]  # fmt: skip
-    rows = [
-        {"condition": condition, "labels": what, "layer": layer, "pooling": pooling, "n": len(states),
-         "accuracy": _probed(states, layer, pooling, labels, name)}
-        for condition, what, states, labels, pooling in plans
-        for layer in states.layers if layer or pooling == "image_mean"
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
+    table = _probe_table(one, two, token, name)
     best = table.groupby(["condition", "labels", "pooling"])["accuracy"].max()
+    one_kind = best["one kind", "asked"]
+    top = table.query("condition == 'one kind' and pooling == @token")
     return {
-        "probe_last": best["one kind", "asked", token], "probe_image": best["one kind", "asked", "image_mean"],
-        "probe_top": table.query("condition == 'one kind' and pooling == @token")["accuracy"].iloc[-1],
-        "probe_two": best["two kinds", "asked", token], "probe_rival": best["two kinds", "other", token],
-    }, table  # fmt: skip
+        "probe_last": one_kind[token],
+        "probe_image": one_kind["image_mean"],
+        "probe_top": top["accuracy"].iloc[-1],
+        "probe_two": best["two kinds", "asked", token],
+        "probe_rival": best["two kinds", "other", token],
+    }, table
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #b86de22f
+def _draw_tokens(fold: np.ndarray, many: int, most: int, seed: int) -> list[np.ndarray]:
+    "For each fold (images of the other folds, most): which of `many` tokens are learned from."
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for count in len(fold) - np.bincount(fold, minlength=3):
+        tokens = np.tile(np.arange(many), (count, 1))
+        chosen.append(rng.permuted(tokens, axis=1)[:, :most])
+    return chosen
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #4d89aa02
+def _take_tokens(states: np.ndarray, taught: np.ndarray, chosen: np.ndarray, first: int) -> np.ndarray:
+    "The chosen tokens of those images of a batch that are learned from; `first`: images before them."
+    rows = chosen[first : first + taught.sum(), :, None]
+    return np.take_along_axis(states[taught], rows, axis=1)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #3337c517
+def _sums(states: np.ndarray) -> np.ndarray:  # (2, dim)
+    "What a batch adds to the sum of all tokens, and to that of their squares."
+    exact = states.astype(float)
+    return np.stack([exact.sum((0, 1)), (exact**2).sum((0, 1))])
+
+
+def _mean_and_spread(sums: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:  # twice (dim,)
+    "Mean and standard deviation of all tokens, from their sums."
+    mean, square = sums / number
+    spread = np.sqrt(np.maximum(square - mean**2, 0)) + 1e-6
+    return mean.astype(np.float32), spread.astype(np.float32)
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #94ea2fc9
 def _some_tokens(
     batches: Iterator,  # of `image_batches`
-    fold: np.ndarray,  # (samples,) 0, 1 or 2: where each picture is tested
+    fold: np.ndarray,  # (samples,) 0, 1 or 2: where each image is tested
     most: int,
     seed: int,
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:  # for each fold (pictures, most, dim) of the others; mean; std
-    "Tokens chosen by chance, for each fold from the pictures of the others; the rest is read and let go."
-    rng, some, parts, start, sums = np.random.default_rng(seed), None, ([], [], []), 0, 0
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:  # for each fold (images, most, dim) of the others; mean; std
+    "Tokens chosen by chance, for each fold from the images of the others; the rest is read and let go."
+    chosen, parts = None, ([], [], [])
+    start, sums = 0, 0
     for states in batches:
         states, many = states.numpy(), states.shape[1]
-        if some is None:
-            some = [rng.permuted(np.tile(np.arange(many), (count, 1)), axis=1)[:, :most]
-                    for count in len(fold) - np.bincount(fold, minlength=3)]  # fmt: skip
-        for part, chosen in enumerate(some):
-            taught = fold[start : start + len(states)] != part
-            first = int((fold[:start] != part).sum())
-            rows = chosen[first : first + taught.sum(), :, None]
-            parts[part].append(np.take_along_axis(states[taught], rows, axis=1))
-        exact = states.astype(float)
-        sums, start = sums + np.stack([exact.sum((0, 1)), (exact**2).sum((0, 1))]), start + len(states)
-    mean, square = sums / (len(fold) * many)
-    spread = np.sqrt(np.maximum(square - mean**2, 0)) + 1e-6
-    return [np.concatenate(part) for part in parts], mean.astype(np.float32), spread.astype(np.float32)
+        chosen = chosen or _draw_tokens(fold, many, most, seed)
+        before, now = fold[:start], fold[start : start + len(states)]
+        for part, rows in enumerate(chosen):
+            first = int((before != part).sum())
+            parts[part].append(_take_tokens(states, now != part, rows, first))
+        sums = sums + _sums(states)
+        start += len(states)
+    tokens = [np.concatenate(part) for part in parts]
+    return tokens, *_mean_and_spread(sums, len(fold) * many)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #d76f85c3
+def _fit_token_readers(learned: list[np.ndarray], targets: np.ndarray, fold: np.ndarray) -> list:
+    "A logistic regression from single tokens to numbers for each fold, from standardised tokens of the others."
+    from sklearn.linear_model import LogisticRegression
+
+    readers = []
+    for part, tokens in enumerate(learned):
+        images, each, dim = tokens.shape
+        labels = np.repeat(targets[fold != part], each)
+        reader = LogisticRegression(C=0.1, max_iter=40)
+        with warnings.catch_warnings(action="ignore"):  # forty steps are enough; it says that more were possible
+            readers.append(reader.fit(tokens.reshape(-1, dim), labels))
+    return readers
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #0c568196
+def _read_image(reader, tokens: np.ndarray) -> int:  # (tokens, dim)
+    "What its most confident token tells."
+    odds = reader.predict_proba(tokens)
+    surest = odds[odds.max(1).argmax()]
+    return reader.classes_[surest.argmax()]
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #93deb4f7
 def _probe_token(
     vlm,  # a loaded generative model
-    samples: Sequence[Sample],  # one kind of object in each picture
-    most: int = 27,  # image tokens of a picture that are learned from, chosen by chance; all are tested
+    samples: Sequence[Sample],  # one kind of object in each image
+    most: int = 27,  # image tokens of an image that are learned from, chosen by chance; all are tested
     seed: int = 0,  # of that choice
-    batch_size: int = 27,  # pictures at once; each is read twice, and its tokens are not kept
+    batch_size: int = 27,  # images at once; each is read twice, and its tokens are not kept
 ) -> float:
-    "Does any single image token hold the number? Share of pictures whose most confident token names it; 3 folds."
-    from sklearn.linear_model import LogisticRegression
-
-    targets, models, right, start = np.array([sample.target for sample in samples]), [], 0, 0
-    fold = folds(targets.tolist(), [sample.factors for sample in samples], "layout")
-    learned, mean, spread = _some_tokens(image_batches(vlm, samples, batch_size), fold, most, seed)
-    for part, tokens in enumerate(learned):
-        tokens, each = ((tokens - mean) / spread).reshape(-1, len(mean)), tokens.shape[1]
-        with warnings.catch_warnings(action="ignore"):  # forty steps are enough; it says that more were possible
-            model = LogisticRegression(C=0.1, max_iter=40)
-            models.append(model.fit(tokens, np.repeat(targets[fold != part], each)))
-    for states in image_batches(vlm, samples, batch_size):
-        for picture in (states.numpy() - mean) / spread:
-            model = models[fold[start]]
-            odds = model.predict_proba(picture)
-            right += model.classes_[odds[odds.max(1).argmax()].argmax()] == targets[start]
-            start += 1
+    "Does any single image token hold the number? Share of images whose most confident token names it; 3 folds."
+    targets = np.array([sample.target for sample in samples])
+    fold = _sample_folds(samples)
+    batches = partial(image_batches, vlm, samples, batch_size)
+    learned, mean, spread = _some_tokens(batches(), fold, most, seed)
+    learned = [(tokens - mean) / spread for tokens in learned]
+    readers = _fit_token_readers(learned, targets, fold)
+    images = (image for states in batches() for image in states.numpy())
+    right = 0
+    for image, part, target in zip(images, fold, targets, strict=True):
+        right += _read_image(readers[part], (image - mean) / spread) == target
     return right / len(targets)
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #740b36b4
 _RETRAINING = HeadConfig(epochs=40, rate=1e-3)  # a few hundred states, so fewer and larger steps than the paper's
 
 
+def _says_right(vlm, head: Head, states: np.ndarray, samples: Sequence[Sample]) -> np.ndarray:  # (samples,) bool
+    "Which of the samples are answered right from their states with this output layer."
+    answers = answer_with_head(head, states, vlm.count_token_ids, vlm.tokenizer.decode)
+    pairs = zip(answers, samples, strict=True)
+    return np.array([parse_count(answer.text) == sample.target for answer, sample in pairs])
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #eaa2a62a
+def _retrain(vlm, states: np.ndarray, samples: Sequence[Sample]) -> Head:
+    "The model's own output layer, trained on."
+    tokens = vlm.count_token_ids
+    data = examples(states, [sample.target for sample in samples], tokens)
+    how = {"device": str(vlm.device), "progress": False}
+    head, _ = fit_head(head_of(vlm), data, data, tokens, _RETRAINING, **how)
+    return head
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #62f2f634
+def _chosen(samples: Sequence[Sample], where: np.ndarray) -> list[Sample]:  # `where`: (samples,) bool
+    "Some of the samples."
+    return [sample for sample, here in zip(samples, where, strict=True) if here]
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #1da9093a
 def _head_evidence(
     vlm,  # a loaded generative model
     one: np.ndarray,  # (samples, dim) states of the last token behind the final norm, one kind of object
@@ -224,22 +345,16 @@ def _head_evidence(
     groups: Sequence[Sample],
 ) -> dict:
     "What a new output layer gains in accuracy of the first token: in its own condition (3 folds), and in the other."
-    own, spelt, decode = head_of(vlm), vlm.count_token_ids, vlm.tokenizer.decode
-
-    def right(head: Head, states: np.ndarray, samples: Sequence[Sample]) -> np.ndarray:
-        answers = zip(answer_with_head(head, states, spelt, decode), samples, strict=True)
-        return np.array([parse_count(answer.text) == sample.target for answer, sample in answers])
-
-    targets, factors = [sample.target for sample in alone], [sample.factors for sample in alone]
-    fold, after, across = folds(targets, factors, "layout"), np.zeros(len(one)), []
+    fold, after, across = _sample_folds(alone), np.zeros(len(one)), []
     for part in range(3):
-        train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
-        data = examples(one[train], [targets[row] for row in train], spelt)
-        head, _ = fit_head(own, data, data, spelt, _RETRAINING, device=str(vlm.device), progress=False)
-        after[test] = right(head, one[test], [alone[row] for row in test])
-        across.append(right(head, two, groups).mean())
-    gain, elsewhere = after - right(own, one, alone), np.mean(across) - right(own, two, groups).mean()
-    return {"head_gain": gain.mean(), "head_across": elsewhere}
+        test = fold == part
+        head = _retrain(vlm, one[~test], _chosen(alone, ~test))
+        after[test] = _says_right(vlm, head, one[test], _chosen(alone, test))
+        across.append(_says_right(vlm, head, two, groups).mean())
+    own = head_of(vlm)
+    gain = after - _says_right(vlm, own, one, alone)
+    elsewhere = _says_right(vlm, own, two, groups).mean()
+    return {"head_gain": gain.mean(), "head_across": np.mean(across) - elsewhere}
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #d7991f29
 def halfway(
@@ -248,17 +363,18 @@ def halfway(
     "The layer halfway up."
     return (len(vlm.hooks.blocks) + 1) // 2
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #9853b977
 def _patch_evidence(
     rows: pd.DataFrame,  # of `patch`, positions 'last' and 'image'
     half: int,  # the layer halfway up
 ) -> dict:
-    "What exchanging states between pictures tells."
-    table = effects(rows, draws=2).set_index(["position", "layer"])["effect"]
+    "What exchanging states between images tells."
+    table = effects(rows, draws=2).set_index(["position", "layer"])
     once = rows.drop_duplicates("pair").dropna(subset="full")
-    return {"picture_moves": once["apart"].mean(), "picture_leads": (once["full"] > 0).mean()} | {
-        f"patch_{name}": float(np.clip(table[name, half], -1, 2)) for name in ("image", "last")
-    }
+    found = {"picture_moves": once["apart"].mean(), "picture_leads": (once["full"] > 0).mean()}
+    for name in ("image", "last"):
+        found[f"patch_{name}"] = float(np.clip(table.loc[(name, half), "effect"], -1, 2))
+    return found
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #004f61e4
 @contextmanager
@@ -273,84 +389,142 @@ def _eager(model) -> Iterator[None]:
     finally:
         model.set_attn_implementation(before)
 
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #6f1a0bd6
+def _words_behind(masks: dict):  # torch bool (samples, tokens)
+    "The words of the prompt that come after the image began."
+    behind = masks["image"].cumsum(1) > 0
+    return masks["prompt"] & ~masks["image"] & behind
 
+
+def _look(weights, masks: dict):  # torch (samples, heads, tokens, tokens) -> (samples, image tokens)
+    "How much the words behind the image attend to each of its tokens, mean over words and heads."
+    words, image = _words_behind(masks), masks["image"]
+    share = (words / words.sum(1, keepdim=True))[:, None]  # (samples, 1, tokens)
+    heads = weights.float().mean(1)
+    look = (share.to(heads) @ heads)[:, 0]
+    look = look[image.to(heads.device)]
+    return look.unflatten(0, (len(image), -1)).cpu()
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #57fad415
 def _looks(vlm, samples: list[Sample]) -> list:  # of torch (samples, image tokens), one a block
-    "How much the words behind the picture attend to each of its tokens, mean over words and heads."
+    "The same for each block."
     import torch
 
-    body, seen = vlm.hooks, {}
-    inputs = {name: value.to(vlm.device) for name, value in vlm.prepare(samples).items()}
-    masks = body.masks(inputs)
-    image, words = masks["image"], masks["prompt"] & ~masks["image"] & (masks["image"].cumsum(1) > 0)
-    share = (words / words.sum(1, keepdim=True))[:, None]  # (samples, 1, tokens)
+    hooks, seen = vlm.hooks, {}
+    inputs = device_inputs(vlm, samples)
+    masks = hooks.masks(inputs)
 
-    def note(module, args, out):  # whole attention maps are too large to be kept
-        heads = out[1].float().mean(1)
-        mine = (share.to(heads) @ heads)[:, 0][image.to(heads.device)]
-        seen[module] = mine.unflatten(0, (len(image), -1)).cpu()
+    def note(module, args, out):
+        seen[module] = _look(out[1], masks)
 
-    with torch.inference_mode(), _eager(vlm.model), ExitStack() as hooks:
-        for block in body.blocks:
-            hooks.callback(block.self_attn.register_forward_hook(note).remove)
-        body.forward(inputs)
-    return [seen[block.self_attn] for block in body.blocks]
+    attention = [block.self_attn for block in hooks.blocks]
+    with torch.inference_mode(), _eager(vlm.model), ExitStack() as stack:
+        for module in attention:
+            stack.enter_context(module.register_forward_hook(note))
+        hooks.forward(inputs)
+    return [seen[module] for module in attention]
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #f5b3a83b
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #033dff47
+def _looks_in_batches(vlm, samples: list[Sample], size: int) -> list:  # as of `_looks`
+    "The same, some samples at once."
+    import torch
+
+    starts = range(0, len(samples), size)
+    parts = [_looks(vlm, samples[start : start + size]) for start in starts]
+    return [torch.cat(block) for block in zip(*parts, strict=True)]
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #79d1bc0b
+def _distance(one, two) -> float:  # torch (samples, image tokens) twice
+    "Total variation between where two images are looked at, mean over samples."
+    one, two = (look / look.sum(1, keepdim=True) for look in (one, two))
+    return float((one - two).abs().sum(1).mean() / 2)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #8ebb6dc2
 def _attention_evidence(
     vlm,  # a loaded generative model
     pairs: Sequence[Pair],  # of `count_pairs`
     batch_size: int = 27,  # pairs at once
 ) -> dict:
-    "How much the words look at the picture, and whether they look elsewhere in another picture."
-    import torch
-
-    sides = [replace(pair.donor, question=pair.recipient.question) for pair in pairs], [p.recipient for p in pairs]
-    looks = []
-    for side in sides:
-        parts = [_looks(vlm, side[start : start + batch_size]) for start in range(0, len(side), batch_size)]
-        looks.append([torch.cat(block) for block in zip(*parts, strict=True)])
-    share = [float(look.sum(1).mean()) for look in looks[1]]
-    shapes = [[look / look.sum(1, keepdim=True) for look in side] for side in looks]
-    moves = [float((one - two).abs().sum(1).mean() / 2) for one, two in zip(*shapes, strict=True)]
+    "How much the words look at the image, and whether they look elsewhere in another image."
+    donors = [replace(pair.donor, question=pair.recipient.question) for pair in pairs]
+    theirs = _looks_in_batches(vlm, donors, batch_size)
+    own = _looks_in_batches(vlm, [pair.recipient for pair in pairs], batch_size)
+    share = [float(look.sum(1).mean()) for look in own]
+    moves = [_distance(one, two) for one, two in zip(theirs, own, strict=True)]
     return {"attention_share": max(share), "attention_moves": max(moves)}
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #879b868a
-def _check_size(what: str, samples: Sequence[Sample]) -> None:
-    "`ValueError` for samples of which a third cannot be learned from the others."
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #0e93d72b
+def _can_learn(samples: Sequence[Sample]) -> bool:
+    "Do any two thirds hold two numbers, of what was asked and of the other kind?"
     numbers = [[sample.target for sample in samples]]
     if all(sample.factors.get("others") for sample in samples):
         numbers.append([sample.factors["others"][0]["count"] for sample in samples])
     try:
-        fold = folds(numbers[0], [sample.factors for sample in samples], "layout")
-        fine = all(len(set(np.array(row)[fold != part])) > 1 for row in numbers for part in range(3))
+        fold = _sample_folds(samples)
     except ValueError:
-        fine = False
-    if not fine:
+        return False
+    return all(len(set(np.array(row)[fold != part])) > 1 for row in numbers for part in range(3))
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #437a18a0
+def _check_size(what: str, samples: Sequence[Sample]) -> None:
+    "`ValueError` for samples of which a third cannot be learned from the others."
+    counts = {sample.target for sample in samples}
+    if not _can_learn(samples):
         raise ValueError(
-            f"For {what} found {len(samples)} samples with {len(set(numbers[0]))} counts, too few to learn from two "
+            f"For {what} found {len(samples)} samples with {len(counts)} counts, too few to learn from two "
             "thirds and test on the rest. Expected several layouts of several counts: 216 samples are usual, limit=216."
         )
 
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #fb0ddf3c
+def _check_factors(what: str, samples: Sequence[Sample], factors: Sequence[str]) -> None:
+    "`ValueError` for samples without one of the factors, or without a target."
+    lacking = [f"the factor '{name}'" for name in factors if not all(name in sample.factors for sample in samples)]
+    lacking += ["a target"] * any(sample.target is None for sample in samples)
+    if lacking or not samples:
+        found = f"{len(samples)} samples, not all of them with {lacking[0]}" if lacking else "no samples"
+        raise ValueError(f"For {what} found {found}. Expected synthetic sets such as 'balanced' and 'two_groups'.")
 
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #d2bc9d07
 def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
     "`ValueError` before anything is asked, rather than after it."
-    needs = {"one kind of object": (alone, ("layout", "entity")), "two kinds": (groups, ("layout", "others", "pair"))}
-    for what, (samples, factors) in needs.items():
-        lacking = [f"the factor '{name}'" for name in factors if not all(name in sample.factors for sample in samples)]
-        lacking += ["a target"] * any(sample.target is None for sample in samples)
-        if lacking or not samples:
-            found = f"{len(samples)} samples, not all of them with {lacking[0]}" if lacking else "no samples"
-            raise ValueError(f"For {what} found {found}. Expected synthetic sets such as 'balanced' and 'two_groups'.")
+    _check_factors("one kind of object", alone, ("layout", "entity"))
+    _check_factors("two kinds", groups, ("layout", "others", "pair"))
     counts = vlm.hooks.counts or range(21)
     if long := sorted({sample.target for sample in [*alone, *groups]} - set(counts)):
         raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Choose samples with fewer objects.")
-    for what, (samples, _) in needs.items():
-        _check_size(what, samples)
+    _check_size("one kind of object", alone)
+    _check_size("two kinds", groups)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #4ccc03ef
+def _read_states(vlm, sets: dict[str, list[Sample]], folder: Path, **how) -> list:
+    "`States` of each set: the last token or the class token, and the mean of the image tokens."
+    have = set(vlm.hooks.tokens)
+    poolings = [name for name in ("last", "class", "image_mean") if set(POOLINGS[name].needs) <= have]
+    read = partial(extract_states, vlm, poolings=poolings, **how)
+    return [read(samples, folder / name) for name, samples in sets.items()]
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #6b2b2969
+def _state_evidence(vlm, one, alone: list[Sample], two, groups: list[Sample], size: int) -> tuple[dict, dict]:
+    "The lens, single tokens and a new output layer; `one` and `two`: `States`."
+    lens = lens_curves(read_lens(one))
+    below = lens.query("norm and layer < @one.layers[-1]")
+    token = _probe_token(vlm, alone, batch_size=size)
+    top = len(vlm.hooks.blocks)
+    states = one.array(top, "last"), two.array(top, "last")
+    found = _head_evidence(vlm, states[0], alone, states[1], groups)
+    return found | {"lens": below["first"].max(), "probe_token": token}, {"lens": lens}
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #c9127c50
+def _pair_evidence(vlm, pairs: list[Pair], layers, positions, size: int) -> tuple[dict, dict]:
+    "Patching and attention."
+    patches = patch(vlm, pairs, layers, positions, size)
+    found = _attention_evidence(vlm, pairs, size)
+    return found | _patch_evidence(patches, halfway(vlm)), {"patches": patches}
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #c0c6b48e
 def examine(
     vlm,  # a loaded model, of any kind
-    alone: Sequence[Sample],  # one kind of object in a picture, e.g. 216 of 'balanced'
+    alone: Sequence[Sample],  # one kind of object in an image, e.g. 216 of 'balanced'
     groups: Sequence[Sample],  # two kinds, both asked, e.g. 216 of 'two_groups'
     pairs: Sequence[Pair],  # of `count_pairs`; not used for a model that ranks
     folder: Path,  # made if need be
@@ -360,40 +534,30 @@ def examine(
     progress: bool = False,  # show bars
 ) -> tuple[dict, dict]:  # evidence, in the order of `EVIDENCE`; tables 'probes', 'lens', 'patches'
     "The whole battery. Errors of `predict`, `extract`, `patch`."
-    folder, body, alone, groups, pairs = Path(folder), vlm.hooks, list(alone), list(groups), list(pairs)
+    folder, alone, groups, pairs = Path(folder), list(alone), list(groups), list(pairs)
     _check_sets(vlm, alone, groups)
-    said = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", batch_size, progress=progress)
-    poolings = [name for name in ("last", "class", "image_mean") if set(POOLINGS[name].needs) <= set(body.tokens)]
-    one, two = (
-        extract_states(
-            vlm, samples, folder / "states" / name, poolings=poolings, batch_size=batch_size, progress=progress
-        )
-        for name, samples in (("one", list(alone)), ("two", list(groups)))
-    )
+    how = {"batch_size": batch_size, "progress": progress}
+    said = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", **how)
+    one, two = _read_states(vlm, {"one": alone, "two": groups}, folder / "states", **how)
     found, probes = _probe_evidence(one, two)
-    found, tables = (
-        found | _answer_evidence(said[: len(alone)]) | _swap_evidence(said[len(alone) :]),
-        {"probes": probes},
-    )
-    if body.head is not None:
-        together = pairs_at_once(vlm, pairs, batch_size)
-        tables |= {"lens": lens_curves(read_lens(one)), "patches": patch(vlm, pairs, layers, positions, together)}
-        below = tables["lens"].query("norm and layer < @one.layers[-1]")
-        tops = [states.array(len(body.blocks), "last") for states in (one, two)]
-        found |= {"lens": below["first"].max(), "probe_token": _probe_token(vlm, alone, batch_size=together)}
-        found |= _head_evidence(vlm, tops[0], alone, tops[1], groups) | _attention_evidence(vlm, pairs, together)
-        found |= _patch_evidence(tables["patches"], halfway(vlm))
+    found |= _answer_evidence(said[: len(alone)]) | _swap_evidence(said[len(alone) :])
+    tables = {"probes": probes}
+    if vlm.hooks.head is not None:
+        size = pairs_at_once(vlm, pairs, batch_size)
+        inside, lens = _state_evidence(vlm, one, alone, two, groups, size)
+        moved, patches = _pair_evidence(vlm, pairs, layers, positions, size)
+        found, tables = found | inside | moved, tables | lens | patches
     return {name: float(found[name]) for name in EVIDENCE if name in found}, tables
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #b33cc02c
 @dataclass(frozen=True)
 class Planting:
-    "One twin of the study."
+    "One model of the study."
 
-    architecture: str  # the healthy twin's name
+    architecture: str  # the healthy model's name
     recipe: str  # in `FAULTS`, or two of them with + between
     step: int  # 1 low, 2 middle, 3 high; 0 for a healthy one
-    seed: int  # of the fault and of the pictures
+    seed: int  # of the fault and of the images
 
     @property
     def fault(self) -> str:
@@ -407,26 +571,27 @@ _TWICE = (  # two faults at once
     "bind_words+format_preamble", "route_noise+format_words",
 )  # fmt: skip
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #22b0d8d8
 def plan_plantings(
-    architectures: Sequence[str],  # names of healthy twins
-    seeds: Sequence[int] = range(5),  # of planted faults and their pictures
-    healthy: Sequence[int] = range(10),  # of twins with nothing planted
-    twice: Sequence[int] = (4,),  # of twins with two faults, each of the middle dose
+    architectures: Sequence[str],  # names of healthy models
+    seeds: Sequence[int] = range(5),  # of planted faults and their images
+    healthy: Sequence[int] = range(10),  # of models with nothing planted
+    twice: Sequence[int] = (4,),  # of models with two faults, each of the middle dose
 ) -> list[Planting]:  # seed by seed, so that what is finished early is of every kind
-    "Every fault at every dose, healthy twins, and at the end some with two faults."
+    "Every fault at every dose, healthy models, and at the end some with two faults."
     recipes = [name for name in FAULTS if name != "none"]
-    plan = [
-        planting
-        for seed in sorted({*seeds, *healthy}) for name in architectures
-        for planting in [Planting(name, "none", 0, seed)] * (seed in healthy)
-        + [Planting(name, recipe, step, seed) for recipe in recipes for step in (1, 2, 3) if seed in seeds]
-    ]  # fmt: skip
+    plan = []
+    for seed in sorted({*seeds, *healthy}):
+        for name in architectures:
+            if seed in healthy:
+                plan.append(Planting(name, "none", 0, seed))
+            if seed in seeds:
+                plan += [Planting(name, recipe, step, seed) for recipe in recipes for step in (1, 2, 3)]
     return plan + [Planting(name, recipe, 2, seed) for seed in twice for name in architectures for recipe in _TWICE]
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #338a4338
 def plant_all(
-    vlm,  # the healthy twin
+    vlm,  # the healthy model
     planting: Planting,
     samples: Sequence[Sample],  # that the planting may look at
 ):  # a model of the same class
@@ -436,41 +601,62 @@ def plant_all(
         vlm = plant(vlm, name, dose, planting.seed, samples)
     return vlm
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #1dc0b40e
 def remember_inputs(
     vlm,  # a loaded model; it is changed
 ):  # the same
-    "Keep what `prepare` makes of a batch and use it again, also in copies: the same few pictures, asked many times."
+    "Keep what `prepare` makes of a batch and use it again, also in copies: the same few images, asked many times."
     kind, known = type(vlm), {}
 
     def prepare(self, samples: list[Sample]):
-        key = (self.wording, *((image_hash(sample.image), sample.question) for sample in samples))
+        asked = [(image_hash(sample.image), sample.question) for sample in samples]
+        key = (self.wording, *asked)
         if key not in known:
             known[key] = kind.prepare(self, samples)
         return copy.copy(known[key])
 
-    vlm.__class__ = type(kind.__name__, (kind,), {"prepare": prepare, "__doc__": kind.__doc__})
+    methods = {"prepare": prepare, "__doc__": kind.__doc__}
+    vlm.__class__ = type(kind.__name__, (kind,), methods)
     return vlm
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #43a7551f
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #d3aaa156
+def _loss(rows: pd.DataFrame) -> pd.Series:
+    "The larger fall of the two accuracies against the healthy model of the same architecture and seed."
+    asked, same = ["accuracy", "two_accuracy"], ["architecture", "seed"]
+    healthy = rows[rows["recipe"] == "none"].groupby(same)[asked].mean()
+    base = healthy.reindex(pd.MultiIndex.from_frame(rows[same]))
+    return (base.to_numpy() - rows[asked]).max(axis=1)
+
+
 def planted_file() -> Path:
     "Where the shipped table of planted faults lies."
-    return Path(find_spec("vlm_counting").origin).parent / "planted" / "evidence.csv"
+    package = Path(find_spec("vlm_counting").origin).parent
+    return package / "planted" / "evidence.csv"
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #0243ee51
 def load_planted(
     path: Path | None = None,  # a CSV of `nbs/plant_faults.ipynb`; None: the one that ships with this package
-) -> pd.DataFrame:  # twin, architecture, fault, recipe, step, seed, loss and the columns of `EVIDENCE`; a row a twin
-    "The evidence on twins with known faults."
+) -> pd.DataFrame:  # twin, architecture, fault, recipe, step, seed, loss and the columns of `EVIDENCE`; a row a model
+    "The evidence on tiny models with known faults."
     path = Path(path or planted_file())
     if not path.exists():
         raise FileNotFoundError(f"No table at {path}. `vlm-counting run plant_faults` makes one.")
     rows = pd.read_csv(path)
-    rows.insert(0, "twin", [f"{r.architecture}~{r.recipe}-{r.step}-{r.seed}" for r in rows.itertuples()])
-    healthy = rows[rows["recipe"] == "none"].groupby(["architecture", "seed"])[["accuracy", "two_accuracy"]].mean()
-    base = healthy.reindex(pd.MultiIndex.from_frame(rows[["architecture", "seed"]])).to_numpy()
-    rows.insert(6, "loss", (base - rows[["accuracy", "two_accuracy"]]).max(axis=1))
+    names = [f"{row.architecture}~{row.recipe}-{row.step}-{row.seed}" for row in rows.itertuples()]
+    rows.insert(0, "twin", names)
+    rows.insert(6, "loss", _loss(rows))
     return rows
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #2dacfce0
+_LOSS = 0.1  # share of answers that a fault must cost to be worth a diagnosis
+
+
+def worth(
+    judged: pd.DataFrame,  # of `_judge` or `load_planted`
+) -> pd.DataFrame:
+    "The models with one fault that cost ten points or more, and the healthy ones."
+    costly = (judged["loss"] >= _LOSS) & judged["fault"].isin(list(CAUSES))
+    return judged[costly | (judged["fault"] == "none")]
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #28f8975f
 @dataclass(frozen=True)
@@ -482,33 +668,43 @@ class _Sign:
     make: Callable  # columns of evidence -> the sign
 
 
-def _wrong(gain, accuracy):
+def _plain(value):
+    "As it is."
+    return value
+
+
+def _of_wrong(gain, accuracy):
     "A net gain, divided by the share of wrong answers; where less than one in twenty is wrong, by one in twenty."
     return gain / (1 - accuracy).clip(lower=0.05)
 
 
+def _beyond(other, accuracy):
+    "How much more is right in another way, as a share of wrong answers."
+    return _of_wrong(other - accuracy, accuracy)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #ff63ba7f
 _SIGNS = {
     "lost_one": _Sign("wrong answers, one kind of object", ("accuracy",), lambda a: 1 - a),
     "lost_two": _Sign("wrong answers, two kinds", ("two_accuracy",), lambda a: 1 - a),
-    "unparsed": _Sign("of those with one kind: no number", ("unparsed", "accuracy"), _wrong),
-    "own_words": _Sign("right in the model's own words", ("codebook", "accuracy"), lambda b, a: _wrong(b - a, a)),
-    "among": _Sign("right if only numbers could be said", ("among_counts", "accuracy"), lambda b, a: _wrong(b - a, a)),
-    "read": _Sign("read by a probe on the last state", ("probe_top", "accuracy"), lambda b, a: _wrong(b - a, a)),
-    "mended": _Sign("mended by a new output layer", ("head_gain", "accuracy"), _wrong),
-    "lens": _Sign("right in the lens", ("lens", "accuracy"), lambda b, a: _wrong(b - a, a)),
-    "read_two": _Sign(
-        "of those with two: read by a probe", ("probe_two", "two_accuracy"), lambda b, a: _wrong(b - a, a)
-    ),
-    "mended_two": _Sign("mended by the head of one kind", ("head_across", "two_accuracy"), _wrong),
-    "rival": _Sign("the other kind's number", ("other_count", "two_accuracy"), _wrong),
-    "only_two": _Sign("wrong with two kinds only", ("accuracy", "two_accuracy"), lambda a, b: _wrong(a - b, b)),
-    "token": _Sign("a single image token tells the number", ("probe_token",), lambda a: a),
-    "leads": _Sign("pictures lead towards their number", ("picture_leads",), lambda a: a),
-    "moves": _Sign("pictures move the answer", ("picture_moves",), lambda a: a),
+    "unparsed": _Sign("of those with one kind: no number", ("unparsed", "accuracy"), _of_wrong),
+    "own_words": _Sign("right in the model's own words", ("codebook", "accuracy"), _beyond),
+    "among": _Sign("right if only numbers could be said", ("among_counts", "accuracy"), _beyond),
+    "read": _Sign("read by a probe on the last state", ("probe_top", "accuracy"), _beyond),
+    "mended": _Sign("mended by a new output layer", ("head_gain", "accuracy"), _of_wrong),
+    "lens": _Sign("right in the lens", ("lens", "accuracy"), _beyond),
+}
+_SIGNS |= {
+    "read_two": _Sign("of those with two: read by a probe", ("probe_two", "two_accuracy"), _beyond),
+    "mended_two": _Sign("mended by the head of one kind", ("head_across", "two_accuracy"), _of_wrong),
+    "rival": _Sign("the other kind's number", ("other_count", "two_accuracy"), _of_wrong),
+    "only_two": _Sign("wrong with two kinds only", ("accuracy", "two_accuracy"), _beyond),
+    "token": _Sign("a single image token tells the number", ("probe_token",), _plain),
+    "leads": _Sign("images lead towards their number", ("picture_leads",), _plain),
+    "moves": _Sign("images move the answer", ("picture_moves",), _plain),
     "attention_extreme": _Sign(
-        "words look only at the picture, or never", ("attention_share",), lambda a: (2 * a - 1).abs()
+        "words look only at the image, or never", ("attention_share",), lambda share: (2 * share - 1).abs()
     ),
-    "attention_moves": _Sign("attention follows the picture", ("attention_moves",), lambda a: a),
+    "attention_moves": _Sign("attention follows the image", ("attention_moves",), _plain),
 }
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #94473267
@@ -516,53 +712,74 @@ def _read_signs(
     rows: pd.DataFrame,  # columns of `EVIDENCE`, those that there are
 ) -> pd.DataFrame:  # a column for each sign whose evidence is there, -1..1
     "From evidence to signs."
-    have = {name: sign for name, sign in _SIGNS.items() if set(sign.needs) <= set(rows.columns)}
-    made = {name: sign.make(*(rows[need] for need in sign.needs)) for name, sign in have.items()}
+    made = {}
+    for name, sign in _SIGNS.items():
+        if set(sign.needs) <= set(rows.columns):
+            made[name] = sign.make(*(rows[need] for need in sign.needs))
     return pd.DataFrame(made, index=rows.index).clip(-1, 1)
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #2dacfce0
-_LOSS = 0.1  # share of answers that a fault must cost to be worth a diagnosis
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #6da45469
 _CERTAIN = 0.5  # probability below which the verdict abstains
+_NEAREST, _WITHIN = 3, 0.9  # known models that one is compared with; share of them that pass the comparison
 
 
 @dataclass(frozen=True)
 class _Rule:
-    "Weights of the verdict."
+    "From signs to faults."
 
-    centre: pd.Series  # (signs,) means over the twins it was fitted on
+    centre: pd.Series  # (signs,) means over the models it was fitted on
     spread: pd.Series  # (signs,) standard deviations
-    weights: pd.DataFrame  # (faults, signs)
-    offset: pd.Series  # (faults,)
-    known: pd.DataFrame  # (twins, signs) standardised; their index is the fault
+    model: object  # sklearn `LogisticRegression` of standardised signs
+    known: pd.DataFrame  # (models, signs) standardised; their index is the fault
     reach: float  # largest strangeness of a model that gets a verdict
 
+    @property
+    def weights(self) -> pd.DataFrame:  # (faults, signs)
+        "What a standard deviation of each sign adds to the log odds of each fault."
+        weights = self.model.coef_
+        if len(weights) == 1:  # two faults only: the library keeps one row
+            weights = np.concatenate([-weights, weights]) / 2
+        return pd.DataFrame(weights, self.model.classes_, self.centre.index)
 
-_NEAREST, _WITHIN = 3, 0.9  # twins that a model is compared with; share of known twins that pass the comparison
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #b4923967
+def _standard(rule: _Rule, rows: pd.DataFrame) -> pd.DataFrame:  # (rows, signs)
+    "The signs of some models in standard deviations."
+    signs = _read_signs(rows)[rule.centre.index]
+    return (signs - rule.centre) / rule.spread
 
 
-def _strangeness(known: pd.DataFrame, row: np.ndarray, fault: str) -> float:
-    "Distance to the nearest known twins with a fault: root mean square over signs, in standard deviations."
-    mine = known.to_numpy()[known.index == fault]
-    apart = np.sqrt(((mine - row) ** 2).mean(1))
-    return float(np.sort(apart)[:_NEAREST].mean()) if len(apart) else np.inf
+def _strangeness(known: np.ndarray, rows: np.ndarray) -> np.ndarray:  # (known, signs), (rows, signs) -> (rows,)
+    "Distance to the nearest known models: root mean square over signs, in standard deviations."
+    from sklearn.neighbors import NearestNeighbors
 
+    if not len(known):
+        return np.full(len(rows), np.inf)
+    near = NearestNeighbors(n_neighbors=min(_NEAREST, len(known))).fit(known)
+    apart, _ = near.kneighbors(rows)
+    return apart.mean(1) / np.sqrt(rows.shape[1])
 
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #71051666
 def _reach(known: pd.DataFrame, architectures: np.ndarray) -> float:
-    "How strange nine in ten known twins are to those of other architectures; infinite if there is only one."
-    apart = [
-        _strangeness(known[architectures != own], row, fault)
-        for fault, row, own in zip(known.index, known.to_numpy(), architectures, strict=True)
-    ]
-    finite = [value for value in apart if np.isfinite(value)]
-    return float(np.quantile(finite, _WITHIN)) if finite else np.inf
+    "How strange nine in ten known models are to those of other architectures; infinite if there is only one."
+    found = []
+    for fault in set(known.index):
+        rows, names = known.to_numpy()[known.index == fault], architectures[known.index == fault]
+        for name in set(names):
+            found.append(_strangeness(rows[names != name], rows[names == name]))
+    found = np.concatenate(found)
+    finite = found[np.isfinite(found)]
+    return float(np.quantile(finite, _WITHIN)) if len(finite) else np.inf
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #439e3748
-def worth(
-    judged: pd.DataFrame,  # of `_judge` or `load_planted`
-) -> pd.DataFrame:
-    "The twins with one fault that cost ten points or more, and the healthy ones."
-    costly = (judged["loss"] >= _LOSS) & judged["fault"].isin(list(CAUSES))
-    return judged[costly | (judged["fault"] == "none")]
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #b2466194
+def _learnable_signs(known: pd.DataFrame, signs: Sequence[str] | None) -> pd.DataFrame:
+    "The signs to learn from. `ValueError` where one has gaps."
+    table = _read_signs(known)
+    table = table[[name for name in table if signs is None or name in signs]]
+    if holes := [f"{name} ({table[name].isna().sum()} models)" for name in table if table[name].isna().any()]:
+        raise ValueError(
+            f"The table has gaps in {', '.join(holes)}. Examine those models again, or leave out the sign."
+        )
+    return table
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #85b1288b
 def _fit_rule(
@@ -570,28 +787,22 @@ def _fit_rule(
     signs: Sequence[str] | None = None,  # names in `_SIGNS`; None: all that the rows allow
     strength: float = 0.1,  # inverse of the penalty
 ) -> _Rule:
-    "Learn what signs go with what fault, from twins with one fault. `ValueError` if fewer than two faults are left."
+    "Learn what signs go with what fault, from models with one fault. `ValueError` if fewer than two faults are left."
     from sklearn.linear_model import LogisticRegression
 
     known = worth(rows)
     if known["fault"].nunique() < 2:
         found = ", ".join(known["fault"].unique()) or "none"
         raise ValueError(
-            f"Found the faults {found} among {len(rows)} twins, expected at least two that cost {_LOSS:.0%}."
+            f"Found the faults {found} among {len(rows)} models, expected at least two that cost {_LOSS:.0%}."
         )
-    table = _read_signs(known)
-    table = table[[name for name in table if signs is None or name in signs]]
-    if holes := [f"{name} ({table[name].isna().sum()} twins)" for name in table if table[name].isna().any()]:
-        raise ValueError(f"The table has gaps in {', '.join(holes)}. Examine those twins again, or leave out the sign.")
+    table = _learnable_signs(known, signs)
     centre, spread = table.mean(), table.std().clip(lower=1e-3)
+    table = (table - centre) / spread
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=5000)
-    model.fit((table - centre) / spread, known["fault"])
-    weights, offset = np.atleast_2d(model.coef_), model.intercept_
-    if len(weights) == 1:  # two faults only: the library keeps one row
-        weights, offset = np.concatenate([-weights, weights]) / 2, np.concatenate([-offset, offset]) / 2
-    weights, offset = pd.DataFrame(weights, model.classes_, table.columns), pd.Series(offset, model.classes_)
-    near = ((table - centre) / spread).set_index(known["fault"])
-    return _Rule(centre, spread, weights, offset, near, _reach(near, known["architecture"].to_numpy()))
+    model.fit(table, known["fault"])
+    near = table.set_index(known["fault"])
+    return _Rule(centre, spread, model, near, _reach(near, known["architecture"].to_numpy()))
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #24b5fa64
 def _weigh(
@@ -599,9 +810,8 @@ def _weigh(
     rows: pd.DataFrame,  # columns of `EVIDENCE`
 ) -> pd.DataFrame:  # (rows, faults), rows add up to 1
     "The probability of each known fault, if all were equally frequent."
-    scores = _standard(rule, rows).to_numpy() @ rule.weights.to_numpy().T + rule.offset.to_numpy()
-    odds = np.exp(scores - scores.max(1, keepdims=True))
-    return pd.DataFrame(odds / odds.sum(1, keepdims=True), rows.index, rule.weights.index)
+    odds = rule.model.predict_proba(_standard(rule, rows))
+    return pd.DataFrame(odds, rows.index, rule.model.classes_)
 
 
 def _nothing_lost(
@@ -611,25 +821,23 @@ def _nothing_lost(
     asked = rows.reindex(columns=["accuracy", "two_accuracy"])
     return (asked > 1 - _LOSS).all(axis=1)
 
-
-def _how_strange(
-    rule: _Rule,
-    rows: pd.DataFrame,  # columns of `EVIDENCE`
-    faults: Sequence[str],  # (rows,) the fault that each is held against
-) -> np.ndarray:  # (rows,) in standard deviations of a sign
-    "How far each is from the nearest known twins with a fault."
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #f1aea84c
+def _how_strange(rule: _Rule, rows: pd.DataFrame, faults: pd.Series) -> np.ndarray:  # (rows,)
+    "How far each is from the nearest known models with its fault."
     table = _standard(rule, rows).to_numpy()
-    return np.array([_strangeness(rule.known, row, fault) for row, fault in zip(table, faults, strict=True)])
+    strange = np.zeros(len(rows))
+    for fault in set(faults):
+        mine = (faults == fault).to_numpy()
+        known = rule.known[rule.known.index == fault]
+        strange[mine] = _strangeness(known.to_numpy(), table[mine])
+    return strange
 
-
-def _standard(rule: _Rule, rows: pd.DataFrame) -> pd.DataFrame:
-    return (_read_signs(rows)[rule.centre.index] - rule.centre) / rule.spread
-
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #2e6f353e
 def _decide(rule: _Rule, rows: pd.DataFrame, certain: float) -> pd.DataFrame:
     "The verdict (a fault or 'abstains') of each row, with the columns likeliest, certainty and strange."
     odds, whole = _weigh(rule, rows), _nothing_lost(rows)
-    likeliest, certainty = odds.idxmax(axis=1).mask(whole, "none"), odds.max(axis=1).mask(whole, 1.0)
+    likeliest = odds.idxmax(axis=1).mask(whole, "none")
+    certainty = odds.max(axis=1).mask(whole, 1.0)
     strange = np.where(whole, 0.0, _how_strange(rule, rows, likeliest))
     verdict = likeliest.where((certainty >= certain) & (strange <= rule.reach), "abstains")
     return pd.DataFrame({"verdict": verdict, "likeliest": likeliest, "certainty": certainty, "strange": strange})
@@ -642,7 +850,7 @@ class Verdict:
     fault: str | None  # a key of `CAUSES`; None: it abstains
     probabilities: dict  # of each known fault, largest first; they add up to 1
     reasons: list  # (sign, in words, value, by how much it speaks for the first fault, not the second), strongest first
-    strange: float  # distance to the nearest known twins with the likeliest fault, in standard deviations of a sign
+    strange: float  # distance to the nearest known models with the likeliest fault, in standard deviations of a sign
     reach: float  # beyond this distance no verdict is given
     missing: tuple  # evidence that was not to be had
 
@@ -650,22 +858,25 @@ class Verdict:
         (first, most), (second, _) = list(self.probabilities.items())[:2]
         doubt = f"abstains between {first} and {second}"
         if self.strange > self.reach:
-            beyond = f"{self.strange:.2f} where known twins reach {self.reach:.2f}"
-            doubt = f"abstains: {first} is likeliest, but it resembles no twin with that fault ({beyond})"
+            beyond = f"{self.strange:.2f} where known models reach {self.reach:.2f}"
+            doubt = f"abstains: {first} is likeliest, but it resembles no model with that fault ({beyond})"
         found = f"{first}: {CAUSES[first]}" if self.fault else doubt
         why = "; ".join(f"{about}: {value:.2f}" for _, about, value, force in self.reasons[:3] if force > 0.5)
         return f"{found} (probability {most:.2f})." + f" Because: {why}." * bool(why)
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #b6f46a89
-def _conclude(
-    evidence: dict,  # of `examine`
-    rule: _Rule | None = None,  # None: fitted on the shipped twins, with the evidence that there is
-    certain: float = _CERTAIN,  # probability that a verdict needs
-) -> Verdict:
-    "Name the fault, or abstain. `ValueError` if there is too little evidence for any sign."
-    have = {name: value for name, value in evidence.items() if name in EVIDENCE and np.isfinite(value)}
-    row = pd.DataFrame([have])
-    if not (signs := list(_read_signs(row))):
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #5405b0c2
+def _reasons(rule: _Rule, row: pd.DataFrame, first: str, second: str) -> list[tuple]:
+    "The signs of one model, those that speak most for the first fault rather than the second in front."
+    values = _read_signs(row).iloc[0]
+    weights = rule.weights.loc[first] - rule.weights.loc[second]
+    speaks = _standard(rule, row).iloc[0] * weights
+    order = speaks.sort_values(ascending=False)
+    return [(name, _SIGNS[name].about, float(values[name]), float(force)) for name, force in order.items()]
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #5de535a8
+def _rule_for(signs: list[str], have: dict, rule: _Rule | None) -> _Rule:
+    "The rule to judge by: given, or fitted on the shipped models with these signs. `ValueError` if it needs others."
+    if not signs:
         raise ValueError(
             f"Found the evidence {', '.join(have) or 'none'}, which allows no sign. Expected what `examine` gives."
         )
@@ -673,17 +884,31 @@ def _conclude(
     if lacking := [name for name in rule.centre.index if name not in signs]:
         needs = sorted({need for name in lacking for need in _SIGNS[name].needs} - set(have))
         raise ValueError(f"The rule needs the evidence {', '.join(needs)} as well. Fit one without: rule=None.")
+    return rule
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #0104cc63
+def _surely_none(odds: pd.Series) -> pd.Series:
+    "All probability on 'none'."
+    others = odds.index.drop("none", errors="ignore")
+    return pd.Series({"none": 1.0} | dict.fromkeys(others, 0.0))
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #8f070edb
+def _conclude(
+    evidence: dict,  # of `examine`
+    rule: _Rule | None = None,  # None: fitted on the shipped models, with the evidence that there is
+    certain: float = _CERTAIN,  # probability that a verdict needs
+) -> Verdict:
+    "Name the fault, or abstain. `ValueError` if there is too little evidence for any sign."
+    have = {name: value for name, value in evidence.items() if name in EVIDENCE and np.isfinite(value)}
+    row = pd.DataFrame([have])
+    rule = _rule_for(list(_read_signs(row)), have, rule)
     odds = _weigh(rule, row).iloc[0].sort_values(ascending=False)
-    first, second = odds.index[:2]
-    values = _read_signs(row).iloc[0]
-    speaks = _standard(rule, row).iloc[0] * (rule.weights.loc[first] - rule.weights.loc[second])
-    order = speaks.sort_values(ascending=False)
-    reasons = [(name, _SIGNS[name].about, float(values[name]), float(force)) for name, force in order.items()]
+    reasons = _reasons(rule, row, *odds.index[:2])
     if _nothing_lost(row).iloc[0]:
-        odds, reasons = pd.Series({"none": 1.0} | dict.fromkeys(odds.index.drop("none", errors="ignore"), 0.0)), []
+        odds, reasons = _surely_none(odds), []
     found = _decide(rule, row, certain).iloc[0]
-    fault, missing = found["verdict"], tuple(name for name in EVIDENCE if name not in have)
-    fault = None if fault == "abstains" else fault
+    fault = None if found["verdict"] == "abstains" else found["verdict"]
+    missing = tuple(name for name in EVIDENCE if name not in have)
     return Verdict(fault, odds.to_dict(), reasons, float(found["strange"]), rule.reach, missing)
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #ca2b0169
@@ -692,21 +917,25 @@ def _paper_rule(
 ) -> pd.Series:  # 'none', 'say' or 'see'
     "What the paper would conclude: nothing to explain, the output layer, or else what comes before it."
     best = rows[["probe_last", "probe_image"]].max(axis=1)
-    blamed = (best - rows["accuracy"] >= _LOSS) & (rows["head_gain"] >= _LOSS)
-    return pd.Series(np.where(rows["accuracy"] >= 1 - _LOSS, "none", np.where(blamed, "say", "see")), rows.index)
+    reads = best - rows["accuracy"] >= _LOSS
+    gains = rows["head_gain"] >= _LOSS
+    found = np.where(reads & gains, "say", "see")
+    found = np.where(rows["accuracy"] >= 1 - _LOSS, "none", found)
+    return pd.Series(found, rows.index)
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #56f7aa93
 def _judge(
-    rows: pd.DataFrame,  # of `load_planted`: the twins to be judged
-    known: pd.DataFrame,  # of `load_planted`: the twins to learn from
+    rows: pd.DataFrame,  # of `load_planted`: the models to be judged
+    known: pd.DataFrame,  # of `load_planted`: the models to learn from
     certain: float = _CERTAIN,  # probability that a verdict needs
     signs: Sequence[str] | None = None,  # names in `_SIGNS`; None: all
 ) -> pd.DataFrame:  # the columns before the evidence, and verdict ('abstains' or a fault), likeliest, certainty, paper
-    "Verdicts on twins whose fault is known."
-    rule, about = _fit_rule(known, signs), rows[[name for name in rows if name not in EVIDENCE]]
+    "Verdicts on models whose fault is known."
+    rule = _fit_rule(known, signs)
+    about = rows[[name for name in rows if name not in EVIDENCE]]
     return about.assign(**_decide(rule, rows, certain), paper=_paper_rule(rows))
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #00697208
 def judge_unseen(
     rows: pd.DataFrame,  # of `load_planted`
     certain: float = _CERTAIN,  # probability that a verdict needs
@@ -714,11 +943,40 @@ def judge_unseen(
     learn: tuple[Sequence[int], Sequence[int]] = ((0, 1, 2), (0, 1, 3)),  # seeds and doses to learn from
 ) -> pd.DataFrame:  # of `_judge`
     "Each architecture in turn is judged by a rule from the others, on seeds and doses that are new to it as well."
-    parts, seen = [], rows["seed"].isin(learn[0]) & rows["step"].isin(learn[1])
-    new = ~rows["seed"].isin(learn[0]) & (~rows["step"].isin(learn[1]) | (rows["step"] == 0))
+    seeds, doses = learn
+    old_seed, old_dose = rows["seed"].isin(seeds), rows["step"].isin(doses)
+    seen = old_seed & old_dose
+    new = ~old_seed & (~old_dose | (rows["step"] == 0))
+    parts = []
     for name in rows["architecture"].unique():
         mine = rows["architecture"] == name
         parts.append(_judge(rows[mine & new], rows[~mine & seen], certain, signs))
+    return pd.concat(parts)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #632f3801
+def _hit_rate(
+    judged: pd.DataFrame,  # of `_judge`
+    by: str = "verdict",  # or 'paper', 'likeliest'
+) -> dict:  # n, said (share that is not 'abstains'), right (of all), low, high (95 %), right_if_said
+    "How often the name is right; the interval takes models of one recipe, and of one architecture, as related."
+    right = (judged[by] == judged["fault"]).to_numpy(float)
+    said = (judged[by] != "abstains").to_numpy()
+    families = [judged["recipe"].tolist(), judged["architecture"].tolist()]
+    low, high = interval(right, families)
+    rates = {"n": len(right), "said": said.mean(), "right": right.mean(), "low": low, "high": high}
+    return rates | {"right_if_said": right[said].mean() if said.any() else np.nan}
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #84d808bb
+def _judge_recipes(
+    rows: pd.DataFrame,  # of `load_planted`
+    certain: float = _CERTAIN,  # probability that a verdict needs
+) -> pd.DataFrame:  # of `_judge`
+    "Each recipe in each architecture is judged by a rule that saw neither."
+    parts = []
+    single = rows[rows["fault"].isin(list(CAUSES)) & (rows["recipe"] != "none")]
+    for (name, recipe), mine in single.groupby(["architecture", "recipe"]):
+        known = rows[(rows["architecture"] != name) & (rows["recipe"] != recipe)]
+        parts.append(_judge(mine, known, certain))
     return pd.concat(parts)
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #bdb6ca08
@@ -729,33 +987,9 @@ def _touches_head(
     found = names.isin(["say", "format"]).map({True: "output layer", False: "elsewhere"})
     return found.mask(names == "abstains", "abstains")
 
-
-def _hit_rate(
-    judged: pd.DataFrame,  # of `_judge`
-    by: str = "verdict",  # or 'paper', 'likeliest'
-) -> dict:  # n, said (share that is not 'abstains'), right (of all), low, high (95 %), right_if_said
-    "How often the name is right; the interval takes twins of one recipe, and of one architecture, as related."
-    right, said = (judged[by] == judged["fault"]).to_numpy(float), (judged[by] != "abstains").to_numpy()
-    low, high = interval(right, [judged["recipe"].tolist(), judged["architecture"].tolist()])
-    return {"n": len(right), "said": said.mean(), "right": right.mean(), "low": low, "high": high,
-            "right_if_said": right[said].mean() if said.any() else np.nan}  # fmt: skip
-
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #03c869bd
-def _judge_recipes(
-    rows: pd.DataFrame,  # of `load_planted`
-    certain: float = _CERTAIN,  # probability that a verdict needs
-) -> pd.DataFrame:  # of `_judge`
-    "Each recipe in each architecture is judged by a rule that saw neither."
-    parts = []
-    for (name, recipe), mine in rows[rows["fault"].isin(list(CAUSES))].groupby(["architecture", "recipe"]):
-        if recipe != "none":
-            known = rows[(rows["architecture"] != name) & (rows["recipe"] != recipe)]
-            parts.append(_judge(mine, known, certain))
-    return pd.concat(parts)
-
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #988e6a02
 class _Kept:
-    "How a diagnosis shows itself, and is kept."
+    "How a diagnosis is kept."
 
     def tables(self) -> dict[str, pd.DataFrame]:
         "Name of a CSV file -> its table. 'scores': this model's evidence beside the mean of models with each fault."
@@ -774,17 +1008,15 @@ class _Kept:
             _draw(self, folder)
         return folder
 
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #61958dd8
+class _Shown:
+    "How a diagnosis shows itself."
+
     def __repr__(self) -> str:
         return f"Diagnosis of {self.record.model}: {self.verdict}"
 
     def __str__(self) -> str:
-        lacking = ", ".join(self.verdict.missing)
-        told = [f"{self.record.model}: {self.verdict}", f"The paper's rule says: {self.paper}."]
-        told.append(f"Not to be had: {lacking}." if lacking else "All evidence was to be had.")
-        if self.sizes != (_LEARNED, _LEARNED):
-            found = f"here were {self.sizes[0]} and {self.sizes[1]}: what probes and a new output layer gain"
-            told.append(f"The rule was learned with {_LEARNED} samples of each kind, {found} depends on that.")
-        return "\n".join(told)
+        return "\n".join(_tell(self))
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame({"probability": self.probabilities})
@@ -792,7 +1024,7 @@ class _Kept:
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #4b3b3c43
 @dataclass(frozen=True, eq=False, repr=False)
-class Diagnosis(_Kept):
+class Diagnosis(_Kept, _Shown):
     "Why a model miscounts, as far as it can be told, and from what."
 
     verdict: Verdict
@@ -815,17 +1047,29 @@ class Diagnosis(_Kept):
         return pd.DataFrame(self.verdict.reasons, columns=["sign", "in words", "value", "speaks for it"])
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #226d2769
-_LEARNED = 216  # samples of each kind that the shipped twins were examined with
+_LEARNED = 216  # samples of each kind that the shipped models were examined with
 _NO_HEAD = "nothing: it has no output layer to retrain"  # what the paper's rule says of a model that ranks
 
 
+def _tell(done: Diagnosis) -> list[str]:
+    "The lines of a diagnosis in words."
+    lacking = ", ".join(done.verdict.missing)
+    told = [f"{done.record.model}: {done.verdict}", f"The paper's rule says: {done.paper}."]
+    told.append(f"Not to be had: {lacking}." if lacking else "All evidence was to be had.")
+    if done.sizes != (_LEARNED, _LEARNED):
+        found = f"here were {done.sizes[0]} and {done.sizes[1]}: what probes and a new output layer gain"
+        told.append(f"The rule was learned with {_LEARNED} samples of each kind, {found} depends on that.")
+    return told
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #dedf6512
 def _beside_planted(evidence: dict[str, float]) -> pd.DataFrame:
     "evidence, what it is, model, and a column for each fault: the mean of planted ones that cost ten points or more."
     known = worth(load_planted()).groupby("fault")[list(evidence)].mean().T[list(CAUSES)]
     beside = known.assign(model=pd.Series(evidence), what=pd.Series(EVIDENCE))
-    return beside.loc[list(evidence), ["what", "model", *known]].rename_axis("evidence").reset_index()
+    columns = ["what", "model", *known]
+    return beside.loc[list(evidence), columns].rename_axis("evidence").reset_index()
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #6fdcb0e2
 def _draw(done: Diagnosis, folder: Path | None) -> dict:
     "Probes, the lens and what exchanging states does; put into the folder, if there is one."
     draw, name = later("figures"), done.record.model
@@ -841,7 +1085,7 @@ def _draw(done: Diagnosis, folder: Path | None) -> dict:
             draw.save_figure(figure, folder / stem)
     return drawn
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #fbaf4cc9
 def _write(done: Diagnosis, folder: Path) -> None:
     "Evidence, verdict and tables."
     write_atomic(folder / "evidence.json", json.dumps(done.evidence, indent=1) + "\n")
@@ -850,19 +1094,14 @@ def _write(done: Diagnosis, folder: Path) -> None:
     for name, table in done.tables().items():
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #54d9e166
-def _plain(number):
-    "A whole number as an int; anything else as it is."
-    return number if (whole := whole_number(number)) is None else whole
-
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #cb0a94e3
 def _choose_samples(alone, groups, limit: int | None, seed: int) -> tuple[list[Sample], list[Sample]]:
     "What a model is asked: given, or made."
     given = {"balanced": alone, "two_groups": groups}
     made = [generate(name, seed=seed, limit=limit) if some is None else some for name, some in given.items()]
     return as_samples(made[0]), as_samples(made[1])
 
-
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #952a369a
 def _choose_pairs(alone: list[Sample] | None, limit: int | None, seed: int) -> list[Pair]:
     "A pair for every two counts: of the samples that were given, or of four times as many as are asked, or more."
     if alone is not None:
@@ -886,7 +1125,8 @@ _RULES_SHOWN = ("paper", "layout", "entity", "colour", "shape")  # fold rules th
 
 def _probe_rules(folder: Path) -> pd.DataFrame:
     "The probe of every layer by each fold rule that the samples allow, shuffled numbers beside it."
-    one, allowed = open_states(folder / "states" / "one"), []
+    one = open_states(folder / "states" / "one")
+    allowed = []
     for rule in _RULES_SHOWN:
         with suppress(ValueError, UnknownName):
             folds(one.targets.tolist(), one.factors, rule)
@@ -898,6 +1138,33 @@ def _probe_rules(folder: Path) -> pd.DataFrame:
 def _pair_hash(pairs: list[Pair]) -> str:
     "Which pairs: the first digits of a hash."
     return fingerprint(sample for pair in pairs for sample in (pair.donor, pair.recipient))[:16]
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #cf0e12c1
+def _whole(number):
+    "A whole number as an int; anything else as it is."
+    return number if (whole := whole_number(number)) is None else whole
+
+
+def _choose(vlm, alone, groups, pairs, limit: int | None, seed: int) -> tuple[list, list, list]:
+    "Samples with one kind and with two, and pairs; all that can be refused is refused here."
+    one, two = _choose_samples(alone, groups, limit, seed)
+    _check_sets(vlm, one, two)
+    if pairs is not None:
+        return one, two, as_pairs(pairs)
+    if vlm.hooks.head is None:
+        return one, two, []
+    return one, two, _choose_pairs(None if alone is None else one, limit, seed)
+
+# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #e8d5c412
+def _examined(vlm, one, two, pairs, place: Path, batch_size, progress: bool) -> dict:
+    "The fields of a `Diagnosis` that the examination fills."
+    evidence, details = examine(vlm, one, two, pairs, place, batch_size, progress=progress)
+    details["rules"] = _probe_rules(place)
+    paper = _NO_HEAD
+    if "head_gain" in evidence:
+        paper = _paper_rule(pd.DataFrame([evidence])).iloc[0]
+    found = {"verdict": _conclude(evidence), "evidence": evidence, "paper": paper, "details": details}
+    return found | {"predictions": load_predictions(place), "sizes": (len(one), len(two))}
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #40d8929e
 def diagnose(
@@ -916,23 +1183,16 @@ def diagnose(
 ) -> Diagnosis:
     "Why does a model miscount? Everything it needs is made by itself. Errors of `examine`, before anything is asked."
     check_vlm(vlm)
-    limit, seed, batch_size = map(_plain, (limit, seed, batch_size))
-    one, two = _choose_samples(alone, groups, limit, seed)
-    _check_sets(vlm, one, two)
+    limit, seed, batch_size = map(_whole, (limit, seed, batch_size))
     pairs_at_once(vlm, [], batch_size)  # refuses what is no size of a batch
-    if pairs is None and vlm.hooks.head is not None:
-        pairs = _choose_pairs(None if alone is None else one, limit, seed)
-    path, pairs = Path(path).expanduser() if path is not None else None, [] if pairs is None else as_pairs(pairs)
+    one, two, pairs = _choose(vlm, alone, groups, pairs, limit, seed)
+    path = Path(path).expanduser() if path is not None else None
     settings = {"batch_size": batch_size, "seed": seed, "pairs": _pair_hash(pairs)} | vars(vlm.wording)
     what = ["diagnose", settings, vlm, [*one, *two], run]
     with run_context(path, *what, overwrite=overwrite) as record:
         with TemporaryDirectory() if path is None else nullcontext(path) as place:
-            evidence, details = examine(vlm, one, two, pairs, Path(place), batch_size, progress=progress)
-            details["rules"], said = _probe_rules(Path(place)), load_predictions(Path(place))
-        paper = _paper_rule(pd.DataFrame([evidence])).iloc[0] if "head_gain" in evidence else _NO_HEAD
-        found = {"verdict": _conclude(evidence), "evidence": evidence, "paper": paper, "details": details}
-        sizes, record = (len(one), len(two)), record or describe_run(*what)
-        done = Diagnosis(**found, predictions=said, sizes=sizes, record=record, folder=path)
+            found = _examined(vlm, one, two, pairs, Path(place), batch_size, progress)
+        done = Diagnosis(**found, record=record or describe_run(*what), folder=path)
         if path:
             _write(done, path)
     return done

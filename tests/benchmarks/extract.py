@@ -66,8 +66,8 @@ class Ways:
     "The three ways through a model, on prepared batches."
 
     def __init__(self, vlm: VLM, samples: list, batch_size: int | str, folder: Path):
-        self.body, self.folder, self.samples = vlm.anatomy, folder, samples
-        body, place = vlm.anatomy, {sample.uid: row for row, sample in enumerate(samples)}
+        self.body, self.folder, self.samples = vlm.hooks, folder, samples
+        body, place = vlm.hooks, {sample.uid: row for row, sample in enumerate(samples)}
         batches, _ = plan_samples(vlm, samples, batch_size)
         self.batches = [([place[sample.uid] for sample in batch], vlm.prepare(batch)) for batch in batches]
         self.reader = Reader(body, choose_layers(body), _choose_poolings(body), body.head is not None)
@@ -120,7 +120,7 @@ def measure(vlm: VLM, samples: list, options) -> dict:
     "One row of the table."
     with tempfile.TemporaryDirectory() as place:
         ways = Ways(vlm, samples, options.batch_size, Path(place) / "states")
-        names = ["forward", "extract"] + ["all_states"] * (vlm.anatomy.head is not None)
+        names = ["forward", "extract"] + ["all_states"] * (vlm.hooks.head is not None)
         seconds, busy = {name: [] for name in names}, {name: [] for name in names}
         peak = dict.fromkeys(names, 0.0)
         for turn in range(options.rounds + 1):
@@ -133,9 +133,9 @@ def measure(vlm: VLM, samples: list, options) -> dict:
         ways.extract()
         flush = timed(ways.flush, "cpu")[0]
     whole = 0
-    if vlm.anatomy.head is not None:
+    if vlm.hooks.head is not None:
         wide, numbers = max(inputs["input_ids"].shape[1] for _, inputs in ways.batches), next(vlm.model.parameters())
-        whole = (len(vlm.anatomy.blocks) + 1) * wide * vlm.anatomy.dim * numbers.element_size()
+        whole = (len(vlm.hooks.blocks) + 1) * wide * vlm.hooks.dim * numbers.element_size()
     often = {"extract": 1 + flush / extraction._COMMIT_SECONDS}
 
     def ratio(spent: dict) -> dict:
@@ -143,7 +143,7 @@ def measure(vlm: VLM, samples: list, options) -> dict:
         return {name: often.get(name, 1) * statistics.median(a / b for a, b in both) for name, both in pairs.items()}
 
     return {
-        "model": vlm.name, "device": vlm.device_name, "layers": len(vlm.anatomy.blocks), "dim": vlm.anatomy.dim,
+        "model": vlm.name, "device": vlm.device_name, "layers": len(vlm.hooks.blocks), "dim": vlm.hooks.dim,
         "samples": len(samples), "batches": len(ways.batches), "seconds": seconds, "flush seconds": flush,
         "CPU seconds": busy, "ratio": ratio(seconds), "CPU ratio": ratio(busy), "peak GiB": peak,
         "bytes per sample": {"extract": 4 * max(c.part.stop for c in ways.reader.columns), "all_states": whole},

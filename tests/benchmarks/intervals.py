@@ -70,38 +70,56 @@ def play(rng: np.random.Generator, nature: Nature, sizes: tuple[int, int], accur
 
 @dataclass(frozen=True)
 class Answers:
-    "The answers of many worlds to the same questions."
+    "The answers of many worlds to the same questions, added up over cells: those of one entity, layout and world."
 
-    right: np.ndarray  # (worlds, n) 0 or 1, float32
-    ways: tuple[np.ndarray, ...]  # families, each (n,): layouts, entities; none where answers are on their own
-    strata: np.ndarray  # (n,) which count
+    cells: np.ndarray  # (worlds, cells) number right
+    strata: np.ndarray  # (worlds, counts) number right
+    number: np.ndarray  # (counts, cells) of answers
+    ways: tuple[np.ndarray, ...]  # families of the cells, each (cells,): layouts, entities; only those with two or more
+    some: list[tuple]  # values, clusters and strata of a few worlds, answer by answer, for `interval`
+
+    @property
+    def n(self) -> int:
+        return int(self.number.sum())
+
+    @property
+    def share(self) -> np.ndarray:  # (worlds,)
+        return self.strata.sum(axis=1) / self.n
+
+    @property
+    def related(self) -> bool:
+        return any(0 < codes.max() < self.n - 1 for codes in self.ways)
 
 
 def asked(right: np.ndarray, kept: np.ndarray | None = None) -> Answers:
-    "All answers, or those `kept`, (n,) bool."
+    "All answers; or those `kept`, (n,) bool, where there is a single count."
     _, entities, layouts, counts = right.shape
-    labels = np.indices((entities, layouts, counts)).reshape(3, -1)
-    flat = right.reshape(len(right), -1).astype(np.float32)
+    entity, layout = np.indices((entities, layouts)).reshape(2, -1)
+    count = np.tile(np.arange(counts), entities * layouts)
+    right = right.reshape(len(right), entities * layouts, counts)
     if kept is not None:
-        labels, flat = labels[:, kept], flat[:, kept]
-    codes = [np.unique(line, return_inverse=True)[1] for line in labels]
-    strata = codes[2] if np.bincount(codes[2]).min() >= FEW else np.zeros_like(codes[2])
-    return Answers(flat, tuple(line for line in (codes[1], codes[0]) if line.max() > 0), strata)
+        entity, layout, right, count = entity[kept], layout[kept], right[:, kept], count[kept]
+    codes = [np.unique(labels, return_inverse=True)[1] for labels in (layout, entity)]
+    ways = tuple(labels for labels in codes if labels.max() > 0)
+    large = np.bincount(count).min() >= FEW
+    strata = right.sum(axis=1, dtype=np.float64)
+    number = np.full((counts, len(entity)), 1.0)
+    if not large:
+        strata, number, count = strata.sum(axis=1, keepdims=True), number.sum(axis=0, keepdims=True), 0 * count
+    each = [np.repeat(labels, counts) for labels in ways]
+    some = [(right[world].ravel().astype(float), each, count) for world in range(min(HELD, len(right)))]
+    return Answers(right.sum(axis=2, dtype=np.float64), strata, number, ways, some)
 
 
 def sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:  # (worlds, families)
     "Sums over families."
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    return np.add.reduceat(values[:, order], starts, axis=1, dtype=np.float64)
+    return values @ np.eye(codes.max() + 1)[codes] if codes.max() < 100 else values
 
 
 def families(answers: Answers) -> list[np.ndarray]:
-    "Each way to group the answers, and with two, their cells."
-    if len(answers.ways) < 2:
-        return list(answers.ways) or [np.arange(answers.right.shape[1])]
-    layout, entity = answers.ways
-    return [layout, entity, np.unique(layout * (entity.max() + 1) + entity, return_inverse=True)[1]]
+    "Each way to group the cells, and with two, the cells."
+    alone = np.arange(answers.cells.shape[1])
+    return [*answers.ways, alone] if len(answers.ways) == 2 else list(answers.ways) or [alone]
 
 
 def together(parts: list[np.ndarray]) -> np.ndarray:
@@ -112,17 +130,14 @@ def together(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def clustered(answers: Answers) -> tuple[np.ndarray, int]:  # (worlds,), degrees of freedom
-    "Variance of the mean under crossed families."
-    n, strata = answers.right.shape[1], answers.strata
-    means = sums(answers.right, strata) / np.bincount(strata)
-    apart = answers.right - means[:, strata].astype(np.float32)
-    parts = []
+    "Variance of the mean under crossed families, around the means of the counts."
+    n, parts = answers.n, []
+    apart = answers.cells - (answers.strata / answers.number.sum(axis=1)) @ answers.number
     for codes in families(answers):
         size = codes.max() + 1
-        factor = size / (size - 1) * (n - 1) / (n - means.shape[1])
+        factor = size / (size - 1) * (n - 1) / (n - len(answers.number))
         parts.append(factor * (sums(apart, codes) ** 2).sum(axis=1) / n**2)
-    freedom = min(codes.max() for codes in answers.ways) if answers.ways else n - 1
-    return together(parts), int(freedom)
+    return together(parts), int(min(codes.max() for codes in families(answers)))
 
 
 def wilson(share: np.ndarray, number: int) -> np.ndarray:  # (2, worlds)
@@ -132,18 +147,18 @@ def wilson(share: np.ndarray, number: int) -> np.ndarray:  # (2, worlds)
     return np.array([centre - reach, centre + reach]) / (1 + z**2 / number)
 
 
-def bootstrap(rng: np.random.Generator, answers: Answers) -> np.ndarray:
+def bootstrap(seed: list[int], answers: Answers) -> np.ndarray:
     "Percentiles of families drawn anew: the default before."
-    share, parts = answers.right.mean(axis=1, dtype=np.float64), []
+    share, parts = answers.share, []
     for codes in families(answers):
-        size, number = codes.max() + 1, np.bincount(codes)
-        weights = rng.multinomial(size, np.full(size, 1 / size), DRAWS).astype(np.float32)
-        means = sums(answers.right, codes).astype(np.float32) @ weights.T / (weights @ number)
+        size, number = codes.max() + 1, sums(answers.number.sum(axis=0)[None], codes)[0]
+        weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), DRAWS).astype(np.float32)
+        means = sums(answers.cells, codes).astype(np.float32) @ weights.T / (weights @ number.astype(np.float32))
         ends = np.quantile(means, [0.025, 0.975], axis=1)
         parts.append(np.maximum([share - ends[0], ends[1] - share], 0) ** 2 * size / (size - 1))
     low, high = together(parts) ** 0.5
     ends = np.clip([share - low, share + high], 0, 1)
-    return np.where((share == 0) | (share == 1), wilson(share, answers.right.shape[1]), ends)
+    return np.where((share == 0) | (share == 1), wilson(share, answers.n), ends)
 
 
 def korn_graubard(share: np.ndarray, variance: np.ndarray, number: int, quantile: float) -> np.ndarray:
@@ -159,13 +174,12 @@ def korn_graubard(share: np.ndarray, variance: np.ndarray, number: int, quantile
 
 def of_relatives(answers: Answers, variance: np.ndarray, quantile: float, power: float) -> np.ndarray:
     "The method 't' of the library."
-    n, number = answers.right.shape[1], np.bincount(answers.strata)
-    share, right = answers.right.mean(axis=1, dtype=np.float64), sums(answers.right, answers.strata)
-    near = (right + number / n) / (number + 2 * number / n)
+    n, number, share = answers.n, answers.number.sum(axis=1), answers.share
+    near = (answers.strata + number / n) / (number + 2 * number / n)
     least = (number * near * (1 - near)).sum(axis=1) / n**2
-    if any(0 < codes.max() < n - 1 for codes in answers.ways):
+    if answers.related:
         variance = np.maximum(variance, least)
-    else:  # no relatives: Wilson's, with half an answer
+    else:  # Wilson's, with half an answer
         variance, quantile, power = least, norm.ppf(0.975), 1
     near = (share * n + 1) / (n + 2)
     spread = near * (1 - near)
@@ -179,7 +193,7 @@ def of_relatives(answers: Answers, variance: np.ndarray, quantile: float, power:
     for end in (0.0, 1.0):
         outer, inner = np.full(len(share), end), share.copy()
         outer = np.where(inside(outer), share, outer)
-        for _ in range(40):
+        for _ in range(32):
             middle = (outer + inner) / 2
             within = inside(middle)
             inner, outer = np.where(within, middle, inner), np.where(within, outer, middle)
@@ -187,19 +201,19 @@ def of_relatives(answers: Answers, variance: np.ndarray, quantile: float, power:
     return np.array(ends)
 
 
-def intervals(rng: np.random.Generator, answers: Answers) -> dict[str, np.ndarray]:  # method -> (2, worlds)
+def intervals(seed: list[int], answers: Answers) -> dict[str, np.ndarray]:  # method -> (2, worlds)
     "Every method; 't' and 'symmetric' have to be those of the library in some worlds."
-    share, n = answers.right.mean(axis=1, dtype=np.float64), answers.right.shape[1]
+    share, n = answers.share, answers.n
     variance, freedom = clustered(answers)
     quantile = t.ppf(0.975, freedom)
     reach = quantile * variance**0.5
-    found = {"bootstrap": bootstrap(rng, answers), "Korn-Graubard": korn_graubard(share, variance, n, quantile)}
+    found = {"bootstrap": bootstrap(seed, answers), "Korn-Graubard": korn_graubard(share, variance, n, quantile)}
     found["symmetric"] = np.array([share - reach, share + reach])
     found |= {name: of_relatives(answers, variance, quantile, power) for name, power in POWERS.items()}
-    for world in range(HELD):
+    for world, (values, clusters, strata) in enumerate(answers.some):
         for method in ("t", "symmetric"):
-            ours = interval(answers.right[world], answers.ways, answers.strata, method)
-            assert np.allclose(ours, found[method][:, world], atol=1e-5), (method, ours, found[method][:, world])
+            ours = interval(values, clusters, strata, method)
+            assert np.allclose(ours, found[method][:, world], atol=1e-6), (method, ours, found[method][:, world])
     found["symmetric"] = np.where((share == 0) | (share == 1), wilson(share, n), np.clip(found["symmetric"], 0, 1))
     return found
 
@@ -207,13 +221,12 @@ def intervals(rng: np.random.Generator, answers: Answers) -> dict[str, np.ndarra
 def setting(seed: list[int], nature: Nature, sizes: tuple[int, int], accuracy: float, worlds: int, kept: float) -> dict:
     "Coverage and mean width of every method in one setting, in chunks that fit into memory."
     rng, held, wide = np.random.default_rng(seed), {}, {}
-    n = sizes[0] * sizes[1] * nature.counts
-    some = np.zeros(n, dtype=bool)
-    some[rng.permutation(n)[: round(kept * n)]] = True
-    step = max(100, min(worlds, 8_000_000 // n))
+    cells = sizes[0] * sizes[1]
+    some = np.isin(np.arange(cells), rng.permutation(cells)[: round(kept * cells)])
+    step = max(100, min(worlds, 8_000_000 // cells // nature.counts))
     for start in range(0, worlds, step):
         right = play(rng, nature, sizes, accuracy, min(step, worlds - start))
-        for name, (low, high) in intervals(rng, asked(right, None if kept == 1 else some)).items():
+        for name, (low, high) in intervals(seed, asked(right, None if kept == 1 else some)).items():
             held[name] = held.get(name, 0) + int(((low <= accuracy) & (accuracy <= high)).sum())
             wide[name] = wide.get(name, 0) + float((high - low).sum())
     row = {"nature": nature.name, "entities": sizes[0], "layouts": sizes[1], "accuracy": accuracy, "kept": kept}

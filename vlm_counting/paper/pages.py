@@ -102,27 +102,29 @@ from vlm_counting.paper.tables import (
 from ..statistics import TooFew, confusion, score
 
 # %% ../../nbs/5_paper/58_pages.ipynb #92af15bc
+def _known(
+    material: Material,
+    model: str,
+) -> dict:  # experiments, answers, layers
+    "How much one source knows of one model."
+    cells, layers = material.cells, material.layers
+    answers = [len(rows) for (who, _), rows in material.answers.items() if who == model]
+    probed = layers.loc[layers["model"] == model, "layer"].nunique() if len(layers) else 0
+    experiments = cells.loc[cells["model"] == model, "experiment"].nunique()
+    return {"experiments": experiments, "answers": sum(answers), "layers": probed}
+
+
 def inventory(
     materials: Iterable[Material],  # one a source
 ) -> pd.DataFrame:  # source, model, experiments, answers, layers (probed); one row a source and model
     "What each source knows of each model."
-    rows = []
-    for material in materials:
-        for model in material.models:
-            row = {"source": material.name, "model": TITLES.get(model, model)}
-            row["experiments"] = material.cells.loc[(material.cells["model"] == model), "experiment"].nunique()
-            row["answers"] = sum(len(rows) for (who, _), rows in material.answers.items() if who == model)
-            row["layers"] = (
-                material.layers.loc[material.layers["model"] == model, "layer"].nunique() if len(material.layers) else 0
-            )
-            rows.append(row)
+    rows = [{"source": material.name, "model": TITLES.get(model, model)} | _known(material, model)
+            for material in materials for model in material.models]  # fmt: skip
     return pd.DataFrame(rows, columns=["source", "model", "experiments", "answers", "layers"])
 
 # %% ../../nbs/5_paper/58_pages.ipynb #c621fc4f
-PAGES = Registry("page", "Add one in nbs/5_paper/58_pages.ipynb: a function from a Material to pictures by name.")
+PAGES = Registry("page", "Add one in nbs/5_paper/58_pages.ipynb: a function from a Material to figures by name.")
 _SPREAD = "population std over models"
-
-
 _ORDERS = {"shape": SHAPES, "colour": COLOURS}
 
 
@@ -131,7 +133,7 @@ def _title(model: str, words: str) -> str:
 
 
 def _parts(models: Sequence[str]) -> list[tuple[str, list[str]]]:  # '' or '_1', '_2', .. -> models
-    "Models that share a picture: no more than can be told apart. Several are numbered, and about equally full."
+    "Models that share a figure: no more than can be told apart. Several are numbered, and about equally full."
     number = -(-len(models) // len(MARKERS))
     cut = np.array_split(np.array(models, dtype=object), number) if number else []
     return [(f"_{place}" if number > 1 else "", some.tolist()) for place, some in enumerate(cut, 1)]
@@ -142,27 +144,36 @@ def _which(part: str) -> str:
     return part.replace("_", ", part ")
 
 # %% ../../nbs/5_paper/58_pages.ipynb #1692e106
+def _draw_groups(
+    cells: pd.DataFrame,  # as in `Material.cells`
+    group: str,  # 'shape' or 'colour'
+    models: Sequence[str],  # in the order of the legend
+) -> dict[str, Picture]:
+    "Mean accuracy of each shape or colour, all models."
+    means, figures = group_rows(cells, group), {}
+    for part, some in _parts([model for model in models if model in set(means["model"])]):
+        named = means[means["model"].isin(some)].replace({"model": TITLES})
+        known = [name for name in _ORDERS[group] if name in set(means["group"])]
+        named["group"] = pd.Categorical(named["group"], known, ordered=True)
+        named = named.sort_values("group").astype({"group": str})
+        look = {"bars": "95 % interval over kinds of objects", "label": f"{group.capitalize()} of the objects"}
+        axes = plot_groups(named, new_axes(8.4, 3.2), **look, title=f"Accuracy per {group}{_which(part)}")
+        figures[f"groups_{group}{part}"] = axes.figure
+    return figures
+
+# %% ../../nbs/5_paper/58_pages.ipynb #1fc9ebcb
 @PAGES.add("objects")
 def _draw_objects(
     material: Material,
 ) -> dict[str, Picture]:
-    "Accuracy of each kind of object, one picture a model; mean of each shape and colour, all models."
-    rows, pictures = entity_rows(material.cells), {}
-    for model, part in rows.groupby("model", sort=False):
+    "Accuracy of each kind of object, one figure a model; mean of each shape and colour, all models."
+    figures = {}
+    for model, part in entity_rows(material.cells).groupby("model", sort=False):
         axes = plot_entities(part, new_axes(5.6, 2.6), title=_title(model, "each kind of object"))
-        pictures[f"objects_{model}"] = axes.figure
-    for group in ("shape", "colour"):
-        means = group_rows(material.cells, group)
-        for part, models in _parts([model for model in material.models if model in set(means["model"])]):
-            named = means[means["model"].isin(models)].replace({"model": TITLES})
-            known = [name for name in _ORDERS[group] if name in set(means["group"])]
-            named["group"] = pd.Categorical(named["group"], known, ordered=True)
-            named = named.sort_values("group").astype({"group": str})
-            bars, label = "95 % interval over kinds of objects", f"{group.capitalize()} of the objects"
-            title = f"Accuracy per {group}{_which(part)}"
-            axes = plot_groups(named, new_axes(8.4, 3.2), bars=bars, label=label, title=title)
-            pictures[f"groups_{group}{part}"] = axes.figure
-    return pictures
+        figures[f"objects_{model}"] = axes.figure
+    for group in _ORDERS:
+        figures |= _draw_groups(material.cells, group, material.models)
+    return figures
 
 # %% ../../nbs/5_paper/58_pages.ipynb #eb674658
 @PAGES.add("counts")
@@ -170,31 +181,31 @@ def _draw_counts(
     material: Material,
 ) -> dict[str, Picture]:
     "F1 of each count: contrastive models and the mean of the generative ones; closed and open questions."
-    pictures, rows, forms = {}, f1_rows(material.cells), form_rows(material.cells)
-    if len(rows):
-        axes = plot_f1_per_count(
-            rows, new_axes(7.4, 3.2), chance=1 / 9, bars=_SPREAD, title="F1 per count, balanced set"
-        )
-        pictures["f1_per_count"] = axes.figure
-    if len(forms):
-        axes = plot_f1_per_count(
-            forms, new_axes(7.4, 3.2), chance=1 / 9, bars=_SPREAD, title="Closed and open questions"
-        )
-        pictures["f1_closed_open"] = axes.figure
-    return pictures
+    plans = {
+        "f1_per_count": (f1_rows(material.cells), "F1 per count, balanced set"),
+        "f1_closed_open": (form_rows(material.cells), "Closed and open questions"),
+    }
+    figures = {}
+    for name, (rows, title) in plans.items():
+        if len(rows):
+            axes = plot_f1_per_count(rows, new_axes(7.4, 3.2), chance=1 / 9, bars=_SPREAD, title=title)
+            figures[name] = axes.figure
+    return figures
 
-
-def _mean_distractors(material: Material) -> pd.DataFrame:  # distractors, distractor, n, accuracy, low, high
+# %% ../../nbs/5_paper/58_pages.ipynb #09c45d6a
+def _mean_distractors(
+    material: Material,
+) -> pd.DataFrame:  # distractors, distractor, n, accuracy, low, high
     "Accuracy with distractors, mean over models."
     rows, sizes = (distractor_cells(material.cells, metric) for metric in ("accuracy", "support"))
-    rows = rows.assign(n=sizes["value"].to_numpy()) if len(rows) == len(sizes) else rows.assign(n=np.nan)
-    whole = rows.groupby("model")["distractors"].transform("min") == 0  # without a baseline there is nothing to compare
+    rows = rows.assign(n=sizes["value"].to_numpy() if len(rows) == len(sizes) else np.nan)
+    whole = rows.groupby("model")["distractors"].transform("min") == 0
     groups = rows[whole].groupby(["distractors", "distractor"])
-    table = groups["value"].agg(accuracy="mean", spread=lambda values: values.std(ddof=0)).reset_index()
-    table["n"] = groups["n"].sum().to_numpy()
-    return table.assign(low=table["accuracy"] - table["spread"], high=table["accuracy"] + table["spread"])
+    mean, spread = groups["value"].mean(), groups["value"].std(ddof=0)
+    ends = {"n": groups["n"].sum(), "accuracy": mean, "low": mean - spread, "high": mean + spread}
+    return pd.DataFrame(ends).reset_index()
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #3d732838
 @PAGES.add("distractors")
 def _draw_distractors(
     material: Material,
@@ -211,43 +222,57 @@ def _draw_head(
     material: Material,
 ) -> dict[str, Picture]:
     "Gain of a retrained output layer, against the most that was possible; mean over models."
-    pictures = {}
+    figures, bars = {}, f"{_SPREAD} of the difference"
     for which, words in (("synthetic", "Gain in F1, synthetic"), ("real", "Gain in F1, photographs")):
         rows = gain_rows(material.cells, which)
         if len(rows):
-            pictures[f"gain_{which}"] = plot_improvement(rows, bars=f"{_SPREAD} of the difference", title=words)[
-                0
-            ].figure
-    return pictures
+            axes = plot_improvement(rows, bars=bars, title=words)
+            figures[f"gain_{which}"] = axes[0].figure
+    return figures
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #a5a2344a
 @PAGES.add("layers")
 def _draw_layers(
     material: Material,
 ) -> dict[str, Picture]:
     "What probes read from each layer: curves with their controls, and a map."
-    pictures, table = {}, material.layers
+    figures, table = {}, material.layers
     for model, rows in table.groupby("model", sort=False) if len(table) else ():
-        rows = probe_rows(rows)
+        rows, title = probe_rows(rows), _title(model, "probes")
         drawn = rows if "rule" in rows else rows.drop(columns=["low", "high"])
-        curves = plot_layers(drawn, new_axes(6.4, 3.2), chance=1 / 9, title=_title(model, "probes"))
-        pictures |= {f"layers_{model}": curves.figure}
-        pictures[f"map_{model}"] = plot_layer_map(true_labels(rows), title=_title(model, "probes")).figure
+        curves = plot_layers(drawn, new_axes(6.4, 3.2), chance=1 / 9, title=title)
+        figures |= {f"layers_{model}": curves.figure}
+        figures[f"map_{model}"] = plot_layer_map(true_labels(rows), title=title).figure
     for model, lens in material.lenses.items():
-        pictures[f"lens_{model}"] = plot_lens_curves(lens_curves(lens), title=_title(model, "lens")).figure
-    return pictures
+        figures[f"lens_{model}"] = plot_lens_curves(lens_curves(lens), title=_title(model, "lens")).figure
+    return figures
 
 # %% ../../nbs/5_paper/58_pages.ipynb #d1de8154
 _ASKED = HEADLINE[:-2]  # sets that a model is asked with its own head
 
 
-def _by_set(material: Material) -> Iterator[tuple[str, str, list[Prediction]]]:  # set, part ('', '_1', ..), answers
-    "Answers set by set, of as many models as fit into a picture; without those to distractors and of retrained heads."
+def _by_set(
+    material: Material,
+) -> Iterator[tuple[str, str, list[Prediction]]]:  # set, part ('', '_1', ..), answers
+    "Answers set by set, of as many models as fit into a figure; without those to distractors and of retrained heads."
     for name in _ASKED:
-        for part, models in _parts([model for model in material.models if material.answers.get((model, name))]):
+        asked = [model for model in material.models if material.answers.get((model, name))]
+        for part, models in _parts(asked):
             yield name, part, [row for model in models for row in material.answers[model, name]]
 
 
+def _sure(rows: Iterable[Prediction]) -> list[Prediction]:
+    return [row for row in rows if row.logprobs is not None]
+
+
+def _placed(rows: Iterable[Prediction]) -> list[Prediction]:
+    return [row for row in rows if "positions" in row.factors]
+
+
+def _renamed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.replace({"model": TITLES})
+
+# %% ../../nbs/5_paper/58_pages.ipynb #807e0f3c
 def _each(
     statistic: Callable[[list[Prediction]], pd.DataFrame],
     rows: list[Prediction],
@@ -263,71 +288,70 @@ def _each(
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["model"])
     return table[["model", *(name for name in table if name != "model")]], left
 
-
-def _renamed(table: pd.DataFrame) -> pd.DataFrame:
-    return table.replace({"model": TITLES})
-
 # %% ../../nbs/5_paper/58_pages.ipynb #d02b846a
+def _draw_break(
+    rows: list[Prediction],
+    whole: str,  # what they answer, in words
+) -> Picture | None:  # None where no model's answers allow one
+    "Accuracy against the count with the place where it breaks, all models."
+    breaks, left = _each(partial(break_point, rule="paper"), rows)
+    if breaks.empty:
+        return None
+    shown = [row for row in rows if row.model not in left]
+    scores = _renamed(score(shown, by=["model", "target"], rule="paper", interval="t"))
+    axes = new_axes(7.4, max(3.4, 0.6 * len(breaks) + 0.6))
+    return plot_break(scores, _renamed(breaks), axes, title=f"Where accuracy breaks, {whole}").figure
+
+# %% ../../nbs/5_paper/58_pages.ipynb #79fedc03
 @PAGES.add("answers")
 def _draw_answers(
     material: Material,
 ) -> dict[str, Picture]:
     "Mean answer and bias against the truth; the point where accuracy breaks; answers of each model to each count."
-    pictures = {}
+    figures = {}
     for name, part, rows in _by_set(material):
         curve, whole = response_curve(rows, by="model", rule="paper"), f"{name}{_which(part)}"
-        pictures[f"response_{name}{part}"] = plot_response(_renamed(curve), title=f"Mean answer, {whole}")[0].figure
-        breaks, left = _each(partial(break_point, rule="paper"), rows)
-        if len(breaks):
-            shown = [row for row in rows if row.model not in left]
-            scores = _renamed(score(shown, by=["model", "target"], rule="paper", interval="t"))
-            title, high = f"Where accuracy breaks, {whole}", max(3.4, 0.6 * len(breaks) + 0.6)  # three lines a model
-            axes = plot_break(scores, _renamed(breaks), new_axes(7.4, high), title=title)
-            pictures[f"break_{name}{part}"] = axes.figure
+        figures[f"response_{name}{part}"] = plot_response(_renamed(curve), title=f"Mean answer, {whole}")[0].figure
+        if drawn := _draw_break(rows, whole):
+            figures[f"break_{name}{part}"] = drawn
     for (model, name), rows in material.answers.items():
         if name in _ASKED:
             axes = plot_confusion(confusion(rows, rule="paper"), title=_title(model, name))
-            pictures[f"confusion_{name}_{model}"] = axes.figure
-    return pictures
+            figures[f"confusion_{name}_{model}"] = axes.figure
+    return figures
 
 # %% ../../nbs/5_paper/58_pages.ipynb #7a8abcb4
-def _sure(rows: Iterable[Prediction]) -> list[Prediction]:
-    return [row for row in rows if row.logprobs is not None]
-
-
-def _placed(rows: Iterable[Prediction]) -> list[Prediction]:
-    return [row for row in rows if "positions" in row.factors]
-
-
 @PAGES.add("certainty")
 def _draw_certainty(
     material: Material,
 ) -> dict[str, Picture]:
     "Reliability of the count probabilities; set by set."
-    pictures = {}
+    figures = {}
     for name, part, rows in _by_set(material):
         errors, left = _each(calibration, _sure(rows))
-        if len(errors):
-            shown = [row for row in _sure(rows) if row.model not in left]
-            fewest = min(Counter(row.model for row in shown).values())
-            table = _renamed(reliability(shown, by="model", bins=max(2, min(10, fewest // 200))))
-            ece, title = _renamed(errors).set_index("model")["ece"].to_dict(), f"How sure, {name}{_which(part)}"
-            pictures[f"reliability_{name}{part}"] = plot_reliability(table, ece=ece, title=title).figure
-    return pictures
+        if errors.empty:
+            continue
+        shown = [row for row in _sure(rows) if row.model not in left]
+        fewest = min(Counter(row.model for row in shown).values())
+        table = _renamed(reliability(shown, by="model", bins=max(2, min(10, fewest // 200))))
+        ece = _renamed(errors).set_index("model")["ece"].to_dict()
+        axes = plot_reliability(table, ece=ece, title=f"How sure, {name}{_which(part)}")
+        figures[f"reliability_{name}{part}"] = axes.figure
+    return figures
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #cf8153f0
 @PAGES.add("places")
 def _draw_places(
     material: Material,
 ) -> dict[str, Picture]:
     "Accuracy by position of the objects, one map a model, with the seams of 2 x 2 tiles."
-    pictures = {}
+    figures = {}
     for (model, name), rows in material.answers.items():
         if name in _ASKED and (rows := _placed(rows)):
             table = position_map(rows, rule="paper")
             axes = plot_position_map(table, seams=(2, 2), title=_title(model, name))
-            pictures[f"places_{name}_{model}"] = axes.figure
-    return pictures
+            figures[f"places_{name}_{model}"] = axes.figure
+    return figures
 
 # %% ../../nbs/5_paper/58_pages.ipynb #fe70d59d
 def _breaks(rows: list[Prediction]) -> pd.DataFrame:
@@ -350,18 +374,20 @@ _STATISTICS = {  # name -> answers that it can use; how it is made of them
     "places": (_placed, _contrasts),
 }
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #07a28760
 def _answer_tables(
     material: Material,
 ) -> dict[str, pd.DataFrame]:  # a table a name in `_STATISTICS`, and 'left_out'; only those that can be had
     "Statistics that the paper lacks, one row a set and model; who was left out, and why."
-    parts = {name: [] for name in (*_STATISTICS, "left_out")}
+    parts, why = {name: [] for name in _STATISTICS}, []
     for which, _, rows in _by_set(material):
         for name, (usable, statistic) in _STATISTICS.items():
             found, left = _each(statistic, usable(rows))
-            parts[name] += [found.assign(set=which)] if len(found) else []
-            why = [{"model": model, "set": which, "table": name, "why": reason} for model, reason in left.items()]
-            parts["left_out"] += [pd.DataFrame(why)] if why else []
+            if len(found):
+                parts[name].append(found.assign(set=which))
+            for model, reason in left.items():
+                why.append({"model": model, "set": which, "table": name, "why": reason})
+    parts["left_out"] = [pd.DataFrame(why)] if why else []
     return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items() if tables}
 
 # %% ../../nbs/5_paper/58_pages.ipynb #38226e0c
@@ -381,21 +407,21 @@ def _draw_compared(
         return {}
     return {"regression": plot_regression(table).figure}
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #1ffd9aff
 def _draw_claims(
     table: pd.DataFrame,  # from `findings`
 ) -> dict[str, Picture]:  # claim -> its effects with intervals, all sources
-    "One picture a claim: every effect with its interval and verdict."
-    pictures = {}
+    "One figure a claim: every effect with its interval and verdict."
+    figures = {}
     for name, rows in table.groupby("claim", sort=False):
-        words = rows["what"] + " (" + rows["source"] + rows["step"].map({"control": ", control"}).fillna("") + ")"
+        step = rows["step"].map({"control": ", control"}).fillna("")
+        words = rows["what"] + " (" + rows["source"] + step + ")"
         drawn = rows.assign(group=words, label=rows["model"].replace(TITLES), difference=rows["effect"])
-        place = {group: i for i, group in enumerate(words.unique())}
-        drawn = drawn.sort_values("group", kind="stable", key=lambda groups, place=place: groups.map(place))
+        drawn = drawn.iloc[np.argsort(pd.factorize(words)[0], kind="stable")]
         title = name.replace("_", " ").capitalize()
         axes = plot_differences(drawn, scale=1, label="Effect (points)", verdicts=VERDICTS, title=title)
-        pictures[name] = axes.figure
-    return pictures
+        figures[name] = axes.figure
+    return figures
 
 # %% ../../nbs/5_paper/58_pages.ipynb #289037b1
 def _run_samples(
@@ -425,7 +451,7 @@ def browse_runs(
         pages[f"{folder.parent.name}, {folder.name}"] = page
     return pages
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #e5f9d360
 def _verdicts(
     results: Path,  # the results folder
     runs: str = "*",  # which names of runs, as a pattern
@@ -463,35 +489,19 @@ def _styled(name: str, table: pd.DataFrame):  # as from `show_table`
     return shown.set_table_styles(nowrap)
 
 # %% ../../nbs/5_paper/58_pages.ipynb #9c87acb6
-def _paragraph(rows: pd.DataFrame, effects: pd.DataFrame) -> str:
-    "One conclusion in Markdown. `rows`: its verdicts, one a source; `effects`: what they rest on."
-    said = [(escape(row.source), escape(row.verdict), escape(row.paragraph)) for row in rows.itertuples() if row.source]
-    told = [f"- From {source}, **{verdict}**. {paragraph}" for source, verdict, paragraph in said]
-    text = [f"### {escape(rows['says'].iloc[0])}", "", rows["note"].iloc[0], "", *(told or ["- **No data.**"])]
+def _paragraph(
+    rows: pd.DataFrame,  # from `conclusions`: the verdicts of one claim, one a source
+    effects: pd.DataFrame,  # from `findings`: what they rest on
+) -> str:  # Markdown
+    "One conclusion, and on demand every effect."
+    text = [f"### {escape(rows['says'].iloc[0])}", "", rows["note"].iloc[0], ""]
+    for row in rows.itertuples():
+        said = f"- From {escape(row.source)}, **{escape(row.verdict)}**. {escape(row.paragraph)}"
+        text.append(said if row.source else "- **No data.**")
     if len(effects):
         each = "\n".join(f"- {escape(sentence)}" for sentence in effects["sentence"])
         text += ["", f"<details><summary>Each effect as a sentence</summary>\n\n{each}\n\n</details>"]
     return "\n".join(text)
-
-
-def _draw_all(done: "Report") -> dict[str, Picture]:
-    "Name of a file -> figure: conclusions, ours beside the paper's, and the pages of each source."
-    drawn = {f"claim_{name}": picture for name, picture in _draw_claims(done.effects).items()}
-    drawn |= _draw_compared(done.compared)
-    plans = [(material, draw) for material in done.materials for draw in PAGES.values()]
-    with progress_bar(len(plans), label="report", unit="page", shown=done.progress) as bar:
-        for material, draw in plans:
-            drawn |= {_stem(name, material): picture for name, picture in draw(material).items()}
-            bar.update()
-    for stem, picture in drawn.items() if done.folder else ():
-        with hold_folder(done.folder):
-            save_figure(picture, done.folder / stem)
-    return drawn
-
-
-def _stem(name: str, material: Material) -> str:
-    "The name of a file that is made of one source."
-    return f"{name}_{material.name.replace(' ', '_')}".replace("/", "--")
 
 # %% ../../nbs/5_paper/58_pages.ipynb #70b83da3
 @dataclass(frozen=True, eq=False, repr=False)
@@ -529,6 +539,66 @@ class Report:
         "What runs of `diagnose` concluded, by the function `_verdicts`."
         return _verdicts(self.results, self.runs)
 
+# %% ../../nbs/5_paper/58_pages.ipynb #a61a1c23
+def _stem(name: str, material: Material) -> str:
+    "The name of a file that is made of one source."
+    return f"{name}_{material.name.replace(' ', '_')}".replace("/", "--")
+
+
+def _draw_all(done: Report) -> dict[str, Picture]:
+    "Name of a file -> figure: conclusions, ours beside the paper's, and the pages of each source."
+    drawn = {f"claim_{name}": figure for name, figure in _draw_claims(done.effects).items()}
+    drawn |= _draw_compared(done.compared)
+    plans = [(material, draw) for material in done.materials for draw in PAGES.values()]
+    with progress_bar(len(plans), label="report", unit="page", shown=done.progress) as bar:
+        for material, draw in plans:
+            drawn |= {_stem(name, material): figure for name, figure in draw(material).items()}
+            bar.update()
+    for stem, figure in drawn.items() if done.folder else ():
+        with hold_folder(done.folder):
+            save_figure(figure, done.folder / stem)
+    return drawn
+
+# %% ../../nbs/5_paper/58_pages.ipynb #e010ebf8
+def _report_folder(path: Path | str | None) -> Path | None:
+    "Where a report goes. `FileExistsError` for the folder of a run."
+    folder = Path(path).expanduser() if path is not None else None
+    if folder and (folder / "run.json").exists():
+        raise FileExistsError(f"{folder} holds a run of '{RunRecord.load(folder).verb}'. Choose another folder.")
+    return folder
+
+
+def _write(done: Report) -> None:
+    "Put every table and figure into the folder of a report."
+    with hold_folder(done.folder):
+        for name, table in done.tables().items():
+            write_atomic(done.folder / f"{name}.csv", table.to_csv(index=isinstance(table.index, pd.MultiIndex)))
+        done.drawn  # noqa: B018 # drawn now, and put there
+
+# %% ../../nbs/5_paper/58_pages.ipynb #35123a71
+def report(
+    path: Path | str | None = None,  # folder for all tables and figures, made if need be; None: in memory
+    *,
+    release: Path | str | None = None,  # folder of released answers, such as `output` of the authors' repository
+    runs: str = "*",  # which runs of ours: a pattern of their names, such as 'paper-*'
+    images: str = "all",  # or 'some': of figures that are alike only the first is shown; all are saved in any case
+    results: Path | str | None = None,  # the results folder that our runs are in; None: `results_dir()`
+    progress: bool = True,  # show how far the drawing is
+) -> Report:
+    "The paper put together again, ours beside it. Errors as in `released_material`, `find_runs`; `FileExistsError`."
+    if images not in ("all", "some"):
+        raise ValueError(unknown("choice of images", images, ("all", "some")))
+    folder, results = _report_folder(path), Path(results or results_dir()).expanduser()
+    materials = (paper_material(), released_material(release), own_material(results, runs))
+    effects = findings(materials)
+    done = Report(
+        materials, effects, conclusions(effects), inventory(materials), check_printed(materials[0].cells),
+        compared(materials[2]), results, runs, images, progress, folder,
+    )  # fmt: skip
+    if folder:
+        _write(done)
+    return done
+
 # %% ../../nbs/5_paper/58_pages.ipynb #04799cd6
 @patch
 def tables(self: Report) -> dict[str, pd.DataFrame]:
@@ -539,6 +609,12 @@ def tables(self: Report) -> dict[str, pd.DataFrame]:
     for source, tables in self.statistics.items():
         found |= {f"{name}_{source.replace(' ', '_')}": table for name, table in tables.items()}
     return found
+
+# %% ../../nbs/5_paper/58_pages.ipynb #4ca15fa6
+@patch
+def _stems(self: Report, source: str) -> list[str]:
+    "Names of the figures that are made of one source."
+    return [stem for stem in self.drawn if stem.endswith(f"_{source.replace(' ', '_')}")]
 
 
 def _alike(done: Report) -> set[str]:
@@ -555,13 +631,7 @@ def _alike(done: Report) -> set[str]:
 def figures(self: Report) -> dict[str, Picture]:
     "Name of a file -> figure, those to be looked at. A report with a folder puts all of them there."
     left = _alike(self)
-    return {stem: picture for stem, picture in self.drawn.items() if stem not in left}
-
-
-@patch
-def _stems(self: Report, source: str) -> list[str]:
-    "Names of the figures that are made of one source."
-    return [stem for stem in self.drawn if stem.endswith(f"_{source.replace(' ', '_')}")]
+    return {stem: figure for stem, figure in self.drawn.items() if stem not in left}
 
 # %% ../../nbs/5_paper/58_pages.ipynb #3f12ec02
 @patch
@@ -573,7 +643,7 @@ def paragraphs(self: Report) -> dict[str, str]:  # claim -> Markdown; nothing in
         for name, rows in self.conclusions.groupby("claim", sort=False)
     }
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #39556d6d
 @patch
 def checks(self: Report) -> list[str]:
     "Do the published numbers follow from the released answers, and our runs agree with the published ones?"
@@ -587,7 +657,7 @@ def checks(self: Report) -> list[str]:
     none = "No run of our own yet: vlm-counting evaluate"
     return [*said, told.format(**self.compared.attrs) if len(self.compared) else none]
 
-
+# %% ../../nbs/5_paper/58_pages.ipynb #e1c15c22
 @patch
 def styled(self: Report) -> dict:  # name in `TABLES` -> as from `show_table`
     "The paper's tables, for people."
@@ -629,33 +699,3 @@ def __repr__(self: Report) -> str:
 @patch
 def _repr_html_(self: Report) -> str:
     return show_table(self.inventory, "What this report rests on; answers: raw, one an image").to_html()
-
-# %% ../../nbs/5_paper/58_pages.ipynb #35123a71
-def report(
-    path: Path | str | None = None,  # folder for all tables and figures, made if need be; None: in memory
-    *,
-    release: Path | str | None = None,  # folder of released answers, such as `output` of the authors' repository
-    runs: str = "*",  # which runs of ours: a pattern of their names, such as 'paper-*'
-    images: str = "all",  # or 'some': of figures that are alike only the first is shown; all are saved in any case
-    results: Path | str | None = None,  # the results folder that our runs are in; None: `results_dir()`
-    progress: bool = True,  # show how far the drawing is
-) -> Report:
-    "The paper put together again, ours beside it. Errors as in `released_material`, `find_runs`; `FileExistsError`."
-    if images not in ("all", "some"):
-        raise ValueError(unknown("choice of images", images, ("all", "some")))
-    folder = Path(path).expanduser() if path is not None else None
-    if folder and (folder / "run.json").exists():
-        raise FileExistsError(f"{folder} holds a run of '{RunRecord.load(folder).verb}'. Choose another folder.")
-    results = Path(results or results_dir()).expanduser()
-    materials = (paper_material(), released_material(release), own_material(results, runs))
-    effects = findings(materials)
-    checks = {"printed": check_printed(materials[0].cells), "compared": compared(materials[2])}
-    found = {"effects": effects, "conclusions": conclusions(effects), "inventory": inventory(materials)} | checks
-    where = {"results": results, "runs": runs, "images": images, "progress": progress, "folder": folder}
-    done = Report(materials=materials, **found, **where)
-    if folder:
-        with hold_folder(folder):
-            for name, table in done.tables().items():
-                write_atomic(folder / f"{name}.csv", table.to_csv(index=isinstance(table.index, pd.MultiIndex)))
-            done.drawn  # noqa: B018 # drawn now, and put there
-    return done
