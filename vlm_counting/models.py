@@ -839,11 +839,6 @@ def __repr__(self: VLM) -> str:
     numbers = self.hooks.settings["dtype"]
     return f"{type(self).__name__} {self.name}: {size:,.1f} M parameters, {numbers}, on {self.device_name}"
 
-# %% ../nbs/2_answers/20_models.ipynb #5624d01a
-VLM.anatomy = property(lambda self: self.hooks)  # transitional
-VLM.spelt = property(lambda self: self.count_token_ids)
-VLM.towers = property(lambda self: self.encoder)
-
 # %% ../nbs/2_answers/20_models.ipynb #8257e35b
 @patch
 def _set_up(self: VLM) -> None:
