@@ -283,6 +283,7 @@ def calibration(
 
         with np.errstate(invalid="ignore"):
             ends = interval_of(figures, group, 0.95, draws, seed)
+        ends[1:, 0] = _ends(group, "_hit", "t", group["_target"])  # an accuracy has its own
         clusters = [_codes(group[name]) for name in ("_layout", "_entity")]
         chance = _gap_by_chance(gap, held, clusters, ends[0, 1], seed)
         ends[1, 1] = 0 if chance["p_calibrated"] > 0.025 else ends[1, 1]
