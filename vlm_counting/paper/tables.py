@@ -25,14 +25,14 @@ TITLES = {  # model -> as the paper writes it
 SHAPES = ("square", "circle", "triangle", "star")  # in the order of the released sets
 COLOURS = ("red", "green", "blue", "cyan", "magenta", "yellow")  # in the order of the paper's first figure
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #606aac2b
 def contrastive(
     model: str,  # a name in MODELS, or any other
 ) -> bool:
     "Does the model rank captions, as CLIP does? A model that `MODELS` does not know is taken for a generative one."
     return model in MODELS and MODELS[model].kind == "contrastive"
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #8c237d01
 def pick(
     cells: pd.DataFrame,  # from `load_published` or `measure`
     metric: str = "accuracy",  # one of its metrics
@@ -56,9 +56,10 @@ TABLES = Registry(
 def _models(table: pd.DataFrame) -> pd.DataFrame:
     "The rows in the paper's order; other models after them."
     known = [name for name in TITLES if name in table.index]
-    return table.loc[known + sorted(name for name in table.index if name not in TITLES)].rename_axis(columns=None)
+    others = sorted(name for name in table.index if name not in TITLES)
+    return table.loc[known + others].rename_axis(columns=None)
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #43cb031d
 def _with_mean(table: pd.DataFrame, spread: bool = False) -> pd.DataFrame:
     "The table with the mean of its complete rows below, and their standard deviation."
     whole, below = table.dropna(), {}
@@ -66,14 +67,19 @@ def _with_mean(table: pd.DataFrame, spread: bool = False) -> pd.DataFrame:
         below = {"average": whole.mean()} | ({"std": whole.std()} if spread else {})
     return pd.concat([table, pd.DataFrame(below).T]) if below else table
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #1f141bed
 def _beside(cells: pd.DataFrame, columns: Sequence[str], metric: str = "accuracy") -> pd.DataFrame:
     "One column for each set, in percent; models that have none of them are left out."
     rows = pick(cells, metric)
     rows = rows[rows["set"].isin(columns)]
-    return _models(rows.pivot(index="model", columns="set", values="value").reindex(columns=list(columns)).mul(100))
+    table = rows.pivot(index="model", columns="set", values="value")
+    return _models(table.reindex(columns=list(columns)).mul(100))
 
 # %% ../../nbs/5_paper/52_tables.ipynb #8a17a0a8
+HEADLINE = ("balanced", "open-ended", "clustered", "scattered", "CountBenchQA", "pixmo-count",
+            "training-synthetic-test", "training-real-test")  # fmt: skip
+
+
 def _wherever(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     "One column for each of the `HEADLINE` sets that has the metric."
     sets = set(pick(cells, metric)["set"])
@@ -87,7 +93,7 @@ def _headline(
     "Accuracy in every experiment but those with distractors"
     return _wherever(cells, "accuracy")
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #cd2dffe9
 @TABLES.add("sizes")
 def sizes(
     cells: pd.DataFrame,  # from `load_published` or `measure`
@@ -95,28 +101,23 @@ def sizes(
     "Questions behind each of these accuracies"
     return _wherever(cells, "support") / 100
 
-
-HEADLINE = ("balanced", "open-ended", "clustered", "scattered", "CountBenchQA", "pixmo-count",
-            "training-synthetic-test", "training-real-test")  # fmt: skip
-
 # %% ../../nbs/5_paper/52_tables.ipynb #aaaef907
 def entity_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
     experiment: str = "balanced",  # as in `pick`
 ) -> pd.DataFrame:  # model, entity, colour, shape, n, accuracy (share), low and high (missing)
     "One row a model and kind of object, for `plot_entities` and `plot_entity_grid`; the reports give no interval."
-    known = ["model", "entity"]
     rows, sizes = (pick(cells, metric, None, experiment=experiment) for metric in ("accuracy", "support"))
-    rows = rows.merge(sizes, on=known, suffixes=("", "_n")).rename(columns={"value": "accuracy", "value_n": "n"})
+    rows = rows.merge(sizes, on=["model", "entity"], suffixes=("", "_n"))
+    rows = rows.rename(columns={"value": "accuracy", "value_n": "n"})[["model", "entity", "n", "accuracy"]]
     factors = pd.DataFrame([entity_factors(name) for name in rows["entity"]], index=rows.index)
-    factors = factors.reindex(columns=["colour", "shape"])
-    rows = pd.concat([rows[[*known, "n", "accuracy"]], factors], axis=1).assign(low=np.nan, high=np.nan)
+    rows = rows.join(factors.reindex(columns=["colour", "shape"])).assign(low=np.nan, high=np.nan)
     return rows.dropna(subset=["colour", "shape"]).reset_index(drop=True)
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #0fec98d3
 def _by_group(cells: pd.DataFrame, group: str, order: Sequence[str]) -> pd.DataFrame:
-    rows = entity_rows(cells)
-    table = rows.pivot_table("accuracy", "model", group, observed=True).mul(100)
+    "The mean accuracy of each shape or colour."
+    table = entity_rows(cells).pivot_table("accuracy", "model", group, observed=True).mul(100)
     return _with_mean(_models(table[[name for name in order if name in table]]), spread=True)
 
 
@@ -143,7 +144,7 @@ def spacing(
     "Accuracy with clustered and with scattered objects"
     return _with_mean(_beside(cells, ("clustered", "scattered")))
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #126f7524
 @TABLES.add("forms")
 def forms(
     cells: pd.DataFrame,  # from `load_published` or `measure`
@@ -185,17 +186,22 @@ def distractor_cells(
     rows = rows.assign(distractors=named[0].astype(float).fillna(0).astype(int), distractor=named[1].fillna(""))
     return rows[["model", "distractors", "distractor", "target", "value"]].reset_index(drop=True)
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #b050ea73
 def with_every_number(
     rows: pd.DataFrame,  # from `distractor_cells`
 ) -> pd.DataFrame:  # the same columns
     "The types of distractors that a model was asked about with as many numbers as any; what has no distractors stays."
     some = rows["distractors"] > 0
     numbers = rows.groupby(["model", "distractor"])["distractors"].transform("nunique")
-    return rows[~some | (numbers == numbers.where(some).groupby(rows["model"]).transform("max"))]
+    most = numbers.where(some).groupby(rows["model"]).transform("max")
+    return rows[~some | (numbers == most)]
 
 # %% ../../nbs/5_paper/52_tables.ipynb #ec49089c
+DISTRACTORS = ("small_red_star", "large_red_star", "large_red_circle", "large_magenta_star")  # unlike to like the asked
+
+
 def _distractors(cells: pd.DataFrame, column: str) -> pd.DataFrame:
+    "Mean accuracy by type or by number of distractors, beside that without any."
     rows = distractor_cells(cells)
     if not (rows["distractors"] > 0).any():
         return pd.DataFrame()
@@ -203,9 +209,10 @@ def _distractors(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     rows[column] = rows[column].where(rows["distractors"] > 0, "none")
     table = rows.pivot_table("value", "model", column).mul(100).rename(columns=str)
     order = [name for name in ("none", *DISTRACTORS, "1", "5", "9") if name in table]
-    return _with_mean(_models(table[order + [name for name in table if name not in order]]))
+    others = [name for name in table if name not in order]
+    return _with_mean(_models(table[order + others]))
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #4a8119ba
 @TABLES.add("distractor_types")
 def _distractor_types(
     cells: pd.DataFrame,  # from `load_published` or `measure`
@@ -220,9 +227,6 @@ def _distractor_numbers(
 ) -> pd.DataFrame:  # one row a model, percent
     "Accuracy for each number of distractors, mean over their types"
     return _distractors(cells, "distractors")
-
-
-DISTRACTORS = ("small_red_star", "large_red_star", "large_red_circle", "large_magenta_star")  # unlike to like the asked
 
 # %% ../../nbs/5_paper/52_tables.ipynb #348e00aa
 TUNED = {  # which -> (sets that may be the baseline, the first that is there is taken; set of the retrained head)
@@ -253,7 +257,7 @@ def _tuning(cells: pd.DataFrame, which: str) -> pd.DataFrame:
     table["relative"] = 100 * table["absolute"] / table["baseline"]
     return _with_mean(table)
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #e938db19
 @TABLES.add("tuning_synthetic")
 def _tuning_synthetic(
     cells: pd.DataFrame,  # from `load_published` or `measure`
@@ -270,30 +274,40 @@ def _tuning_real(
     return _tuning(cells, "real")
 
 # %% ../../nbs/5_paper/52_tables.ipynb #1f340734
+def _look_up(table: pd.DataFrame, row: str, column: str) -> float:
+    "A number of a table; NaN where there is none."
+    known = row in table.index and column in table.columns
+    return float(table.loc[row, column]) if known else np.nan
+
+
 def check_printed(
     cells: pd.DataFrame,  # from `load_published` or `measure`
 ) -> pd.DataFrame:  # table, row, column, printed, ours, verdict ('equal', 'differs', 'no data')
     "Our tables against the paper's printed numbers, rounded as those are."
     rows, tables = load_printed(), {name: make(cells) for name, make in TABLES.items()}
-    ours = []
-    for place in rows.itertuples():
-        table = tables[place.table]
-        known = place.row in table.index and place.column in table.columns
-        ours.append(float(table.loc[place.row, place.column]) if known else np.nan)
-    rows = rows.assign(ours=ours)
+    rows["ours"] = [_look_up(tables[one.table], one.row, one.column) for one in rows.itertuples()]
     near = (rows["ours"] - rows["printed"]).abs() <= 0.5 * 10.0 ** -rows["digits"] + 1e-9
     rows["verdict"] = np.where(rows["ours"].isna(), "no data", np.where(near, "equal", "differs"))
     return rows.drop(columns="digits")
 
 # %% ../../nbs/5_paper/52_tables.ipynb #7a22f6d2
-def _over_models(rows: pd.DataFrame, name: str = "") -> pd.DataFrame:  # model (the series), target, f1, low, high
+def _over_models(
+    rows: pd.DataFrame,  # model, target, value
+    name: str = "",  # of the series; "": how many models
+) -> pd.DataFrame:  # target, model (the series), f1, low, high
     "Mean of the models that have every count, for each count, with one population standard deviation either way."
     table = rows.pivot(index="target", columns="model", values="value").dropna(axis="columns")
     mean, spread = table.mean(axis=1), table.std(axis=1, ddof=0)
     name = name or f"{table.shape[1]} generative models"
-    return pd.DataFrame({"model": name, "f1": mean, "low": mean - spread, "high": mean + spread}).reset_index()
+    found = {"model": name, "f1": mean, "low": mean - spread, "high": mean + spread}
+    return pd.DataFrame(found).reset_index()
 
 
+def _counted(cells: pd.DataFrame, experiment: str) -> pd.Series:  # target -> questions
+    "How many questions were asked about each count."
+    return pick(cells, "support", counts=True, experiment=experiment).groupby("target")["value"].max()
+
+# %% ../../nbs/5_paper/52_tables.ipynb #5b49d232
 def f1_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
     experiment: str = "balanced",  # as in `pick`
@@ -303,51 +317,51 @@ def f1_rows(
     if rows.empty:
         return pd.DataFrame(columns=["model", "target", "f1", "support", "low", "high"])
     ranking = rows["model"].map(contrastive)
-    parts = [rows[ranking].rename(columns={"value": "f1"})[["model", "target", "f1"]].assign(low=np.nan, high=np.nan)]
-    if (others := rows[~ranking])["model"].nunique():
-        parts.append(_over_models(others))
-    sizes = pick(cells, "support", counts=True, experiment=experiment).groupby("target")["value"].max()
-    found = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    return found.assign(support=found["target"].map(sizes).astype(int), model=found["model"].replace(TITLES))
+    alone = rows[ranking].rename(columns={"value": "f1"})[["model", "target", "f1"]]
+    parts = [alone.assign(low=np.nan, high=np.nan)] if ranking.any() else []
+    if not ranking.all():
+        parts.append(_over_models(rows[~ranking]))
+    found = pd.concat(parts, ignore_index=True)
+    sizes = found["target"].map(_counted(cells, experiment)).astype(int)
+    return found.assign(support=sizes, model=found["model"].replace(TITLES))
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #0ea1855d
 def form_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
 ) -> pd.DataFrame:  # as from `f1_rows`
     "F1 of each count with the closed and with the open question, mean over the models that were asked both."
-    rows = pick(cells, "f1", counts=True)
-    asked = [set(rows.loc[rows["set"] == name, "model"]) for name in ("balanced", "open-ended")]
+    rows, named = pick(cells, "f1", counts=True), {"balanced": "closed", "open-ended": "open"}
+    asked = [set(rows.loc[rows["set"] == name, "model"]) for name in named]
     rows = rows[rows["model"].isin(asked[0] & asked[1])]
-    named = {"balanced": "closed", "open-ended": "open"}
-    parts = [_over_models(rows[rows["set"] == name], word) for name, word in named.items()] if len(rows) else []
-    sizes = pick(cells, "support", counts=True, experiment="balanced").groupby("target")["value"].max()
-    found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["model", "target", "f1"])
-    return found.assign(support=found["target"].map(sizes))
+    if rows.empty:
+        return pd.DataFrame(columns=["model", "target", "f1", "support"]).astype({"support": float})
+    parts = [_over_models(rows[rows["set"] == name], word) for name, word in named.items()]
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(support=found["target"].map(_counted(cells, "balanced")))
 
 # %% ../../nbs/5_paper/52_tables.ipynb #77190ea6
+def _gains(cells: pd.DataFrame, which: str, metric: str, sign: int) -> pd.DataFrame:
+    "Gain in one metric for each count, mean over models."
+    rows = tuned_cells(cells, which, metric, counts=True).query("entity == 'all'")
+    groups = rows.assign(gain=sign * (rows["after"] - rows["before"])).groupby("target")
+    gain, spread = groups["gain"].mean(), groups["gain"].std(ddof=0)
+    ends = {"gain": gain, "low": gain - spread, "high": gain + spread}
+    return pd.DataFrame({"before": groups["before"].mean(), "models": groups.size()} | ends).reset_index()
+
+# %% ../../nbs/5_paper/52_tables.ipynb #612a7b24
 def gain_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
     which: str,  # 'synthetic' or 'real'
 ) -> pd.DataFrame:  # measure ('f1', 'mae'), target, n, models, before, gain, low, high
     "Gain of a retrained head for each count, mean over models; bars: population std over models of the *difference*."
-    parts = []
-    for name, metric, sign in (("f1", "f1", 1), ("mae", "mae_paper", -1)):
-        rows = tuned_cells(cells, which, metric, counts=True).query("entity == 'all'")
-        rows = rows.assign(gain=sign * (rows["after"] - rows["before"]))
-        table = rows.groupby("target").agg(
-            before=("before", "mean"),
-            gain=("gain", "mean"),
-            models=("gain", "size"),
-            spread=("gain", lambda gains: gains.std(ddof=0)),
-        )
-        parts.append(table.reset_index().assign(measure=name))
+    parts = [_gains(cells, which, "f1", 1).assign(measure="f1")]
+    parts.append(_gains(cells, which, "mae_paper", -1).assign(measure="mae"))
     found = pd.concat(parts, ignore_index=True)
-    sizes = tuned_cells(cells, which, "support", counts=True).query("entity == 'all'").groupby("target")["after"].max()
-    found = found.assign(n=found["target"].map(sizes), low=found["gain"] - found["spread"])
-    found["high"] = found["gain"] + found["spread"]
+    sizes = tuned_cells(cells, which, "support", counts=True).query("entity == 'all'")
+    found["n"] = found["target"].map(sizes.groupby("target")["after"].max())
     return found[["measure", "target", "n", "models", "before", "gain", "low", "high"]]
 
-
+# %% ../../nbs/5_paper/52_tables.ipynb #65a4db1c
 def group_rows(
     cells: pd.DataFrame,  # from `load_published` or `measure`
     group: str,  # 'shape' or 'colour'
