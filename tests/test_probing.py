@@ -923,7 +923,7 @@ def test_sentence_says_what_remains(store):
     control = table.query("rule == 'layout' and control != 'none'")["accuracy"].max()
     assert above.startswith("The best of 6 probes (svm, layer ")  # three layers, two poolings
     assert f"reads {best:.1%} of 216 counts on new layouts" in above and "does not know of that choice" in above
-    assert f"It is {100 * (best - control):.0f} points above the best control." in above
+    assert f"It is {100 * (best - control):.0f} points above the best control, and their intervals overlap." in above
     one = table.query("rule == 'layout' and layer == 2 and pooling == 'mean'")
     assert probing.what_remains(one).startswith("The probe (svm, layer 2, mean)")
     assert "does not know" not in probing.what_remains(one)

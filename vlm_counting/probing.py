@@ -45,7 +45,7 @@ from .extraction import States, check_samples, lens_curves, read_lens
 from .machines import count_cluster_jobs, count_fitting, dask_backend
 from .statistics import compare, confusion, interval, tabulate
 
-# %% ../nbs/3_states/32_probing.ipynb #0e8768d6
+# %% ../nbs/3_states/32_probing.ipynb #6279e401
 RULES = {  # rule -> (factor whose levels are shuffled each on its own, factors that name what is never torn apart)
     "paper": ("entity", ("layout", "variant")),
     "layout": (None, ("layout",)),
@@ -56,7 +56,7 @@ RULES = {  # rule -> (factor whose levels are shuffled each on its own, factors 
     "random": ("target", ("place",)),
 }
 
-
+# %% ../nbs/3_states/32_probing.ipynb #46db4db7
 def _column(
     targets: Sequence[int],
     factors: Sequence[dict],
@@ -76,7 +76,7 @@ def _column(
         f"They have: {', '.join(known) or 'none'}. {instead}"
     )
 
-# %% ../nbs/3_states/32_probing.ipynb #2e5fada2
+# %% ../nbs/3_states/32_probing.ipynb #a0185f41
 def _rank(labels: Iterable) -> list[int]:
     "How many earlier entries are equal: [0, 0, 1] for 'a', 'b', 'a'."
     seen, ranks = {}, []
@@ -85,31 +85,15 @@ def _rank(labels: Iterable) -> list[int]:
         ranks.append(seen[label])
     return ranks
 
+# %% ../nbs/3_states/32_probing.ipynb #319ec5a0
+def _clusters(targets: Sequence[int], factors: Sequence[dict]) -> list:  # two lists of (samples,) labels
+    "Layout and entity of each sample, as `statistics` sees them; None where there is none."
+    rows = zip(targets, factors, strict=True)
+    truth = [Prediction(str(i), "", "", int(t), int(t), int(t), None, row) for i, (t, row) in enumerate(rows)]
+    table = tabulate(truth)
+    return [[None if pd.isna(label) else label for label in table[name]] for name in ("_layout", "_entity")]
 
-def folds(
-    targets: Sequence[int],  # (samples,) true counts
-    factors: Sequence[dict],  # (samples,) factors of each, as in `Sample.factors`
-    rule: str = "paper",  # a name in `RULES`
-    number: int = 3,  # how many folds, at least 2
-    seed: int = 0,  # of the shuffling; 'count' is not shuffled
-) -> np.ndarray:  # (samples,) int, the fold in which each sample is tested
-    "Deal the samples into folds. `UnknownName`: no such rule or factor; `ValueError`: too few groups. From De|Re VLM."
-    if rule not in RULES:
-        raise UnknownName(unknown("fold rule", rule, RULES))
-    (block, names), who = RULES[rule], f"Fold rule '{rule}'"
-    blocks = _column(targets, factors, block, who) if block else [""] * len(targets)
-    columns = [_rank(blocks) if name == "place" else _column(targets, factors, name, who) for name in names]
-    if rule == "layout" and any(row.get("pair") is not None for row in factors):
-        columns = [_clusters(targets, factors)[0]]  # two questions about one picture stay together
-    places, rng = list(zip(*columns, strict=True)), np.random.RandomState(seed)
-    dealt = {name: {} for name in blocks}  # block -> place -> fold
-    for name, place in zip(blocks, places, strict=True):
-        dealt[name][place] = 0
-    for name, fold_of in dealt.items():
-        _deal(fold_of, number, rng, rule, name)
-    return np.array([dealt[name][place] for name, place in zip(blocks, places, strict=True)], dtype=int)
-
-# %% ../nbs/3_states/32_probing.ipynb #58f4c06e
+# %% ../nbs/3_states/32_probing.ipynb #0a9cbdd3
 def _deal(fold_of: dict, number: int, rng: np.random.RandomState, rule: str, block: object) -> None:
     "Give every place of one block its fold, in near-equal parts. `ValueError` if there are fewer places than folds."
     if number < 2 or len(fold_of) < number:
@@ -124,7 +108,36 @@ def _deal(fold_of: dict, number: int, rng: np.random.RandomState, rule: str, blo
         for position in part:
             fold_of[places[position]] = fold
 
-# %% ../nbs/3_states/32_probing.ipynb #30d7ba91
+# %% ../nbs/3_states/32_probing.ipynb #cfc9aa8a
+def _places(targets: Sequence[int], factors: Sequence[dict], rule: str) -> tuple[list, list[tuple]]:
+    "Block of each sample, and its place in the block: samples of one place are never torn apart."
+    (block, names), who = RULES[rule], f"Fold rule '{rule}'"
+    blocks = _column(targets, factors, block, who) if block else [""] * len(targets)
+    columns = [_rank(blocks) if name == "place" else _column(targets, factors, name, who) for name in names]
+    if rule == "layout" and any(row.get("pair") is not None for row in factors):
+        columns = [_clusters(targets, factors)[0]]  # two questions about one image stay together
+    return blocks, list(zip(*columns, strict=True))
+
+# %% ../nbs/3_states/32_probing.ipynb #68fd3ca2
+def folds(
+    targets: Sequence[int],  # (samples,) true counts
+    factors: Sequence[dict],  # (samples,) factors of each, as in `Sample.factors`
+    rule: str = "paper",  # a name in `RULES`
+    number: int = 3,  # how many folds, at least 2
+    seed: int = 0,  # of the shuffling; 'count' is not shuffled
+) -> np.ndarray:  # (samples,) int, the fold in which each sample is tested
+    "Deal the samples into folds. `UnknownName`: no such rule or factor; `ValueError`: too few groups. From De|Re VLM."
+    if rule not in RULES:
+        raise UnknownName(unknown("fold rule", rule, RULES))
+    blocks, places = _places(targets, factors, rule)
+    rng, dealt = np.random.RandomState(seed), {name: {} for name in blocks}  # block -> place -> fold
+    for name, place in zip(blocks, places, strict=True):
+        dealt[name][place] = 0
+    for name, fold_of in dealt.items():
+        _deal(fold_of, number, rng, rule, name)
+    return np.array([dealt[name][place] for name, place in zip(blocks, places, strict=True)], dtype=int)
+
+# %% ../nbs/3_states/32_probing.ipynb #59f91eda
 _LARGEST = 16  # dimensions that are multiplied in float64
 
 
@@ -139,7 +152,14 @@ def _gram_parts(states: np.ndarray) -> tuple:  # (samples, samples) float32, (sa
     shift = (rest @ mean).astype(np.float64) + mean.astype(np.float64) @ mean / 2
     return rest @ rest.T, shift, states[:, largest].astype(np.float64)
 
-# %% ../nbs/3_states/32_probing.ipynb #d7f6e7b2
+# %% ../nbs/3_states/32_probing.ipynb #6bfaf58c
+def _standardise(states: np.ndarray, train: np.ndarray) -> np.ndarray:
+    "States with mean 0 and variance 1 over the training part; a dimension that is constant but for rounding becomes 0."
+    mean, spread = states[train].mean(axis=0, dtype=np.float64), states[train].std(axis=0, dtype=np.float64)
+    spread[spread <= 1e-6 * np.abs(states).max(axis=0, initial=0)] = np.inf
+    return ((states - mean) / spread).astype(np.float32)
+
+# %% ../nbs/3_states/32_probing.ipynb #e7f3d31e
 class Features:
     "The states of one representation; inner products of any rows, and its last copy, are computed once."
 
@@ -160,22 +180,28 @@ class Features:
         found += large[rows] @ large[columns].T
         return found
 
-    def _copy(self, key: bytes, make: Callable[[], np.ndarray]) -> "Features":
-        "The last one is kept, for whoever asks for the same."
-        if self._last[0] != key:
-            self._last = b"", None  # gone before the next one is made
-            self._last = key, Features(make())
-        return self._last[1]
+# %% ../nbs/3_states/32_probing.ipynb #9d141237
+@patch
+def _copy(self: Features, key: bytes, make: Callable[[], np.ndarray]) -> Features:
+    "The last one is kept, for whoever asks for the same."
+    if self._last[0] != key:
+        self._last = b"", None  # gone before the next one is made
+        self._last = key, Features(make())
+    return self._last[1]
 
-    def standardised(self, train: np.ndarray) -> "Features":
-        "Mean 0 and variance 1 over the rows `train`."
-        return self._copy(train.tobytes(), lambda: _standardise(self.states, train))
 
-    def centred(self) -> "Features":
-        "Mean 0: the same machines, without the rounding of what all states share."
-        return self._copy(b"centred", lambda: self.states - self.states.mean(axis=0, dtype=np.float64))
+@patch
+def standardised(self: Features, train: np.ndarray) -> Features:
+    "Mean 0 and variance 1 over the rows `train`."
+    return self._copy(train.tobytes(), lambda: _standardise(self.states, train))
 
-# %% ../nbs/3_states/32_probing.ipynb #0eb55875
+
+@patch
+def centred(self: Features) -> Features:
+    "Mean 0: the same machines, without the rounding of what all states share."
+    return self._copy(b"centred", lambda: self.states - self.states.mean(axis=0, dtype=np.float64))
+
+# %% ../nbs/3_states/32_probing.ipynb #9323d336
 _STEPS = 10_000_000  # of one machine at most
 
 
@@ -192,7 +218,16 @@ def _fit(kernel: str, inputs: np.ndarray, labels: np.ndarray, tolerance: float) 
         raise Stopped(f"A support vector machine had not ended after {_STEPS:,} steps.")
     return machine
 
-# %% ../nbs/3_states/32_probing.ipynb #8ac71b05
+# %% ../nbs/3_states/32_probing.ipynb #66dc7d10
+def _vote(decisions: np.ndarray, classes: np.ndarray) -> np.ndarray:  # (samples, pairs) -> (samples,)
+    "The class that wins most pairs; of several, the first, as in libsvm."
+    votes = np.zeros((len(decisions), len(classes)), dtype=int)
+    for number, (first, second) in enumerate(combinations(range(len(classes)), 2)):
+        votes[:, second] += decisions[:, number] >= 0
+        votes[:, first] += decisions[:, number] < 0
+    return classes[votes.argmax(axis=1)]
+
+# %% ../nbs/3_states/32_probing.ipynb #8441a999
 def _fit_pairs(
     features: Features,
     labels: np.ndarray,  # (samples,) int
@@ -210,17 +245,10 @@ def _fit_pairs(
         offsets[number] = machine.intercept_[0]
     return weights, offsets
 
-
-def _vote(decisions: np.ndarray, classes: np.ndarray) -> np.ndarray:  # (samples, pairs) -> (samples,)
-    "The class that wins most pairs; of several, the first, as in libsvm."
-    votes = np.zeros((len(decisions), len(classes)), dtype=int)
-    for number, (first, second) in enumerate(combinations(range(len(classes)), 2)):
-        votes[:, second] += decisions[:, number] >= 0
-        votes[:, first] += decisions[:, number] < 0
-    return classes[votes.argmax(axis=1)]
-
-# %% ../nbs/3_states/32_probing.ipynb #d72d6c86
+# %% ../nbs/3_states/32_probing.ipynb #00dd6b4a
 _ROWS = 1024  # test rows that are multiplied at once in float64
+
+
 _AT_ONCE = 2048  # training samples that are given to the library as one matrix
 
 
@@ -234,13 +262,19 @@ def _pairs_fold(features: Features, labels: np.ndarray, train: np.ndarray, test:
     decisions = [features.products(part, train) @ weights + offsets for part in parts]
     return _vote(np.concatenate(decisions), np.unique(labels[train]))
 
-
+# %% ../nbs/3_states/32_probing.ipynb #30044055
 def _plain_fold(features: Features, labels: np.ndarray, train: np.ndarray, test: np.ndarray, tolerance: float):
     "The same by the library alone, for few dimensions."
     machine = _fit("linear", features.states[train], labels[train], tolerance)
     return machine.predict(features.states[test])
 
+# %% ../nbs/3_states/32_probing.ipynb #63d40f3e
+PROBES = Registry(
+    "probe", "An estimator will do as well: probe=LogisticRegression(). Or add one in nbs/3_states/32_probing.ipynb."
+)
+_FEW_DIMENSIONS = 256  # below this a shared Gram matrix does not pay
 
+# %% ../nbs/3_states/32_probing.ipynb #f25b1b9f
 def _read_fold(
     features: Features,
     labels: np.ndarray,  # (samples,) int
@@ -253,13 +287,7 @@ def _read_fold(
     shared = features.states.shape[1] >= _FEW_DIMENSIONS if gram is None else gram
     return (_pairs_fold if shared else _plain_fold)(features, labels, train, test, tolerance)
 
-# %% ../nbs/3_states/32_probing.ipynb #eba014d6
-PROBES = Registry(
-    "probe", "An estimator will do as well: probe=LogisticRegression(). Or add one in nbs/3_states/32_probing.ipynb."
-)
-_FEW_DIMENSIONS = 256  # below this a shared Gram matrix does not pay
-
-
+# %% ../nbs/3_states/32_probing.ipynb #27f6c9dc
 def _each_fold(labels: np.ndarray, fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     "Positions to train on and to test on, fold by fold; fold -1 only trains. `ValueError`: trained on one class."
     for number in np.unique(fold[fold >= 0]):
@@ -268,7 +296,7 @@ def _each_fold(labels: np.ndarray, fold: np.ndarray) -> Iterator[tuple[np.ndarra
             raise ValueError(f"Fold {number} has {len(train)} samples of one count to train on, expected two counts.")
         yield train, test
 
-# %% ../nbs/3_states/32_probing.ipynb #6acc5cb4
+# %% ../nbs/3_states/32_probing.ipynb #9d2e9e56
 @PROBES.add("svm")
 def svm(
     features: Features,
@@ -287,14 +315,7 @@ def svm(
             said[test] = _read_fold(features.centred(), labels, train, test, tolerance, gram)
     return said
 
-# %% ../nbs/3_states/32_probing.ipynb #46ccd6eb
-def _standardise(states: np.ndarray, train: np.ndarray) -> np.ndarray:
-    "States with mean 0 and variance 1 over the training part; a dimension that is constant but for rounding becomes 0."
-    mean, spread = states[train].mean(axis=0, dtype=np.float64), states[train].std(axis=0, dtype=np.float64)
-    spread[spread <= 1e-6 * np.abs(states).max(axis=0, initial=0)] = np.inf
-    return ((states - mean) / spread).astype(np.float32)
-
-
+# %% ../nbs/3_states/32_probing.ipynb #0756fab3
 @PROBES.add("svm_standardised")
 def svm_standardised(
     features: Features,
@@ -307,7 +328,7 @@ def svm_standardised(
         said[test] = _read_fold(features.standardised(train), labels, train, test)
     return said
 
-# %% ../nbs/3_states/32_probing.ipynb #588f9910
+# %% ../nbs/3_states/32_probing.ipynb #56caf64f
 def _by_library(features: Features, labels: np.ndarray, fold: np.ndarray, model, said: np.ndarray) -> np.ndarray:
     "Fill `said` with what a model of scikit-learn reads from standardised states, fitted anew in each fold."
     for train, test in _each_fold(labels, fold):
@@ -315,7 +336,7 @@ def _by_library(features: Features, labels: np.ndarray, fold: np.ndarray, model,
         said[test] = model.fit(scaled[train], labels[train]).predict(scaled[test])
     return said
 
-
+# %% ../nbs/3_states/32_probing.ipynb #76374fc1
 @PROBES.add("logistic")
 def logistic(
     features: Features,
@@ -327,7 +348,7 @@ def logistic(
 
     return _by_library(features, labels, fold, LogisticRegression(C=1, max_iter=1000), np.empty_like(labels))
 
-
+# %% ../nbs/3_states/32_probing.ipynb #9b0d6255
 @PROBES.add("ridge")
 def ridge(
     features: Features,
@@ -343,7 +364,7 @@ def ridge(
 
 ridge.reads_new_counts = True  # a probe that says so may be asked about counts that it was not trained on
 
-# %% ../nbs/3_states/32_probing.ipynb #1d280ba5
+# %% ../nbs/3_states/32_probing.ipynb #be89b9ec
 def _written(model: object) -> str:
     "An estimator with all that was set in it, on one line, without what no two processes share."
     from sklearn import config_context
@@ -355,7 +376,7 @@ def _written(model: object) -> str:
         text = type(model).__repr__(model, **whole)
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
 
-
+# %% ../nbs/3_states/32_probing.ipynb #e298f3af
 def _open_seeds(model: object) -> list[str]:
     "Parameters by which an estimator, or a part of it, would draw anew each time."
     try:
@@ -364,7 +385,14 @@ def _open_seeds(model: object) -> list[str]:
         return []
     return [name for name, value in known.items() if name.endswith("random_state") and value is None]
 
-# %% ../nbs/3_states/32_probing.ipynb #7ea0ab39
+# %% ../nbs/3_states/32_probing.ipynb #a5f4a9b8
+def _check_read(model: object, read: np.ndarray, number: int) -> None:
+    "`ValueError` if an estimator gives anything but so many finite numbers."
+    if read.size != number or read.dtype.kind not in "biuf" or not np.isfinite(read).all():
+        found = f"{read.dtype} {read.shape}, such as {read.reshape(-1)[:3].tolist()}"
+        raise ValueError(f"{_written(model)} predicts {found}, expected {number} finite numbers.")
+
+# %% ../nbs/3_states/32_probing.ipynb #8772ec50
 @dataclass(frozen=True)
 class Estimator:
     "An estimator of scikit-learn, or anything else with `fit` and `predict`, as a probe."
@@ -384,13 +412,11 @@ class Estimator:
                 fitted.set_params(**dict.fromkeys(open_seeds, self.seed))
             fitted.fit(features.states[train], labels[train])
             read = np.asarray(fitted.predict(features.states[test]))
-            if read.size != len(test) or read.dtype.kind not in "biuf" or not np.isfinite(read).all():
-                found = f"{read.dtype} {read.shape}, such as {read.reshape(-1)[:3].tolist()}"
-                raise ValueError(f"{_written(self.model)} predicts {found}, expected {len(test)} finite numbers.")
+            _check_read(self.model, read, len(test))
             said[test] = read.reshape(-1)
         return said
 
-# %% ../nbs/3_states/32_probing.ipynb #3b75e9d0
+# %% ../nbs/3_states/32_probing.ipynb #996416a5
 def _is(kind: str, model: object) -> bool:
     "What scikit-learn thinks of an estimator: 'regressor', 'clusterer', ...; nothing of a class that it does not know."
     from sklearn import base
@@ -408,7 +434,7 @@ def _own_name(name: str, probe: object) -> tuple[str, Callable]:
         raise ValueError(f"There is already a probe '{name}'. Give yours another name: (\"my {name}\", ...).")
     return name, fit
 
-# %% ../nbs/3_states/32_probing.ipynb #2e695f3a
+# %% ../nbs/3_states/32_probing.ipynb #117d3691
 def _find_probe(
     probe: object,  # a name in `PROBES`; anything with `fit` and `predict`; a function as there; (name, one of these)
     seed: int = 0,  # for every random_state that an estimator leaves open
@@ -433,7 +459,7 @@ def _find_probe(
         "and `predict`, such as LogisticRegression() of scikit-learn."
     )
 
-# %% ../nbs/3_states/32_probing.ipynb #869b8ac4
+# %% ../nbs/3_states/32_probing.ipynb #ca231011
 def _named(probes: Iterable, seed: int) -> dict[str, Callable]:
     "Probes by name. `ValueError` for two of one name."
     found = {}
@@ -446,7 +472,7 @@ def _named(probes: Iterable, seed: int) -> dict[str, Callable]:
         found[name] = fit
     return found
 
-
+# %% ../nbs/3_states/32_probing.ipynb #57179856
 _BUILT_IN = tuple(PROBES)  # as long as nobody has added one
 
 
@@ -456,7 +482,7 @@ def _own_parts(model: object) -> list:
     library = lambda part: type(part).__module__.partition(".")[0] in {"builtins", "numpy", "scipy", "sklearn"}  # noqa: E731
     return [part for part in parts if not library(part) or hasattr(part, "__code__")]
 
-
+# %% ../nbs/3_states/32_probing.ipynb #306326b4
 def _probe_codes(probes: dict[str, Callable]) -> dict[str, str]:
     "What tells a probe of one's own from others of its name."
     codes = {}
@@ -481,34 +507,7 @@ def _check_pair(name: str, fit: Callable, rule: str) -> None:
     if rule == "count" and not getattr(fit, "reads_new_counts", False):
         raise ValueError(_CLASSIFIERS_NEVER.format(name=name))
 
-# %% ../nbs/3_states/32_probing.ipynb #a56b8619
-def read_counts(
-    states: np.ndarray | Features,  # (samples, dim)
-    targets: Sequence[int],  # (samples,) true counts
-    factors: Sequence[dict],  # (samples,) as in `Sample.factors`
-    probe: object = "svm",  # as for `_find_probe`
-    rule: str = "paper",  # a name in `RULES`
-    number: int = 3,  # folds
-    seed: int = 0,  # of the folds
-    uids: Sequence[str] | None = None,  # (samples,) None: 0, 1, ...
-) -> list[
-    Prediction
-]:  # in the order of the samples; factors + the fold; `text` is the reading, `count` the nearest whole number
-    "Read the count from every sample while it is in the test fold. Errors: see `_find_probe`, `folds` and `Features`."
-    (name, fit), who = _find_probe(probe, seed), uids or [str(index) for index in range(len(targets))]
-    _check_pair(name, fit, rule)
-    targets, features = _aligned(states, targets, factors)
-    fold = folds(targets, factors, rule, number, seed)
-    said = fit(features, targets, fold)
-    counts = _nearest(said, targets)
-    return [
-        Prediction(
-            uid, f"probe {name}", f"{value:.4g}", int(count), int(count), int(target), None, row | {"fold": int(k)}
-        )
-        for uid, value, count, target, row, k in zip(who, said, counts, targets, factors, fold, strict=True)
-    ]
-
-
+# %% ../nbs/3_states/32_probing.ipynb #82234755
 def _aligned(states: np.ndarray | Features, targets: Sequence[int], factors: Sequence[dict]):
     "Targets as an array, and features. `ValueError` if their lengths differ."
     features = states if isinstance(states, Features) else Features(states)
@@ -522,13 +521,43 @@ def _nearest(said: np.ndarray, labels: np.ndarray) -> np.ndarray:  # (samples,) 
     "Each reading as a whole number between the smallest and the largest label."
     return np.clip(np.round(said), labels.min(), labels.max()).astype(int)
 
-# %% ../nbs/3_states/32_probing.ipynb #eaa23328
+# %% ../nbs/3_states/32_probing.ipynb #d3984471
+def read_counts(
+    states: np.ndarray | Features,  # (samples, dim)
+    targets: Sequence[int],  # (samples,) true counts
+    factors: Sequence[dict],  # (samples,) as in `Sample.factors`
+    probe: object = "svm",  # as for `_find_probe`
+    rule: str = "paper",  # a name in `RULES`
+    number: int = 3,  # folds
+    seed: int = 0,  # of the folds
+    uids: Sequence[str] | None = None,  # (samples,) None: 0, 1, ...
+) -> list[Prediction]:  # in the order of the samples; factors + the fold; `text` is the reading, `count` the nearest
+    "Read the count from every sample while it is in the test fold. Errors: see `_find_probe`, `folds` and `Features`."
+    (name, fit), who = _find_probe(probe, seed), uids or [str(index) for index in range(len(targets))]
+    _check_pair(name, fit, rule)
+    targets, features = _aligned(states, targets, factors)
+    fold = folds(targets, factors, rule, number, seed)
+    said = fit(features, targets, fold)
+    counts = _nearest(said, targets).tolist()
+    found, rows = [], zip(who, said, counts, targets.tolist(), factors, fold.tolist(), strict=True)
+    for uid, value, count, target, row, k in rows:
+        found.append(Prediction(uid, f"probe {name}", f"{value:.4g}", count, count, target, None, row | {"fold": k}))
+    return found
+
+# %% ../nbs/3_states/32_probing.ipynb #cbd7afe3
 CONTROLS = ("shuffled", "control task")  # other labels for the same states
 TYPES = {"layout": ("entity", "target")}  # rule -> what one type of its control task is
 _ARRANGEMENT = ("layout", "target")  # the type under every other rule
 _SEEN = 0.9  # share of samples whose type training must show, or else a control task cannot be learnt by heart
 
+# %% ../nbs/3_states/32_probing.ipynb #252084bc
+def _types(targets: Sequence[int], factors: Sequence[dict], rule: str) -> list[tuple]:  # (samples,)
+    "What gets one random count in the control task of a rule."
+    who, instead = "The control 'control task'", "Leave it out: controls=('shuffled',), which needs no factor."
+    columns = [_column(targets, factors, name, who, instead) for name in TYPES.get(rule, _ARRANGEMENT)]
+    return list(zip(*columns, strict=True))
 
+# %% ../nbs/3_states/32_probing.ipynb #5706e1a3
 def _control_labels(
     control: str,  # a name in `CONTROLS`
     targets: Sequence[int],  # (samples,) true counts
@@ -536,20 +565,18 @@ def _control_labels(
     rule: str = "paper",  # fold rule; decides what a type is
     seed: int = 0,  # of the random counts
 ) -> tuple[np.ndarray, list]:  # (samples,) int; (samples,) types, each sample its own when there are none
-    "Counts that say nothing about the pictures, the true ones dealt out anew. `UnknownName`: no such name or factor."
+    "Counts that say nothing about the images, the true ones dealt out anew. `UnknownName`: no such name or factor."
     if control not in CONTROLS:
         raise UnknownName(unknown("control", control, CONTROLS))
     targets, rng = np.asarray(targets, dtype=int), np.random.default_rng(seed)
     if control == "shuffled":
         return rng.permutation(targets), list(range(len(targets)))
-    who, instead = "The control 'control task'", "Leave it out: controls=('shuffled',), which needs no factor."
-    columns = [_column(targets, factors, name, who, instead) for name in TYPES.get(rule, _ARRANGEMENT)]
-    types = list(zip(*columns, strict=True))
+    types = _types(targets, factors, rule)
     names = sorted(set(types))
     counts = dict(zip(names, rng.permutation([name[1] for name in names]).tolist(), strict=True))
     return np.array([counts[name] for name in types]), types
 
-# %% ../nbs/3_states/32_probing.ipynb #74b55600
+# %% ../nbs/3_states/32_probing.ipynb #e3d4218d
 def _seen_share(
     types: Sequence,  # (samples,)
     fold: np.ndarray,  # (samples,) int, from `folds`
@@ -560,14 +587,14 @@ def _seen_share(
         where.setdefault(name, set()).add(number)
     return float(np.mean([len(where[name]) > 1 for name in types]))
 
-# %% ../nbs/3_states/32_probing.ipynb #eb5f721e
+# %% ../nbs/3_states/32_probing.ipynb #d2f012b4
 def _interval(right: np.ndarray, weights: np.ndarray, clusters: list, labels: np.ndarray) -> tuple[float, float]:
     "Interval of the mean over folds: that of all answers, moved by what unequal folds change (equal ones: nothing)."
     moved = (right * (weights - 1)).mean()
     low, high = interval(right, clusters, labels)
     return max(low + moved, 0.0), min(high + moved, 1.0)
 
-
+# %% ../nbs/3_states/32_probing.ipynb #ec3882f8
 def _measure(said: np.ndarray, labels: np.ndarray, fold: np.ndarray, clusters: list) -> dict:
     "The numbers of one row."
     from scipy.stats import spearmanr
@@ -583,7 +610,7 @@ def _measure(said: np.ndarray, labels: np.ndarray, fold: np.ndarray, clusters: l
     numbers |= {"r2": 1 - ((said - labels) ** 2).sum() / spread, "spearman": order}
     return {name: None if np.isnan(value) else round(float(value), 6) for name, value in numbers.items()}
 
-# %% ../nbs/3_states/32_probing.ipynb #6d9616d6
+# %% ../nbs/3_states/32_probing.ipynb #0d1164fa
 @dataclass(frozen=True)
 class Task:
     "One score to compute for each representation: everything but the states."
@@ -596,7 +623,7 @@ class Task:
     fold: np.ndarray  # (samples,) int
     seen: float | None  # for a control task, see `_seen_share`
 
-
+# %% ../nbs/3_states/32_probing.ipynb #2d74ef40
 def _plan_tasks(
     targets: Sequence[int],  # (samples,) true counts
     factors: Sequence[dict],  # (samples,) as in `Sample.factors`
@@ -619,15 +646,7 @@ def _plan_tasks(
             tasks += [Task(name, rule, control, fit, values, fold, seen) for control, values, seen in labels]
     return tasks
 
-# %% ../nbs/3_states/32_probing.ipynb #c4ba7f5d
-def _clusters(targets: Sequence[int], factors: Sequence[dict]) -> list:  # two lists of (samples,) labels
-    "Layout and entity of each sample, as the statistics room sees them; None where there is none."
-    rows = zip(targets, factors, strict=True)
-    truth = [Prediction(str(i), "", "", int(t), int(t), int(t), None, row) for i, (t, row) in enumerate(rows)]
-    table = tabulate(truth)
-    return [[None if pd.isna(label) else label for label in table[name]] for name in ("_layout", "_entity")]
-
-
+# %% ../nbs/3_states/32_probing.ipynb #a7966da7
 def _read_tasks(features: Features, tasks: list[Task]) -> list[np.ndarray]:  # one (samples,) a task
     "What each probe reads: rule by rule and fold by fold, so that tasks with the same training part share its states."
     said = [np.zeros(len(task.labels)) for task in tasks]
@@ -640,7 +659,7 @@ def _read_tasks(features: Features, tasks: list[Task]) -> list[np.ndarray]:  # o
                 said[number][fold == part] = read[fold == part]
     return said
 
-
+# %% ../nbs/3_states/32_probing.ipynb #017acc81
 def _score_tasks(states: np.ndarray, tasks: list[Task], clusters: list, head: dict) -> list[dict]:
     "The rows of one representation."
     features = Features(states)
@@ -654,11 +673,11 @@ def _score_tasks(states: np.ndarray, tasks: list[Task], clusters: list, head: di
         rows.append(head | what | size | numbers | {"seen": task.seen})
     return rows
 
-# %% ../nbs/3_states/32_probing.ipynb #a50ade70
+# %% ../nbs/3_states/32_probing.ipynb #fdcc87ad
 def _lit_area(
     image: "PIL.Image.Image",  # noqa: F821 RGB
 ) -> int:  # pixels
-    "How many pixels do not have the picture's most frequent colour."
+    "How many pixels do not have the image's most frequent colour."
     found = image.getcolors(256)
     if found is None:  # a photograph
         packed = np.asarray(image).astype(np.uint32) @ np.array([1, 256, 65536], dtype=np.uint32)
@@ -667,7 +686,7 @@ def _lit_area(
         most = max(number for number, _ in found)
     return image.width * image.height - int(most)
 
-
+# %% ../nbs/3_states/32_probing.ipynb #0834934f
 def _look(path: Path, side: int) -> tuple[int, np.ndarray]:
     "Lit area and reduced pixels (side * side * 3,) 0..1 of an image file."
     from PIL import Image
@@ -676,13 +695,13 @@ def _look(path: Path, side: int) -> tuple[int, np.ndarray]:
     small = image.resize((side, side), Image.Resampling.BOX)
     return _lit_area(image), np.asarray(small, dtype=np.float32).ravel() / 255
 
-# %% ../nbs/3_states/32_probing.ipynb #cb95fe3d
+# %% ../nbs/3_states/32_probing.ipynb #1b91a53b
 def _picture_features(
     samples: Sequence[Sample],
-    side: int = 24,  # of the reduced picture, pixels
+    side: int = 24,  # of the reduced image, pixels
     progress: bool = True,  # show a bar
 ) -> dict[str, np.ndarray]:  # name -> (samples, dim)
-    "What a ruler measures on the pictures. Areas get variance 100, so that C = 1 does not hold the probe back."
+    "What a ruler measures on the images. Areas get variance 100, so that C = 1 does not hold the probe back."
     from joblib import Parallel, delayed
 
     with progress_bar(len(samples), label="measured", shown=progress) as bar:
@@ -697,27 +716,11 @@ def _picture_features(
         found["lit area by kind"] = np.hstack([10 * known, known * areas])
     return found
 
-# %% ../nbs/3_states/32_probing.ipynb #4b636998
-def controls(
-    samples: Sequence[Sample],  # the pictures that the states are of
-    probes: Sequence = ("svm",),  # each as for `_find_probe`
-    rules: Sequence[str] = ("paper",),  # names in `RULES`
-    number: int = 3,  # folds
-    seed: int = 0,  # of the folds
-    side: int = 24,  # of the reduced picture, pixels
-    progress: bool = True,  # show a bar
-) -> pd.DataFrame:  # columns as `probe_layers`; `control` names what was probed, `layer` and `pooling` are missing
-    "Probe the pictures themselves: lit area, lit area by kind, reduced pixels. Errors of `folds` and `load_image`."
-    targets, factors = [sample.target for sample in samples], [sample.factors for sample in samples]
-    tasks, clusters, rows = (
-        _plan_tasks(targets, factors, probes, rules, (), number, seed),
-        _clusters(targets, factors),
-        [],
-    )
-    for name, features in _picture_features(samples, side, progress).items():
-        head = {"states": "", "model": "", "layer": None, "pooling": None, "control": name}
-        rows += _score_tasks(features, tasks, clusters, head | {"folds": number, "seed": seed})
-    return _tidy(rows)
+# %% ../nbs/3_states/32_probing.ipynb #020c3623
+_COLUMNS = (
+    "model", "layer", "pooling", "probe", "rule", "control", "n", "dim", "folds", "seed", "states",
+    "accuracy", "std", "low", "high", "chance", "mae", "r2", "spearman", "seen",
+)  # fmt: skip
 
 
 def _tidy(rows: list[dict]) -> pd.DataFrame:
@@ -730,13 +733,26 @@ def _tidy(rows: list[dict]) -> pd.DataFrame:
     selectivity = table["accuracy"] - tasks.reindex(keys).to_numpy()
     return table.assign(selectivity=selectivity.where(table["control"] == "none"))
 
+# %% ../nbs/3_states/32_probing.ipynb #e171492a
+def controls(
+    samples: Sequence[Sample],  # the images that the states are of
+    probes: Sequence = ("svm",),  # each as for `_find_probe`
+    rules: Sequence[str] = ("paper",),  # names in `RULES`
+    number: int = 3,  # folds
+    seed: int = 0,  # of the folds
+    side: int = 24,  # of the reduced image, pixels
+    progress: bool = True,  # show a bar
+) -> pd.DataFrame:  # columns as `probe_layers`; `control` names what was probed, `layer` and `pooling` are missing
+    "Probe the images themselves: lit area, lit area by kind, reduced pixels. Errors of `folds` and `load_image`."
+    targets, factors = [sample.target for sample in samples], [sample.factors for sample in samples]
+    tasks = _plan_tasks(targets, factors, probes, rules, (), number, seed)
+    clusters, rows = _clusters(targets, factors), []
+    for name, features in _picture_features(samples, side, progress).items():
+        head = {"states": "", "model": "", "layer": None, "pooling": None, "control": name}
+        rows += _score_tasks(features, tasks, clusters, head | {"folds": number, "seed": seed})
+    return _tidy(rows)
 
-_COLUMNS = (
-    "model", "layer", "pooling", "probe", "rule", "control", "n", "dim", "folds", "seed", "states",
-    "accuracy", "std", "low", "high", "chance", "mae", "r2", "spearman", "seen",
-)  # fmt: skip
-
-# %% ../nbs/3_states/32_probing.ipynb #485cf3c2
+# %% ../nbs/3_states/32_probing.ipynb #a5777eee
 def _identity(states: object) -> str:  # 12 hex digits
     "What the states are of: model, samples and, for a store, its own description."
     digest = hashlib.sha256()
@@ -746,7 +762,7 @@ def _identity(states: object) -> str:  # 12 hex digits
     digest.update(states.description() if hasattr(states, "description") else b"")
     return digest.hexdigest()[:12]
 
-# %% ../nbs/3_states/32_probing.ipynb #448b4c51
+# %% ../nbs/3_states/32_probing.ipynb #de77bfbe
 def _job_bytes(
     samples: int,  # how many
     dim: int,  # of the representation
@@ -755,7 +771,14 @@ def _job_bytes(
     grams = 2 if dim >= _FEW_DIMENSIONS else 0
     return 4 * samples * (5 * dim + grams * samples) + 2**28  # its own states, and two copies of them in float64
 
-# %% ../nbs/3_states/32_probing.ipynb #d31b9113
+# %% ../nbs/3_states/32_probing.ipynb #581fbb91
+_KEY = ("states", "model", "layer", "pooling", "folds", "seed", "probe", "rule", "control")
+
+
+def _row_key(row: dict) -> tuple:
+    return tuple(row[name] for name in _KEY)
+
+# %% ../nbs/3_states/32_probing.ipynb #d03e53cc
 @dataclass(frozen=True)
 class Unit:
     "One representation of one store: what a job does."
@@ -779,18 +802,18 @@ class Unit:
             which = "" if self.layer is None else f"Layer {self.layer}, pooling '{self.pooling}' of "
             return [], f"{which}{self.states.model}: {type(error).__name__}: {error}", traceback.format_exc()
 
+# %% ../nbs/3_states/32_probing.ipynb #718ca9d9
+def _lean(store: object, layer: int, pooling: str) -> object:
+    "What travels of a store."
+    return store.lean(layer, pooling) if hasattr(store, "lean") else store
 
-_KEY = ("states", "model", "layer", "pooling", "folds", "seed", "probe", "rule", "control")
 
+def _place(layer: int | None, pooling: str | None) -> dict:  # None: it is of no layer that we know
+    return {"layer": None if layer is None else int(layer), "pooling": pooling}
 
-def _row_key(row: dict) -> tuple:
-    return tuple(row[name] for name in _KEY)
-
-# %% ../nbs/3_states/32_probing.ipynb #34d4c803
-def _plan_units(
-    states: object, untrained: object, tasks: list[Task], keys: Sequence[tuple], settings: dict
-) -> list[Unit]:
-    "What is to be done, in the order of the table. `ValueError` if the untrained states are of other samples."
+# %% ../nbs/3_states/32_probing.ipynb #65348ced
+def _check_untrained(states: object, untrained: object) -> None:
+    "`ValueError` if the untrained states are of other samples."
     if untrained is not None and list(untrained.uids) != list(states.uids):
         raise ValueError(
             f"The untrained states are of {len(untrained.uids)} samples, expected the same {len(states.uids)}, in the "
@@ -802,6 +825,13 @@ def _plan_units(
             "The untrained states are of samples with the same uids, but with other images, questions, true counts or "
             "factors. Extract both from the same samples."
         )
+
+# %% ../nbs/3_states/32_probing.ipynb #550ba6dd
+def _plan_units(
+    states: object, untrained: object, tasks: list[Task], keys: Sequence[tuple], settings: dict
+) -> list[Unit]:
+    "What is to be done, in the order of the table. `ValueError` if the untrained states are of other samples."
+    _check_untrained(states, untrained)
     true, stores = [task for task in tasks if task.control == "none"], [(states, tasks, {})]
     if untrained is not None:
         stores.append((untrained, true, {"control": "untrained"}))
@@ -813,16 +843,7 @@ def _plan_units(
         if store is states or (layer, pooling) in set(store.keys())
     ]
 
-
-def _lean(store: object, layer: int, pooling: str) -> object:
-    "What travels of a store."
-    return store.lean(layer, pooling) if hasattr(store, "lean") else store
-
-
-def _place(layer: int | None, pooling: str | None) -> dict:  # None: it is of no layer that we know
-    return {"layer": None if layer is None else int(layer), "pooling": pooling}
-
-# %% ../nbs/3_states/32_probing.ipynb #54ea87f4
+# %% ../nbs/3_states/32_probing.ipynb #484483e5
 def _journal(path: Path | None, units: list[Unit]) -> Journal:
     "Rows that are finished already. `FileExistsError` if the file is about other states or other settings."
     known = {key for unit in units for key in unit.expected()}
@@ -838,7 +859,16 @@ def _journal(path: Path | None, units: list[Unit]) -> Journal:
 
     return Journal(path, _row_key, strange=strange)
 
-# %% ../nbs/3_states/32_probing.ipynb #0da9a3f2
+# %% ../nbs/3_states/32_probing.ipynb #344923d4
+def _raise(failures: list[tuple[str, str]], units: int, path: Path | None) -> None:
+    "Say what failed; the first traceback is a note."
+    kept = f" The others are kept in {path}; start again to repeat only what failed." if path else ""
+    named = "; ".join(message for message, _ in failures[:5])
+    error = RuntimeError(f"{len(failures)} of {units} representations could not be probed. {named}.{kept}")
+    error.add_note(failures[0][1])
+    raise error
+
+# %% ../nbs/3_states/32_probing.ipynb #3b8e5d38
 def _run_units(units: list[Unit], journal: Journal, jobs: int, client: object, clusters: list, progress: bool) -> None:
     "Do what is not in the journal, in order, and keep the rows of each unit there."
     from joblib import Parallel, delayed
@@ -857,16 +887,7 @@ def _run_units(units: list[Unit], journal: Journal, jobs: int, client: object, c
     if failures:
         _raise(failures, len(units), journal.path)
 
-
-def _raise(failures: list[tuple[str, str]], units: int, path: Path | None) -> None:
-    "Say what failed; the first traceback is a note."
-    kept = f" The others are kept in {path}; start again to repeat only what failed." if path else ""
-    named = "; ".join(message for message, _ in failures[:5])
-    error = RuntimeError(f"{len(failures)} of {units} representations could not be probed. {named}.{kept}")
-    error.add_note(failures[0][1])
-    raise error
-
-# %% ../nbs/3_states/32_probing.ipynb #9e882801
+# %% ../nbs/3_states/32_probing.ipynb #c03d9029
 def _probe_units(
     units: list[Unit], states: object, path: Path | None, jobs: int | None, progress: bool, client: object
 ) -> list[dict]:
@@ -881,7 +902,7 @@ def _probe_units(
         _run_units(units, journal, jobs, client, clusters, progress)
         return journal.finish(key for unit in units for key in unit.expected())
 
-
+# %% ../nbs/3_states/32_probing.ipynb #d08f1b9d
 def _check_keys(states: object, keys: Sequence[tuple] | None) -> list[tuple]:
     "(layer, pooling) pairs that there are. `ValueError` for none, or for one that is not there."
     keys = [tuple(key) for key in (states.keys() if keys is None else keys)]
@@ -895,7 +916,7 @@ def _check_keys(states: object, keys: Sequence[tuple] | None) -> list[tuple]:
         )
     return keys
 
-# %% ../nbs/3_states/32_probing.ipynb #4fe48622
+# %% ../nbs/3_states/32_probing.ipynb #188ac11a
 def probe_layers(
     states: object,  # an open store: model, uids, targets, factors, keys(), array(layer, pooling)
     probes: Sequence = ("svm",),  # each as for `_find_probe`: a name in `PROBES`, an estimator
@@ -927,12 +948,32 @@ _WORDS = {  # rule -> what it tests on; the sentence is made by the first that w
     "count": "that training has not shown",
 }
 
-# %% ../nbs/3_states/32_probing.ipynb #efbc6768
+# %% ../nbs/3_states/32_probing.ipynb #5f290ed5
 def _where(row: pd.Series) -> str:
     place = "" if pd.isna(row["layer"]) else f", layer {row['layer']}, {row['pooling'].replace('_', ' ')}"
     return f"{row['probe'].replace('_', ' ')}{place}"
 
+# %% ../nbs/3_states/32_probing.ipynb #e4183fb5
+def _best_said(true: pd.DataFrame, rule: str) -> str:
+    "The best score, in words."
+    best, many = true.iloc[true["accuracy"].argmax()], len(true) > 1
+    who = f"The best of {len(true)} probes" if many else "The probe"
+    said = f"{who} ({_where(best)}) reads {best['accuracy']:.1%} of {best['n']:,} counts {_WORDS[rule]} "
+    ends = f"(95 % interval {best['low']:.1%} to {best['high']:.1%}"
+    return f"{said}{ends}{', which does not know of that choice' * many})."
 
+
+def _others_said(others: pd.DataFrame, best: pd.Series) -> str:
+    "The best of every control, and what they leave."
+    listed = [f"{row['control']} {row['accuracy']:.1%} ({_where(row)})" for _, row in others.iterrows()]
+    said = f" At best, the controls get: {'; '.join(listed)}. "
+    top = others.iloc[0]
+    if top["accuracy"] >= best["low"]:
+        return said + f"Nothing of the score has to be counting: {top['control']} alone reads about as much."
+    said += f"It is {100 * (best['accuracy'] - top['accuracy']):.0f} points above the best control"
+    return said + (", and their intervals overlap." if top["high"] >= best["low"] else ".")
+
+# %% ../nbs/3_states/32_probing.ipynb #7fb80ecd
 def what_remains(
     table: pd.DataFrame,  # rows of `probe_layers`, with those of `controls` below it
 ) -> str:
@@ -941,10 +982,7 @@ def what_remains(
     rows = table[table["rule"] == rule]
     if (true := rows[rows["control"] == "none"]).empty:
         raise ValueError(f"The table has no score under {', '.join(_WORDS)}. Make it with probe_layers(states).")
-    best, many = true.iloc[true["accuracy"].argmax()], len(true) > 1
-    who = f"The best of {len(true)} probes" if many else "The probe"
-    said = f"{who} ({_where(best)}) reads {best['accuracy']:.1%} of {best['n']:,} counts {_WORDS[rule]} "
-    said += f"(95 % interval {best['low']:.1%} to {best['high']:.1%}{', which does not know of that choice' * many})."
+    said = _best_said(true, rule)
     unlearnable = (rows["control"] == "control task") & (rows["seen"] < _SEEN)
     for seen in rows.loc[unlearnable, "seen"].head(1):
         said += f" The control task is left out: training shows the type of only {seen:.0%} of the samples."
@@ -952,14 +990,9 @@ def what_remains(
     others = others.sort_values("accuracy", ascending=False, kind="stable").drop_duplicates("control")
     if others.empty:
         return said + " No control was run, so this says nothing about counting."
-    listed = [f"{row['control']} {row['accuracy']:.1%} ({_where(row)})" for _, row in others.iterrows()]
-    said += f" At best, the controls get: {'; '.join(listed)}. "
-    top, left = others.iloc[0], best["accuracy"] - others.iloc[0]["accuracy"]
-    if top["high"] >= best["low"]:
-        return said + f"Nothing of the score has to be counting: {top['control']} alone reads about as much."
-    return said + f"It is {100 * left:.0f} points above the best control."
+    return said + _others_said(others, true.iloc[true["accuracy"].argmax()])
 
-# %% ../nbs/3_states/32_probing.ipynb #0001a3b7
+# %% ../nbs/3_states/32_probing.ipynb #1e8d1ec8
 def _two_class_matrix(
     states: np.ndarray | Features,  # (samples, dim)
     targets: Sequence[int],  # (samples,) true counts
@@ -979,7 +1012,7 @@ def _two_class_matrix(
         matrix.loc[one, other] = np.mean([right[fold[mine] == k].mean() for k in np.unique(fold[mine])])
     return matrix
 
-
+# %% ../nbs/3_states/32_probing.ipynb #196ca44e
 def _one_vs_all_confusion(
     states: np.ndarray | Features,  # (samples, dim)
     targets: Sequence[int],  # (samples,) true counts
@@ -995,7 +1028,7 @@ def _one_vs_all_confusion(
     crossed = crossed.reindex(index=counts, columns=counts, fill_value=0)
     return crossed.div(crossed.sum(axis=1), axis=0)
 
-# %% ../nbs/3_states/32_probing.ipynb #2f9a91e3
+# %% ../nbs/3_states/32_probing.ipynb #cb576b5f
 def _several(asked: object) -> list:
     "What was asked for as a list: one thing, several, or names with commas between them."
     if isinstance(asked, str):
@@ -1006,7 +1039,7 @@ def _several(asked: object) -> list:
 def _have(factors: Sequence[dict], *names: str) -> bool:
     return bool(len(factors)) and all(row.get(name) is not None for row in factors for name in names)
 
-
+# %% ../nbs/3_states/32_probing.ipynb #f3e4b0cb
 def _choose_rules(
     targets: Sequence[int],  # (samples,) true counts
     factors: Sequence[dict],  # (samples,) as in `Sample.factors`
@@ -1048,7 +1081,7 @@ def fresh_seed(
         "extraction did. untrained=0 asks for this control, and device=... says where it is read."
     )
 
-# %% ../nbs/3_states/32_probing.ipynb #856cac87
+# %% ../nbs/3_states/32_probing.ipynb #589d5be0
 @dataclass(frozen=True, eq=False)
 class _Held:
     "An array of states with what belongs to it, as `probe_layers` sees a store."
@@ -1068,7 +1101,7 @@ class _Held:
     def description(self) -> bytes:
         return hashlib.sha256(np.ascontiguousarray(self.states)).digest()
 
-
+# %% ../nbs/3_states/32_probing.ipynb #2f98e38d
 def _whole(targets: Sequence, uids: Sequence[str]) -> np.ndarray:  # (samples,) int
     "True counts. `ValueError` names the first that is not known, or is no count."
     targets = [target.item() if hasattr(target, "item") else target for target in targets]
@@ -1083,7 +1116,7 @@ def _whole(targets: Sequence, uids: Sequence[str]) -> np.ndarray:  # (samples,) 
             raise ValueError(f"The target of '{uid}' is {target!r}, expected a whole number >= 0.")
     return np.array(targets).astype(int)
 
-# %% ../nbs/3_states/32_probing.ipynb #34341d22
+# %% ../nbs/3_states/32_probing.ipynb #56cc683f
 def _matrix(states: object) -> np.ndarray:  # (samples, dim) float32
     "States of an array, a table, lists, a tensor or a sparse matrix. `ValueError` for what is none."
     states = states.states if isinstance(states, Features) else states
@@ -1098,7 +1131,7 @@ def _matrix(states: object) -> np.ndarray:  # (samples, dim) float32
         raise ValueError(f"Found {(~finite).sum():,} values in the states that are not finite, expected numbers only.")
     return found
 
-
+# %% ../nbs/3_states/32_probing.ipynb #3251bc33
 def _listed(targets: object) -> list:  # (samples,)
     "True counts of an array, a column, a list or a tensor, one after the other."
     if isinstance(targets, str | dict) or not isinstance(targets, Iterable):
@@ -1107,24 +1140,26 @@ def _listed(targets: object) -> list:  # (samples,)
     array = targets.to_numpy() if hasattr(targets, "to_numpy") else targets  # of pandas
     return list(array.ravel() if getattr(array, "ndim", 1) == 2 and array.shape[1] == 1 else array)
 
-# %% ../nbs/3_states/32_probing.ipynb #088917da
+# %% ../nbs/3_states/32_probing.ipynb #a8f8992b
+def _given_other(states: object, given: dict) -> object:
+    "A store with other targets, factors or uids, where they are given."
+    other = {name: list(value) for name, value in given.items() if value is not None}
+    sizes = {name: len(value) for name, value in other.items() if len(value) != len(states.uids)}
+    if sizes:
+        name, size = next(iter(sizes.items()))
+        raise ValueError(f"Found {len(states.uids)} states and {size} {name}, expected as many of each.")
+    if other and not is_dataclass(states):
+        raise TypeError(f"Only a dataclass can be given other {next(iter(other))}, found a {type(states).__name__}.")
+    known = _whole(other.get("targets", states.targets), other.get("uids", states.uids))
+    return replace(states, **other | {"targets": known}) if other else states
+
+# %% ../nbs/3_states/32_probing.ipynb #8c6a0abd
 def _as_store(
     states: object, targets: Sequence | None, factors: Sequence[dict] | None, uids: Sequence[str] | None
 ) -> object:  # with whole numbers for targets
     "A store as it is, or with other targets or factors; an array as one. Errors say what an array needs beside it."
     if hasattr(states, "uids"):
-        given = {"targets": targets, "factors": factors, "uids": uids}
-        other = {name: list(value) for name, value in given.items() if value is not None}
-        sizes = {name: len(value) for name, value in other.items() if len(value) != len(states.uids)}
-        if sizes:
-            name, size = next(iter(sizes.items()))
-            raise ValueError(f"Found {len(states.uids)} states and {size} {name}, expected as many of each.")
-        if other and not is_dataclass(states):
-            raise TypeError(
-                f"Only a dataclass can be given other {next(iter(other))}, found a {type(states).__name__}."
-            )
-        known = _whole(other.get("targets", states.targets), other.get("uids", states.uids))
-        return replace(states, **other | {"targets": known}) if other else states
+        return _given_other(states, {"targets": targets, "factors": factors, "uids": uids})
     if targets is None:
         raise TypeError("An array does not say what is right. Expected probe(x, y), y the true count of each row of x.")
     states, targets = _matrix(states), _listed(targets)
@@ -1139,7 +1174,7 @@ def _as_store(
         )
     return _Held(states, _whole(targets, uids), factors, uids)
 
-# %% ../nbs/3_states/32_probing.ipynb #7c57e5a1
+# %% ../nbs/3_states/32_probing.ipynb #e320b1b5
 def _choose_keys(states: object, **asked: object) -> list[tuple]:  # layer=..., pooling=...; None: all
     "(layer, pooling) pairs. `UnknownName` for a layer or pooling that is not there, with the nearest that is."
     keys = list(states.keys())
@@ -1187,7 +1222,7 @@ class Probing:
     def _compared(self) -> pd.DataFrame:
         return _last_gap(self)
 
-# %% ../nbs/3_states/32_probing.ipynb #d0ae2809
+# %% ../nbs/3_states/32_probing.ipynb #c2764f60
 @patch
 def _read(self: Probing, layer: int | None, pooling: str | None, probe: str, rule: str) -> list[Prediction]:
     "The readings of one representation by one probe."
@@ -1195,7 +1230,7 @@ def _read(self: Probing, layer: int | None, pooling: str | None, probe: str, rul
     known = store.targets, store.factors, (probe, self.probes[probe]), rule, self.folds, self.seed, store.uids
     return read_counts(store.array(layer, pooling), *known)
 
-
+# %% ../nbs/3_states/32_probing.ipynb #4664fd6d
 @patch(as_prop=True)
 def accuracy(self: Probing) -> float:
     "Share of the counts that the best one reads, mean over folds."
@@ -1219,7 +1254,7 @@ def chance(self: Probing) -> float:
     "Share of the most frequent count, which who always says it gets right."
     return float(self.best["chance"])
 
-# %% ../nbs/3_states/32_probing.ipynb #10a19076
+# %% ../nbs/3_states/32_probing.ipynb #8dc5c71e
 @patch
 def scores(self: Probing) -> pd.DataFrame:  # `score`, then the columns of the table
     "The best layer and pooling of each probe and fold rule, the best first; `seen` is that of the control task."
@@ -1235,7 +1270,7 @@ def sentence(self: Probing) -> str:
     "What the controls leave of the best score, in words; see `what_remains`."
     return what_remains(self.table)
 
-
+# %% ../nbs/3_states/32_probing.ipynb #6f3dff5d
 @patch
 def __repr__(self: Probing) -> str:
     best, many = self.best, int((self.table["control"] == "none").sum())
@@ -1243,7 +1278,7 @@ def __repr__(self: Probing) -> str:
     about += f" [{self.low:.3f}, {self.high:.3f}] ({_where(best)}, rule {best['rule']})"
     return f"{about}, chance {self.chance:.3f}"
 
-# %% ../nbs/3_states/32_probing.ipynb #97e0e812
+# %% ../nbs/3_states/32_probing.ipynb #4854323c
 def _no_gap(done: Probing) -> str:  # "" if there is one
     "Why there is no first token to compare with."
     states, about = done.states, getattr(done.states, "about", {})
@@ -1255,7 +1290,7 @@ def _no_gap(done: Probing) -> str:  # "" if there is one
     probed = set(zip(done.table["layer"], done.table["pooling"], strict=True))
     return "" if (deepest, "last") in probed else f"Layer {deepest} was not probed at the last token: there is no gap."
 
-
+# %% ../nbs/3_states/32_probing.ipynb #cfda6d9a
 def _last_gap(done: Probing) -> pd.DataFrame:
     states, probe, rule = done.states, next(iter(done.probes)), done.rules[-1]
     deepest, lens = max(states.layers), read_lens(states)
@@ -1266,7 +1301,7 @@ def _last_gap(done: Probing) -> pd.DataFrame:
     answers = [Prediction(u, states.model, t, c, p, int(target), None, f) for u, t, c, p, target, f in told]
     return compare(answers, done._read(deepest, "last", probe, rule), by="target")
 
-# %% ../nbs/3_states/32_probing.ipynb #4a19b7b7
+# %% ../nbs/3_states/32_probing.ipynb #ae78c767
 @patch
 def gap(self: Probing) -> pd.DataFrame:  # columns of `compare`: first is the first token, second the probe
     "Last state against first token, count by count. `ValueError` says why there is none."
@@ -1288,7 +1323,7 @@ def tables(self: Probing) -> dict[str, pd.DataFrame]:  # name of a CSV file -> i
     found = {"probes": self.table, "scores": self.scores()}
     return found if _no_gap(self) else found | {"gap": self.gap()}
 
-# %% ../nbs/3_states/32_probing.ipynb #28d34930
+# %% ../nbs/3_states/32_probing.ipynb #62c4975e
 def _short(name: str, most: int = 30) -> str:
     "A probe's name in a title; of a long one, what it is made of."
     if len(name) > most:
@@ -1302,7 +1337,7 @@ def _file(name: str) -> str:
     plain = re.sub(r"[^\w.+-]+", "_", name).strip("_")
     return plain if len(plain) <= 60 else f"{plain[:50]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
-
+# %% ../nbs/3_states/32_probing.ipynb #013d3240
 def _layer_figures(done: Probing, lens: pd.DataFrame) -> dict:
     "Curves over depth and a map of all representations, for the first probe and rule, and for the last."
     draw, model, found = later("figures"), str(done.states.model), {}
@@ -1322,7 +1357,7 @@ def _layer_figures(done: Probing, lens: pd.DataFrame) -> dict:
         found |= {f"layers_{_file(name)}_{rule}": curves.figure, f"map_{_file(name)}_{rule}": whole_map.figure}
     return found
 
-# %% ../nbs/3_states/32_probing.ipynb #1096736b
+# %% ../nbs/3_states/32_probing.ipynb #0592c625
 def _drawn(done: Probing) -> dict:
     "Name of a file -> figure."
     draw, states, model = later("figures"), done.states, str(done.states.model)
@@ -1337,7 +1372,7 @@ def _drawn(done: Probing) -> dict:
         found["gap"] = draw.plot_gap(tables["gap"], title=f"{model}: last state, and first token").figure
     return found
 
-
+# %% ../nbs/3_states/32_probing.ipynb #86100b27
 def _keep(done: Probing, folder: Path) -> dict:
     figures = _drawn(done)
     with hold_folder(folder):
@@ -1350,7 +1385,7 @@ def _write_tables(done: Probing, folder: Path) -> None:
     for name, table in done.tables().items():
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
 
-# %% ../nbs/3_states/32_probing.ipynb #c52a58d7
+# %% ../nbs/3_states/32_probing.ipynb #cf27b72b
 @patch
 def figures(self: Probing) -> "dict[str, matplotlib.figure.Figure]":  # noqa: F821 # name of a file -> figure
     "All figures. What is kept in a folder puts them there."
@@ -1362,7 +1397,25 @@ def _repr_html_(self: Probing) -> str:
     shown = ["probe", "rule", "layer", "pooling", "n", "accuracy", "low", "high", "chance", "selectivity"]
     return later("figures").show_table(self.scores()[shown], repr(self)).to_html()
 
+# %% ../nbs/3_states/32_probing.ipynb #25e3f0c4
+def _probes(asked: object) -> list:
+    "One probe or several; a pair of a new name and a probe is one."
+    new = isinstance(asked, tuple) and len(asked) == 2 and isinstance(asked[0], str) and asked[0] not in PROBES
+    if new and get_close_matches(asked[0], PROBES):
+        raise UnknownName(unknown("probe", asked[0], PROBES, "A name of your own has to differ more."))
+    return [asked] if new and (not isinstance(asked[1], str) or asked[1] in PROBES) else _several(asked)
 
+
+def _check_names(probes: dict[str, Callable]) -> None:
+    "`ValueError` for an estimator that does not say how it was set: its file could not be told from another's."
+    for name, fit in probes.items():
+        if isinstance(fit, Estimator) and type(fit.model).__repr__ is object.__repr__ and name == _written(fit.model):
+            raise ValueError(
+                f"The text of a {type(fit.model).__name__} does not say how it was set, so nothing can be kept under "
+                f"the name '{name}'. Give it one, probe=(\"mine\", ...), or its class a `__repr__`."
+            )
+
+# %% ../nbs/3_states/32_probing.ipynb #ac6bcfea
 @patch
 def save(
     self: Probing,
@@ -1378,7 +1431,7 @@ def save(
         _keep(self, folder)
     return folder
 
-# %% ../nbs/3_states/32_probing.ipynb #db649de1
+# %% ../nbs/3_states/32_probing.ipynb #474f73ae
 def _check_images(samples: Sequence[Sample] | None, states: object) -> None:
     "`ValueError` if these are not the samples that the states were read from."
     if samples is not None and isinstance(states, States):
@@ -1396,7 +1449,7 @@ def _record(states: object, settings: dict, seed: int) -> RunRecord:
     known |= {"fingerprint": about.get("fingerprint") or _identity(states), "samples": len(states.uids)}
     return RunRecord("probe", settings, str(states.model), **known, seeds={"seed": seed}, device="cpu")
 
-
+# %% ../nbs/3_states/32_probing.ipynb #b7c6f197
 def _plan(
     store: object, probe: object, rule: object, number: int, seed: int, controls: object, asked: dict
 ) -> tuple[Probing, list[Task], list[tuple]]:
@@ -1415,25 +1468,7 @@ def _plan(
         record.seeds["random_state"] = seed
     return Probing(pd.DataFrame(), [], store, probes, rules, number, seed, record, left_out), tasks, keys
 
-# %% ../nbs/3_states/32_probing.ipynb #24063c57
-def _probes(asked: object) -> list:
-    "One probe or several; a pair of a new name and a probe is one."
-    new = isinstance(asked, tuple) and len(asked) == 2 and isinstance(asked[0], str) and asked[0] not in PROBES
-    if new and get_close_matches(asked[0], PROBES):
-        raise UnknownName(unknown("probe", asked[0], PROBES, "A name of your own has to differ more."))
-    return [asked] if new and (not isinstance(asked[1], str) or asked[1] in PROBES) else _several(asked)
-
-
-def _check_names(probes: dict[str, Callable]) -> None:
-    "`ValueError` for an estimator that does not say how it was set: its file could not be told from another's."
-    for name, fit in probes.items():
-        if isinstance(fit, Estimator) and type(fit.model).__repr__ is object.__repr__ and name == _written(fit.model):
-            raise ValueError(
-                f"The text of a {type(fit.model).__name__} does not say how it was set, so nothing can be kept under "
-                f"the name '{name}'. Give it one, probe=(\"mine\", ...), or its class a `__repr__`."
-            )
-
-# %% ../nbs/3_states/32_probing.ipynb #6091def8
+# %% ../nbs/3_states/32_probing.ipynb #b27bb18b
 def _fill(
     plan: Probing,
     tasks: list[Task],
@@ -1456,7 +1491,7 @@ def _fill(
         _write_tables(done, folder)
     return done
 
-# %% ../nbs/3_states/32_probing.ipynb #69edd5e7
+# %% ../nbs/3_states/32_probing.ipynb #2e8da7de
 def probe(
     states: "States | np.ndarray",  # of `extract` or `open_states`; or an array (samples, dim)
     targets: Sequence[int] | None = None,  # (samples,) what is to be read; None: the true counts of the states
