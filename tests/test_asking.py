@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm_counting.core import Answer, Sample, hold_folder, load_image, write_jsonl
+from vlm_counting.core import Answer, Sample, load_image, lock_folder, write_jsonl
 from vlm_counting.evaluation import _join_parts, load_predictions, plan_batches, predict, shard_samples
 from vlm_counting.models import VLM, load_model
 from vlm_counting.stimuli import generate
@@ -428,8 +428,8 @@ def test_processes_share_a_folder(tmp_path):
 
 
 def test_one_writer_for_each_shard(tmp_path):
-    code = "import sys; from vlm_counting.core import hold_folder\n"
-    code += "with hold_folder(sys.argv[1]): print(1, flush=True); sys.stdin.read()"
+    code = "import sys; from vlm_counting.core import lock_folder\n"
+    code += "with lock_folder(sys.argv[1]): print(1, flush=True); sys.stdin.read()"
     path = tmp_path / "predictions.jsonl"
     predict(Letters(), words(3), path, progress=False, shard="1/2")
     lock = next(folder for folder in tmp_path.iterdir() if folder.is_dir())
@@ -441,7 +441,7 @@ def test_one_writer_for_each_shard(tmp_path):
         predict(Letters(), words(3), path, progress=False, shard="1/2")
     predict(Letters(), words(3), path, progress=False, shard="2/2")
     other.communicate()
-    with hold_folder(lock):
+    with lock_folder(lock):
         pass
 
 

@@ -24,7 +24,7 @@ import pytest
 from forking import FORK_EACH_LINE
 
 from vlm_counting import core, extraction
-from vlm_counting.core import Sample, first_difference, hold_folder
+from vlm_counting.core import Sample, first_difference, lock_folder
 from vlm_counting.extraction import (
     POOLINGS,
     Pooling,
@@ -723,8 +723,8 @@ def test_numbers_that_are_none_are_noticed(samples, tmp_path, monkeypatch):
 
 
 def test_one_writer(samples, tmp_path):
-    code = "import sys; from vlm_counting.core import hold_folder\n"
-    code += "with hold_folder(sys.argv[1]): print(1, flush=True); sys.stdin.read()"
+    code = "import sys; from vlm_counting.core import lock_folder\n"
+    code += "with lock_folder(sys.argv[1]): print(1, flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -732,7 +732,7 @@ def test_one_writer(samples, tmp_path):
     with pytest.raises(BlockingIOError, match="Another process is writing"):
         extract_states(load(WRITERS[0]), samples, tmp_path, progress=False)
     other.communicate()
-    with hold_folder(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 

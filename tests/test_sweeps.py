@@ -437,7 +437,7 @@ def test_a_kernel_that_dies_is_a_failure_in_the_record(fake, monkeypatch):
 def test_a_folder_in_which_somebody_else_works_is_left_alone(fake, monkeypatch):
     monkeypatch.setattr(sweeps._wait_for, "__defaults__", (0.6,))
     (cell,) = plan_sweep({"verb": "fake"})
-    holder = "import sys; from vlm_counting.core import hold_folder as hold"
+    holder = "import sys; from vlm_counting.core import lock_folder as hold"
     holder += "\nwith hold(sys.argv[1]): print(1, flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     other = subprocess.Popen([sys.executable, "-c", holder, fake / "fake" / "a"], **pipes)

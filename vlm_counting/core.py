@@ -986,7 +986,7 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
 
 # %% ../nbs/1_data/10_core.ipynb #db57d53a
 @contextmanager
-def hold_folder(
+def lock_folder(
     folder: Path,  # made if need be
     wait: float = 0.5,  # seconds for another process to let go of it
 ) -> Iterator[None]:
@@ -1012,7 +1012,7 @@ def hold_folder(
         lock.release()
 
 # %% ../nbs/1_data/10_core.ipynb #56cc821e
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     "Is a process writing to a folder just now?"
     from filelock import FileLock, Timeout
 
@@ -1038,7 +1038,7 @@ def claim_folder(
     overwrite: bool = False,  # move another run's files to replaced/ instead of refusing
 ) -> Iterator[Path]:
     "One writer per run folder. `BlockingIOError` if it is taken, `FileExistsError` if it is another run's."
-    with hold_folder(folder):
+    with lock_folder(folder):
         _check_owner(record, folder, overwrite)
         session = {"started": _now(), "versions": versions(), "git": git_commit()}
         record.sessions, record.status, clock = [*record.sessions, session], "running", time.monotonic()

@@ -26,11 +26,10 @@ from vlm_counting.core import (
     Sample,
     UnknownName,
     claim_folder,
-    describe_run,
     fingerprint,
-    hold_folder,
     image_hash,
     later,
+    lock_folder,
     moved,
     run_context,
     whole_number,
@@ -1081,7 +1080,7 @@ def _draw(done: Diagnosis, folder: Path | None) -> dict:
         drawn["lens"] = draw.plot_lens_curves(done.details["lens"]).figure
         drawn["patching"] = draw.plot_patching(table, title=f"{name}: exchanged states").figure
     for stem, figure in drawn.items() if folder else ():
-        with hold_folder(folder):
+        with lock_folder(folder):
             draw.save_figure(figure, folder / stem)
     return drawn
 
@@ -1192,7 +1191,7 @@ def diagnose(
     with run_context(path, *what, overwrite=overwrite) as record:
         with TemporaryDirectory() if path is None else nullcontext(path) as place:
             found = _examined(vlm, one, two, pairs, Path(place), batch_size, progress)
-        done = Diagnosis(**found, record=record or describe_run(*what), folder=path)
+        done = Diagnosis(**found, record=record, folder=path)
         if path:
             _write(done, path)
     return done

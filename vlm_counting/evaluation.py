@@ -34,8 +34,8 @@ from vlm_counting.core import (
     claim_folder,
     code_hash,
     coverage,
-    hold_folder,
     later,
+    lock_folder,
     progress_bar,
     read_jsonl,
     run_context,
@@ -474,7 +474,7 @@ def predict(
         return _join_parts(path, samples, vlm.name)
     if shard:
         samples, path = shard_samples(samples, shard), shard_path(path, shard) if path else None
-    with hold_folder(path.parent) if path else nullcontext():
+    with lock_folder(path.parent) if path else nullcontext():
         journal = _journal(path, samples, vlm.name)
         if len(journal.done) < len(samples):
             _ask(vlm, samples, journal, batch_size, max_new_tokens, progress, parsers)
@@ -494,7 +494,7 @@ def _join_parts(path: Path, samples: list[Sample], model: str) -> list[Predictio
             )
         whole |= rows
     predictions = [whole[sample.uid] for sample in samples]
-    with hold_folder(path.parent):
+    with lock_folder(path.parent):
         write_jsonl(path, predictions)
     return predictions
 
@@ -596,7 +596,7 @@ def _drawn(done: Evaluation) -> dict:
 # %% ../nbs/2_answers/24_evaluation.ipynb #e07c949b
 def _keep(done: Evaluation, figures: dict, folder: Path) -> dict:
     "The figures and the page with every answer, put into a folder; the figures once more."
-    with hold_folder(folder):
+    with lock_folder(folder):
         if done.scored:
             later("paper.browser").write_browser(folder / "browser.html", done.samples, done.answers, progress=False)
         for name, figure in figures.items():

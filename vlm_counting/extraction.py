@@ -37,12 +37,11 @@ from vlm_counting.core import (
     Sample,
     UnknownName,
     claim_folder,
-    describe_run,
     file_hash,
     fingerprint,
     hash_once,
-    hold_folder,
     later,
+    lock_folder,
     make_folder,
     progress_bar,
     read_jsonl,
@@ -1013,7 +1012,7 @@ def extract_states(
     if shard:
         samples, folder = _own_samples(vlm, samples, shard, batch_size), shard_path(folder, shard)
     identity = _identity(vlm, samples, reader, batch_size)
-    with hold_folder(folder):
+    with lock_folder(folder):
         earlier = _read_about(folder) if (folder / "states.json").exists() else {}
         if earlier:
             _check_same(folder, identity, _completed(earlier, vlm))
@@ -1198,7 +1197,7 @@ def _draw(states: States, folder: Path | None) -> dict:
         return {}
     figure = later("figures").plot_lens_curves(curves, chance=_chance(states)).figure
     if folder:
-        with hold_folder(folder):
+        with lock_folder(folder):
             later("figures").save_figure(figure, folder / "lens_curves")
     return {"lens_curves": figure}
 
@@ -1284,7 +1283,6 @@ def extract(
     settings = dict(zip(("layers", "poolings", "batch_size", "lens"), chosen, strict=True)) | (_wording(vlm) or {})
     folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
     with run_context(folder, "extract", settings, vlm, samples, run, overwrite=overwrite) as record:
-        record = record or describe_run("extract", settings, vlm, samples)
         if path:
             states = extract_states(vlm, samples, path / "states", *chosen, progress, shard)
         else:

@@ -33,9 +33,9 @@ from vlm_counting.core import (
     at_least,
     claim_folder,
     code_hash,
-    hold_folder,
     later,
     load_image,
+    lock_folder,
     progress_bar,
     unknown,
     write_atomic,
@@ -897,7 +897,7 @@ def _probe_units(
     widest = max(width(*key) for key in {unit.pooling: (unit.layer, unit.pooling) for unit in units}.values())
     size = _job_bytes(len(states.targets), widest)
     jobs = jobs or (count_cluster_jobs(client, size) if client else count_fitting(size))
-    with hold_folder(path.parent) if path else nullcontext():
+    with lock_folder(path.parent) if path else nullcontext():
         journal = _journal(path, units)
         _run_units(units, journal, jobs, client, clusters, progress)
         return journal.finish(key for unit in units for key in unit.expected())
@@ -1375,7 +1375,7 @@ def _drawn(done: Probing) -> dict:
 # %% ../nbs/3_states/32_probing.ipynb #86100b27
 def _keep(done: Probing, folder: Path) -> dict:
     figures = _drawn(done)
-    with hold_folder(folder):
+    with lock_folder(folder):
         for name, figure in figures.items():
             later("figures").save_figure(figure, folder / name)
     return figures

@@ -29,8 +29,8 @@ from vlm_counting.core import (
     Registry,
     RunRecord,
     UnknownName,
-    hold_folder,
     later,
+    lock_folder,
     moved,
     progress_bar,
     project_root,
@@ -436,7 +436,7 @@ def _bring_up_to_date(verb: str, parameters: dict) -> None:
         if (place / "run.json").exists() and not parameters.get("overwrite"):
             earlier = _load_record(place, record)
             if earlier.parameters != RunRecord.load(place).parameters:
-                with hold_folder(place):
+                with lock_folder(place):
                     earlier.save(place)
 
 # %% ../nbs/6_running/62_runs.ipynb #0c50c0db

@@ -34,8 +34,8 @@ from vlm_counting.core import (
     UnknownName,
     first_difference,
     git_commit,
-    hold_folder,
     later,
+    lock_folder,
     make_folder,
     progress_bar,
     results_dir,
@@ -665,7 +665,7 @@ def first_score(
 def _wait_for(folder: Path, seconds: float = 60.0) -> None:
     "Wait until nobody writes to a folder. `BlockingIOError` if somebody does for longer: another sweep, perhaps."
     if folder.exists():
-        with hold_folder(folder, wait=seconds):
+        with lock_folder(folder, wait=seconds):
             pass
 
 # %% ../nbs/6_running/64_sweeps.ipynb #51ce0882

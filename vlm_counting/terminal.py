@@ -18,7 +18,7 @@ from .__main__ import stopped, version_line
 from vlm_counting.core import (
     RunRecord,
     UnknownName,
-    is_held,
+    is_locked,
     results_dir,
     unknown,
 )
@@ -182,7 +182,7 @@ def _result_row(folder: Path, root: Path) -> dict[str, str]:
     row = {"run": folder.relative_to(root).parts[0], "command": record.verb}
     row |= {"model": record.model, "dataset": record.dataset, "samples": f"{record.samples:,}"}
     row |= {"score": first_score(folder), "when": last.get("finished", last.get("started", ""))[:16]}
-    row["status"] = "stopped" if record.status == "running" and not is_held(folder) else record.status
+    row["status"] = "stopped" if record.status == "running" and not is_locked(folder) else record.status
     return {name: str(value) for name, value in row.items()}
 
 # %% ../nbs/6_running/68_terminal.ipynb #c4c4e341

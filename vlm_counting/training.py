@@ -31,11 +31,10 @@ from vlm_counting.core import (
     RunRecord,
     Sample,
     claim_folder,
-    describe_run,
     file_hash,
-    hold_folder,
     image_hash,
     later,
+    lock_folder,
     make_folder,
     progress_bar,
     run_context,
@@ -1344,7 +1343,7 @@ def _draw(done: _HeadResult, folder: Path | None) -> dict:
     for name, gain in done.gains.items():
         drawn[f"improvement-{name}"] = draw.plot_improvement(gain, title=f"Gain in F1, {name}")[0].figure
     for name, figure in drawn.items() if folder else ():
-        with hold_folder(folder):
+        with lock_folder(folder):
             draw.save_figure(figure, folder / name)
     return drawn
 
@@ -1458,7 +1457,7 @@ def _carry_out(
         heads, made = _fit_heads(known, plan)
         said = _generate(vlm, reload, heads, plan)
         found = _measure(known, heads, plan, said) | {"heads": heads, "made": made, "answers_of": said}
-        done = _HeadResult(record=record or describe_run(*what), folder=plan.folder, **found)
+        done = _HeadResult(record=record, folder=plan.folder, **found)
         if plan.folder:
             _write_tables(done, plan.folder)
     return done

@@ -24,7 +24,7 @@ from vlm_counting.core import (
     Registry,
     RunRecord,
     fingerprint,
-    hold_folder,
+    lock_folder,
     progress_bar,
     results_dir,
     unknown,
@@ -555,7 +555,7 @@ def _draw_all(done: Report) -> dict[str, Picture]:
             drawn |= {_stem(name, material): figure for name, figure in draw(material).items()}
             bar.update()
     for stem, figure in drawn.items() if done.folder else ():
-        with hold_folder(done.folder):
+        with lock_folder(done.folder):
             save_figure(figure, done.folder / stem)
     return drawn
 
@@ -570,7 +570,7 @@ def _report_folder(path: Path | str | None) -> Path | None:
 
 def _write(done: Report) -> None:
     "Put every table and figure into the folder of a report."
-    with hold_folder(done.folder):
+    with lock_folder(done.folder):
         for name, table in done.tables().items():
             write_atomic(done.folder / f"{name}.csv", table.to_csv(index=isinstance(table.index, pd.MultiIndex)))
         done.drawn  # noqa: B018 # drawn now, and put there
