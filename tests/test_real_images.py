@@ -235,9 +235,9 @@ ANSWERS = {  # kind of link -> outcome, part of the reason, whether asked again 
 }
 CONTENTS = {
     "bomb": (bomb, "12000 x 12000 pixels"),
-    "text": (lambda: b"<html>photo unavailable</html>", "no whole picture"),
-    "half": (lambda: jpeg(9, (90, 90))[:-200], "no whole picture"),
-    "empty": (lambda: b"", "no whole picture"),
+    "text": (lambda: b"<html>photo unavailable</html>", "no whole image"),
+    "half": (lambda: jpeg(9, (90, 90))[:-200], "no whole image"),
+    "empty": (lambda: b"", "no whole image"),
 }
 
 

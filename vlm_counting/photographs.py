@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -30,11 +30,12 @@ from random import Random
 import httpx
 import tenacity
 
+# %% ../nbs/1_data/18_photographs.ipynb #fc5bee6d
 from . import __version__
 from vlm_counting.core import (
     Journal,
     file_hash,
-    hold_folder,
+    lock_folder,
     make_folder,
     progress_bar,
     unknown,
@@ -44,32 +45,32 @@ from .datasets import PIXMO_COUNTS, SPLITS, check_rows, coverage, open_table, sp
 from .stimuli import ENTITIES, Entity, Scene, render
 
 # %% ../nbs/1_data/18_photographs.ipynb #11cc9f87
-class Gone(Exception):
+class _Gone(Exception):
     "`dead`: the server says that there is nothing."
 
 
-class Changed(Exception):
+class _Changed(Exception):
     "`changed`: another file than the row describes."
 
 
-class Refused(Exception):
-    "`refused`: not fetched, or not kept, because of a rule of this room."
+class _Refused(Exception):
+    "`refused`: not fetched, or not kept, because of a rule of this notebook."
 
 
-class NotNow(Exception):
+class _NotNow(Exception):
     "`dead` for now: a later try may help. `seconds`: how long the server asks to wait, 0 if it does not say."
 
     def __init__(self, why: str, seconds: float = 0.0):
         super().__init__(why)
         self.seconds = seconds
 
-
+# %% ../nbs/1_data/18_photographs.ipynb #831f95bf
 @dataclass(frozen=True)
 class Limits:
-    "How far we go for one picture, and how hard we press a server."
+    "How far we go for one image, and how hard we press a server."
 
     max_bytes: int = 64 * 2**20  # of a file
-    max_pixels: int = 80_000_000  # of a picture, before anything is decoded
+    max_pixels: int = 80_000_000  # of an image, before anything is decoded
     redirects: int = 5  # to follow
     tries: int = 5  # of one link, in one call
     connect: float = 10.0  # seconds to connect
@@ -83,29 +84,38 @@ class Limits:
 _WRAPPED = ip_network("64:ff9b::/96")  # IPv4 behind NAT64
 
 
+def _carried(
+    found: IPv6Address,
+) -> list[IPv4Address]:
+    "The IPv4 addresses inside an IPv6 address: mapped, 6to4, Teredo (two), NAT64."
+    inside = [found.ipv4_mapped, found.sixtofour]
+    inside += found.teredo or ()
+    if found in _WRAPPED:
+        inside.append(IPv4Address(int(found) & 0xFFFFFFFF))
+    return [one for one in inside if one is not None]
+
+# %% ../nbs/1_data/18_photographs.ipynb #616c9766
 def _is_public(
     address: str,  # IPv4 or IPv6
 ) -> bool:
     "Whether an address belongs to the open internet, also where IPv4 is wrapped in IPv6."
     found: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
     if found.version == 6:
-        inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
-        inner += [IPv4Address(int(found) & 0xFFFFFFFF)] if found in _WRAPPED else []
-        if not all(_is_public(str(one)) for one in inner if one is not None):
+        if not all(_is_public(str(one)) for one in _carried(found)):
             return False
         if found in _WRAPPED or found.ipv4_mapped:
             return True
     return found.is_global and not found.is_multicast and not found.is_reserved
 
-
+# %% ../nbs/1_data/18_photographs.ipynb #328a6b14
 def _check_url(
     url: httpx.URL,  # of a link, or of a step of a redirect
 ) -> None:
-    "`Refused` for an address that is not plain http(s)."
+    "`_Refused` for an address that is not plain http(s)."
     if url.scheme not in ("http", "https") or not url.host:
-        raise Refused(f"not http(s): {str(url)[:80]}")
+        raise _Refused(f"not http(s): {str(url)[:80]}")
     if url.userinfo:
-        raise Refused("an address with a password in it")
+        raise _Refused("an address with a password in it")
 
 # %% ../nbs/1_data/18_photographs.ipynb #726039e4
 def _look_up(
@@ -113,7 +123,7 @@ def _look_up(
     port: int,  # of the server
     private_hosts: Iterable[str] = (),  # lower case; may have private addresses
 ) -> list[str]:  # at least one address
-    "The addresses of a host. `Refused` if one of them is not public, `httpx.ConnectError` if there is none."
+    "The addresses of a host. `_Refused` if one of them is not public, `httpx.ConnectError` if there is none."
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -121,345 +131,70 @@ def _look_up(
     found = list(dict.fromkeys(answer[4][0] for answer in answers))
     private = [address for address in found if not _is_public(address)]
     if private and host.lower() not in private_hosts:
-        raise Refused(f"{host} has the private address {private[0]}" if private[0] != host else f"{host} is private")
+        raise _Refused(f"{host} has the private address {private[0]}" if private[0] != host else f"{host} is private")
     return found
 
-# %% ../nbs/1_data/18_photographs.ipynb #2c685b76
-class Guarded(httpx.BaseTransport):
-    "Connects to the addresses that were checked, and to no others. `Refused` if one is not public."
+# %% ../nbs/1_data/18_photographs.ipynb #65bca4c8
+class _AddressBook:
+    "The checked addresses of hosts, each looked up at most once in five minutes."
 
-    def __init__(self, limits: Limits, private_hosts: Iterable[str] = ()):
-        self.limits, self.private_hosts = limits, {host.lower() for host in private_hosts}
+    def __init__(self, private_hosts: Iterable[str] = ()):
+        self.private_hosts = {host.lower() for host in private_hosts}
+        self.known: dict[tuple[str, int], tuple[float, list[str]]] = {}
+
+    def addresses(self, host: str, port: int) -> list[str]:
+        "As `_look_up`."
+        until, found = self.known.get((host, port), (0.0, []))
+        now = time.monotonic()
+        if now > until:
+            found = _look_up(host, port, self.private_hosts)
+            self.known[host, port] = time.monotonic() + 300, found
+        return found
+
+# %% ../nbs/1_data/18_photographs.ipynb #32344aa0
+class _Connections:
+    "A pool of connections for each host; certificates are read once for all of them."
+
+    def __init__(self, per_host: int):
+        self.limits = httpx.Limits(max_connections=per_host)
         self.context: ssl.SSLContext = httpx.create_ssl_context()
         self.pools: dict[str, httpx.HTTPTransport] = {}
-        self.known: dict[tuple[str, int], tuple[float, list[str]]] = {}
         self.lock = threading.Lock()
 
     def pool(self, host: str) -> httpx.HTTPTransport:
         "The connections to one host."
         with self.lock:
             if host not in self.pools:
-                limits = httpx.Limits(max_connections=self.limits.per_host)
-                self.pools[host] = httpx.HTTPTransport(verify=self.context, trust_env=False, limits=limits)
+                self.pools[host] = httpx.HTTPTransport(verify=self.context, trust_env=False, limits=self.limits)
             return self.pools[host]
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url, failed = request.url, None
-        place = url.host, url.port or {"http": 80, "https": 443}[url.scheme]
-        until, found = self.known.get(place, (0.0, []))
-        if time.monotonic() > until:  # a name is looked up again after five minutes
-            found = _look_up(*place, self.private_hosts)
-            self.known[place] = time.monotonic() + 300, found
-        for address in found:
-            extensions = request.extensions | {"sni_hostname": url.host}
-            there = httpx.Request("GET", url.copy_with(host=address), headers=request.headers, extensions=extensions)
-            try:
-                return self.pool(url.host).handle_request(there)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                failed = error
-        raise failed
 
     def close(self) -> None:
         for pool in self.pools.values():
             pool.close()
 
-# %% ../nbs/1_data/18_photographs.ipynb #c5ddb852
-def _judge(
-    response: httpx.Response,
-    limits: Limits,
-) -> None:
-    "Nothing if its body may be read; else `Gone`, `NotNow` or `Refused`."
-    code, headers = response.status_code, response.headers
-    if code in (408, 425, 429) or code >= 500:
-        raise NotNow(f"status {code}", _asked_to_wait(headers.get("retry-after", "")))
-    if code != 200:
-        raise Gone(f"status {code}")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refused(f"packed with {headers['content-encoding'][:20]}, which was not asked for")
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limits.max_bytes:
-        raise Refused(f"{int(length):,} bytes, more than {limits.max_bytes:,}")
+# %% ../nbs/1_data/18_photographs.ipynb #2c685b76
+class _Guarded(httpx.BaseTransport):
+    "Connects to the addresses that were checked, and to no others. `_Refused` if one is not public."
 
+    def __init__(self, limits: Limits, private_hosts: Iterable[str] = ()):
+        self.book, self.connections = _AddressBook(private_hosts), _Connections(limits.per_host)
 
-def _asked_to_wait(
-    value: str,  # of the header Retry-After: seconds, or a date
-) -> float:  # seconds; 0 if it says nothing that can be read
-    "How long a server asks to wait."
-    try:
-        return max(0.0, float(value) if value.replace(".", "", 1).isdecimal() else _until(value))
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url, failed = request.url, None
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        extensions = request.extensions | {"sni_hostname": url.host}
+        for address in self.book.addresses(url.host, port):
+            there = httpx.Request("GET", url.copy_with(host=address), headers=request.headers, extensions=extensions)
+            try:
+                return self.connections.pool(url.host).handle_request(there)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failed = error
+        raise failed
 
+    def close(self) -> None:
+        self.connections.close()
 
-def _until(date: str) -> float:
-    "Seconds from now to a date as HTTP writes it."
-    return parsedate_to_datetime(date).timestamp() - time.time()
-
-# %% ../nbs/1_data/18_photographs.ipynb #519850e9
-def _save(
-    response: httpx.Response,
-    path: Path,  # not yet its final name
-    limits: Limits,
-) -> str:  # sha256 of the file
-    "Write a body to the disk. `Refused` if it is too large, `NotNow` if it takes too long."
-    digest, size, end = sha256(), 0, time.monotonic() + limits.total
-    with open(path, "wb") as file:
-        for piece in response.iter_raw():
-            size += len(piece)
-            if size > limits.max_bytes:
-                raise Refused(f"more than {limits.max_bytes:,} bytes")
-            if time.monotonic() > end:
-                raise NotNow(f"slower than {limits.total:g} s")
-            digest.update(piece)
-            file.write(piece)
-    return digest.hexdigest()
-
-# %% ../nbs/1_data/18_photographs.ipynb #0bef362e
-def _download(
-    client: httpx.Client,  # with a `Guarded` transport, following no redirect itself
-    url: str,  # as the row has it
-    path: Path,  # written to
-    limits: Limits,
-) -> str:  # sha256 of the file
-    "One try of one link. `Gone`, `Refused` or `NotNow` if it fails."
-    try:
-        here = httpx.URL(url)
-        for _ in range(limits.redirects + 1):
-            _check_url(here)
-            with client.stream("GET", here) as response:
-                if not response.has_redirect_location:
-                    _judge(response, limits)
-                    return _save(response, path, limits)
-                here = here.join(response.headers["location"])
-        raise Refused(f"more than {limits.redirects} redirects")
-    except (httpx.InvalidURL, ValueError) as error:
-        raise Refused(f"no address: {error}") from None
-    except httpx.ConnectError as error:
-        raise NotNow(f"no connection: {error}") from None
-    except httpx.TransportError as error:
-        raise NotNow(f"{type(error).__name__}: {error}".rstrip(": ")) from None
-
-# %% ../nbs/1_data/18_photographs.ipynb #a14a3363
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # that Pillow may try
-
-
-def _check_picture(
-    path: Path,
-    limits: Limits,
-) -> tuple[int, int]:  # width, height in pixels, as stored
-    "`Refused` for a file that is no picture, not a whole one, or one of too many pixels."
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > limits.max_pixels:
-                raise Refused(f"{width} x {height} pixels, more than {limits.max_pixels:,}")
-            image.load()
-            return width, height
-    except Image.DecompressionBombError:
-        raise Refused(f"more than {limits.max_pixels:,} pixels") from None
-    except Refused:
-        raise
-    except Exception as error:  # Pillow raises many kinds
-        raise Refused(f"no whole picture: {str(error).split(' <')[0].replace(str(path), 'file')}") from None
-
-# %% ../nbs/1_data/18_photographs.ipynb #285cda4a
-def _picture_path(
-    folder: Path,  # of the set
-    digest: str,  # sha256 of the picture, as its row has it
-) -> Path:
-    "Where a picture lies: under its sha256, so that two rows with the same picture share it."
-    return Path(folder) / "images" / f"{digest}.jpg"
-
-
-def _keep_picture(
-    part: Path,  # what was downloaded
-    found: str,  # its sha256
-    folder: Path,  # of the set
-    digest: str,  # the sha256 that it should have
-    limits: Limits,
-) -> dict:  # bytes, width, height
-    "Give a picture its name, once it is on the disk. `Changed` (then it goes to quarantine) or `Refused`."
-    if found != digest:
-        part.replace(make_folder(folder / "quarantine") / f"{digest}.file")
-        raise Changed(f"its sha256 is {found[:16]}...")
-    width, height = _check_picture(part, limits)
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    size = part.stat().st_size
-    part.replace(_picture_path(folder, digest))
-    return {"bytes": size, "width": width, "height": height}
-
-# %% ../nbs/1_data/18_photographs.ipynb #a5154bd0
-class Fetcher:
-    "Fetches pictures into a folder, each under its sha256. Shared by all workers."
-
-    def __init__(self, folder: Path, limits: Limits, private_hosts: Iterable[str] = ()):
-        self.folder, self.limits, self.stopped = folder, limits, threading.Event()
-        self.silent_until: dict[str, float] = {}
-        timeout = httpx.Timeout(limits.read, connect=limits.connect, pool=None)
-        headers = {"User-Agent": f"vlm-counting/{__version__} (research)", "Accept-Encoding": "identity"}
-        guarded = Guarded(limits, private_hosts)
-        self.client = httpx.Client(transport=guarded, timeout=timeout, headers=headers, follow_redirects=False)
-
-    def may_help(self, error: BaseException) -> bool:
-        "Whether to try once more, in this call."
-        return isinstance(error, NotNow) and error.seconds <= self.limits.longest_wait
-
-    def retrying(self) -> tenacity.Retrying:
-        "How often and after which pauses a link is tried again."
-        pause = self.limits.pause
-        return tenacity.Retrying(
-            wait=tenacity.wait_exponential_jitter(pause, max=30 * pause, jitter=pause),
-            stop=tenacity.stop_after_attempt(self.limits.tries) | tenacity.stop_when_event_set(self.stopped),
-            sleep=tenacity.sleep_using_event(self.stopped),
-            retry=tenacity.retry_if_exception(self.may_help),
-            reraise=True,
-        )
-
-    def try_once(self, url: str, part: Path) -> str:
-        "One try of one link, when its host wants to be asked: the sha256 of what came."
-        host = url.partition("://")[2].partition("/")[0]
-        if self.stopped.wait(max(0.0, self.silent_until.get(host, 0.0) - time.monotonic())):
-            raise NotNow("stopped")
-        try:
-            return _download(self.client, url, part, self.limits)
-        except NotNow as error:
-            if self.may_help(error):
-                self.silent_until[host] = max(self.silent_until.get(host, 0.0), time.monotonic() + error.seconds)
-            raise
-
-# %% ../nbs/1_data/18_photographs.ipynb #21def4a0
-def _fetch_one(
-    fetcher: Fetcher,
-    digest: str,  # sha256 of the picture
-    urls: list[str],  # where it may be
-) -> dict:  # a line of the journal
-    "One picture from the first of its links that has it."
-    part, failed = fetcher.folder / "images" / f".{digest}.part", []
-    for url in urls:
-        try:
-            found = fetcher.retrying()(fetcher.try_once, url, part)
-            kept = _keep_picture(part, found, fetcher.folder, digest, fetcher.limits)
-            return {"image_sha256": digest, "outcome": "fetched", "why": "", "later": False} | kept
-        except (Gone, Changed, Refused, NotNow) as error:
-            outcome = {Changed: "changed", Refused: "refused"}.get(type(error), "dead")
-            failed.append({"outcome": outcome, "why": str(error), "later": isinstance(error, NotNow)})
-        finally:
-            part.unlink(missing_ok=True)
-    later = any(line["later"] for line in failed)
-    return {"image_sha256": digest} | failed[-1] | {"later": later, "bytes": 0, "width": 0, "height": 0}
-
-# %% ../nbs/1_data/18_photographs.ipynb #f4f15d12
-def _finished(journal: Journal, digests: Iterable[str], limits: Limits, again: bool) -> set[str]:
-    "What need not be asked for any more. `again`: ask once more for what failed for good."
-    done = set()
-    for digest in digests:
-        path, line = (
-            _picture_path(journal.path.parent, digest),
-            journal.done.get(digest, {"outcome": "", "later": True}),
-        )
-        fetched = line["outcome"] == "fetched"
-        if path.exists() and file_hash(path) == digest:
-            if not fetched:  # killed between the picture and its line
-                width, height = _check_picture(path, limits)
-                line = {"image_sha256": digest, "outcome": "fetched", "why": "", "later": False}
-                journal.append([line | {"bytes": path.stat().st_size, "width": width, "height": height}])
-            done.add(digest)
-        elif not (fetched or line["later"] or again):
-            done.add(digest)
-    return done
-
-# %% ../nbs/1_data/18_photographs.ipynb #a522f16a
-_STRIKES = 50  # links of which none could be reached, until the fault is taken to be ours
-
-
-def _fetch_all(
-    fetcher: Fetcher,
-    jobs: dict[str, list[str]],  # sha256 -> links
-    workers: int,
-    progress: bool,
-) -> Iterator[dict]:  # lines of the journal, as they are done
-    "Fetch with several workers. `ConnectionError` if there seems to be no network."
-    strikes, pool = 0, ThreadPoolExecutor(workers, thread_name_prefix="fetch")
-    try:
-        futures = [pool.submit(_fetch_one, fetcher, digest, urls) for digest, urls in jobs.items()]
-        with progress_bar(len(futures), label="fetched", shown=progress) as bar:
-            for future in bar.each(as_completed(futures)):
-                line = future.result()
-                strikes = strikes + 1 if strikes >= 0 and line["why"].startswith("no connection") else -1
-                if strikes >= _STRIKES:
-                    raise ConnectionError(
-                        f"None of {strikes} links could be reached ({line['why']}). Is there a network? Start again "
-                        "when there is: what has been fetched is kept."
-                    )
-                yield line
-    finally:
-        fetcher.stopped.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        fetcher.client.close()
-
-# %% ../nbs/1_data/18_photographs.ipynb #3f0ca9c9
-def fetch_images(
-    rows: list[dict],  # image_url and image_sha256 each, as in PixMo-Count
-    folder: Path,  # images/, quarantine/ and fetched.jsonl go there
-    workers: int = 16,  # pictures at once
-    limits: Limits = Limits(),
-    private_hosts: Iterable[str] = (),  # that may have private addresses, e.g. a mirror of one's own
-    again: bool = False,  # ask once more for pictures that are dead, changed or refused
-    progress: bool = True,  # show a bar
-) -> "pandas.DataFrame":  # a row for each of `rows`: outcome, why, bytes, width, height  # noqa: F821
-    "Fetch pictures, each once. Goes on where it was stopped. `BlockingIOError` if another process is at it."
-    import pandas
-
-    folder, jobs = Path(folder), {}
-    for row in check_rows(rows, "fetch_images"):
-        links = jobs.setdefault(row["image_sha256"], [])
-        links += [row["image_url"]] if row["image_url"] not in links else []
-    with hold_folder(folder):
-        for left in make_folder(folder / "images").glob(".*.part"):  # of a run that was killed
-            left.unlink()
-        journal = Journal(folder / "fetched.jsonl", itemgetter("image_sha256"))
-        done = _finished(journal, jobs, limits, again)
-        rest = {digest: urls for digest, urls in jobs.items() if digest not in done}
-        if rest:
-            fetcher = Fetcher(folder, limits, private_hosts)
-            with closing(_fetch_all(fetcher, rest, workers, progress)) as lines:
-                for line in lines:
-                    journal.append([line])
-    columns = ["outcome", "why", "bytes", "width", "height"]
-    return pandas.DataFrame(
-        [
-            {"row": number, "image_url": row["image_url"], "image_sha256": row["image_sha256"]}
-            | {name: journal.done[row["image_sha256"]][name] for name in columns}
-            for number, row in enumerate(rows)
-        ],
-        columns=["row", "image_url", "image_sha256", *columns],
-    )
-
-# %% ../nbs/1_data/18_photographs.ipynb #5725d117
-def _make_picture(
-    entity: Entity,
-    count: int,  # of them
-    random: Random,  # decides crop and places
-    size: int = 224,  # pixels along a side
-) -> bytes:  # a JPEG
-    "So many shapes on a piece of a photograph."
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    photograph = Image.fromarray(random.choice(load_sample_images().images))
-    left, top = (random.randrange(side - size) for side in photograph.size)
-    crop = photograph.crop((left, top, left + size, top + size))
-    cells = random.sample([(row, column) for row in range(7) for column in range(7)], count)
-    shapes = render(Scene(grid=7, image_size=size).add(entity, cells))
-    crop.paste(shapes, mask=shapes.convert("L").point(lambda value: 255 * (value > 0)))
-    buffer = io.BytesIO()
-    crop.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
-
-
+# %% ../nbs/1_data/18_photographs.ipynb #8bd6748b
 @contextmanager
 def _serve(
     folder: Path,
@@ -474,33 +209,425 @@ def _serve(
         server.shutdown()
         server.server_close()
 
+# %% ../nbs/1_data/18_photographs.ipynb #22f7f9c1
+def _until(date: str) -> float:
+    "Seconds from now to a date as HTTP writes it."
+    return parsedate_to_datetime(date).timestamp() - time.time()
+
+# %% ../nbs/1_data/18_photographs.ipynb #3ca65c68
+def _asked_to_wait(
+    value: str,  # of the header Retry-After: seconds, or a date
+) -> float:  # seconds; 0 if it says nothing that can be read
+    "How long a server asks to wait."
+    try:
+        seconds = float(value) if value.replace(".", "", 1).isdecimal() else _until(value)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return max(0.0, seconds)
+
+# %% ../nbs/1_data/18_photographs.ipynb #c5ddb852
+def _judge(
+    response: httpx.Response,
+    limits: Limits,
+) -> None:
+    "Nothing if its body may be read; else `_Gone`, `_NotNow` or `_Refused`."
+    code, headers = response.status_code, response.headers
+    if code in (408, 425, 429) or code >= 500:
+        raise _NotNow(f"status {code}", _asked_to_wait(headers.get("retry-after", "")))
+    if code != 200:
+        raise _Gone(f"status {code}")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise _Refused(f"packed with {headers['content-encoding'][:20]}, which was not asked for")
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limits.max_bytes:
+        raise _Refused(f"{int(length):,} bytes, more than {limits.max_bytes:,}")
+
+# %% ../nbs/1_data/18_photographs.ipynb #519850e9
+def _save(
+    response: httpx.Response,
+    path: Path,  # not yet its final name
+    limits: Limits,
+) -> str:  # sha256 of the file
+    "Write a body to the disk. `_Refused` if it is too large, `_NotNow` if it takes too long."
+    digest, size, end = sha256(), 0, time.monotonic() + limits.total
+    with open(path, "wb") as file:
+        for piece in response.iter_raw():
+            size += len(piece)
+            if size > limits.max_bytes:
+                raise _Refused(f"more than {limits.max_bytes:,} bytes")
+            if time.monotonic() > end:
+                raise _NotNow(f"slower than {limits.total:g} s")
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+# %% ../nbs/1_data/18_photographs.ipynb #db24b11a
+def _follow(
+    client: httpx.Client,  # with a `_Guarded` transport, following no redirect itself
+    url: str,  # as the row has it
+    path: Path,  # written to
+    limits: Limits,
+) -> str:  # sha256 of the file
+    "From a link over its redirects to a file."
+    here = httpx.URL(url)
+    for _ in range(limits.redirects + 1):
+        _check_url(here)
+        with client.stream("GET", here) as response:
+            if not response.has_redirect_location:
+                _judge(response, limits)
+                return _save(response, path, limits)
+            here = here.join(response.headers["location"])
+    raise _Refused(f"more than {limits.redirects} redirects")
+
+# %% ../nbs/1_data/18_photographs.ipynb #0bef362e
+def _download(
+    client: httpx.Client,  # with a `_Guarded` transport, following no redirect itself
+    url: str,  # as the row has it
+    path: Path,  # written to
+    limits: Limits,
+) -> str:  # sha256 of the file
+    "One try of one link. `_Gone`, `_Refused` or `_NotNow` if it fails."
+    try:
+        return _follow(client, url, path, limits)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise _Refused(f"no address: {error}") from None
+    except httpx.ConnectError as error:
+        raise _NotNow(f"no connection: {error}") from None
+    except httpx.TransportError as error:
+        raise _NotNow(f"{type(error).__name__}: {error}".rstrip(": ")) from None
+
+# %% ../nbs/1_data/18_photographs.ipynb #a14a3363
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # that Pillow may try
+
+
+def _check_image(
+    path: Path,
+    limits: Limits,
+) -> tuple[int, int]:  # width, height in pixels, as stored
+    "`_Refused` for a file that is no image, not a whole one, or one of too many pixels."
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise _Refused(f"{width} x {height} pixels, more than {limits.max_pixels:,}")
+            image.load()
+            return width, height
+    except Image.DecompressionBombError:
+        raise _Refused(f"more than {limits.max_pixels:,} pixels") from None
+    except _Refused:
+        raise
+    except Exception as error:  # Pillow raises many kinds
+        raise _Refused(f"no whole image: {str(error).split(' <')[0].replace(str(path), 'file')}") from None
+
+# %% ../nbs/1_data/18_photographs.ipynb #285cda4a
+def _image_path(
+    folder: Path,  # of the set
+    digest: str,  # sha256 of the image, as its row has it
+) -> Path:
+    "Where an image lies."
+    return Path(folder) / "images" / f"{digest}.jpg"
+
+# %% ../nbs/1_data/18_photographs.ipynb #fbdee043
+def _keep_image(
+    part: Path,  # what was downloaded
+    found: str,  # its sha256
+    folder: Path,  # of the set
+    digest: str,  # the sha256 that it should have
+    limits: Limits,
+) -> dict:  # bytes, width, height
+    "Give an image its name, once it is on the disk. `_Changed` (then it goes to quarantine) or `_Refused`."
+    if found != digest:
+        part.replace(make_folder(folder / "quarantine") / f"{digest}.file")
+        raise _Changed(f"its sha256 is {found[:16]}...")
+    width, height = _check_image(part, limits)
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    size = part.stat().st_size
+    part.replace(_image_path(folder, digest))
+    return {"bytes": size, "width": width, "height": height}
+
+# %% ../nbs/1_data/18_photographs.ipynb #b163f7d0
+def _may_help(
+    error: BaseException,  # of the last try
+    limits: Limits,
+) -> bool:
+    "Whether to try once more, in this call."
+    return isinstance(error, _NotNow) and error.seconds <= limits.longest_wait
+
+# %% ../nbs/1_data/18_photographs.ipynb #587cf068
+def _retrying(
+    limits: Limits,
+    stopped: threading.Event,  # set when the workers are to end: no pause outlasts it
+) -> tenacity.Retrying:
+    "How often and after which pauses a link is tried again."
+    pause = limits.pause
+    return tenacity.Retrying(
+        wait=tenacity.wait_exponential(pause, max=30 * pause) + tenacity.wait_random(0, pause),
+        stop=tenacity.stop_after_attempt(limits.tries) | tenacity.stop_when_event_set(stopped),
+        sleep=tenacity.sleep_using_event(stopped),
+        retry=tenacity.retry_if_exception(partial(_may_help, limits=limits)),
+        reraise=True,
+    )
+
+# %% ../nbs/1_data/18_photographs.ipynb #5cb0dce1
+def _client(
+    limits: Limits,
+    private_hosts: Iterable[str] = (),
+) -> httpx.Client:
+    "What asks for images."
+    timeout = httpx.Timeout(limits.read, connect=limits.connect, pool=None)
+    headers = {"User-Agent": f"vlm-counting/{__version__} (research)", "Accept-Encoding": "identity"}
+    guarded = _Guarded(limits, private_hosts)
+    return httpx.Client(transport=guarded, timeout=timeout, headers=headers, follow_redirects=False)
+
+# %% ../nbs/1_data/18_photographs.ipynb #a5154bd0
+class _Fetcher:
+    "Fetches images into a folder, each under its sha256. Shared by all workers."
+
+    def __init__(self, folder: Path, limits: Limits, private_hosts: Iterable[str] = ()):
+        self.folder, self.limits, self.stopped = folder, limits, threading.Event()
+        self.silent_until: dict[str, float] = {}
+        self.client = _client(limits, private_hosts)
+
+    def try_once(self, url: str, part: Path) -> str:
+        "One try of one link, when its host wants to be asked: the sha256 of what came."
+        host = url.partition("://")[2].partition("/")[0]
+        silent = self.silent_until.get(host, 0.0)
+        if self.stopped.wait(max(0.0, silent - time.monotonic())):
+            raise _NotNow("stopped")
+        try:
+            return _download(self.client, url, part, self.limits)
+        except _NotNow as error:
+            if _may_help(error, self.limits):
+                until = time.monotonic() + error.seconds
+                self.silent_until[host] = max(self.silent_until.get(host, 0.0), until)
+            raise
+
+# %% ../nbs/1_data/18_photographs.ipynb #21def4a0
+def _outcome(
+    error: Exception,  # one of our four
+) -> dict:  # outcome, why, later: whether the next call should ask again
+    "What an exception means in the journal."
+    name = {_Changed: "changed", _Refused: "refused"}.get(type(error), "dead")
+    return {"outcome": name, "why": str(error), "later": isinstance(error, _NotNow)}
+
+# %% ../nbs/1_data/18_photographs.ipynb #ed7974c4
+def _fetch_one(
+    fetcher: _Fetcher,
+    digest: str,  # sha256 of the image
+    urls: list[str],  # where it may be
+) -> dict:  # a line of the journal
+    "One image from the first of its links that has it."
+    part, failed = fetcher.folder / "images" / f".{digest}.part", []
+    for url in urls:
+        try:
+            found = _retrying(fetcher.limits, fetcher.stopped)(fetcher.try_once, url, part)
+            kept = _keep_image(part, found, fetcher.folder, digest, fetcher.limits)
+            return {"image_sha256": digest, "outcome": "fetched", "why": "", "later": False} | kept
+        except (_Gone, _Changed, _Refused, _NotNow) as error:
+            failed.append(_outcome(error))
+        finally:
+            part.unlink(missing_ok=True)
+    later = any(line["later"] for line in failed)
+    return {"image_sha256": digest} | failed[-1] | {"later": later, "bytes": 0, "width": 0, "height": 0}
+
+# %% ../nbs/1_data/18_photographs.ipynb #f4f15d12
+def _found_line(
+    path: Path,  # of an image that is there and has the right sha256
+    digest: str,
+    limits: Limits,
+) -> dict:  # a line of the journal
+    "The line of an image that came without one."
+    width, height = _check_image(path, limits)
+    line = {"image_sha256": digest, "outcome": "fetched", "why": "", "later": False}
+    return line | {"bytes": path.stat().st_size, "width": width, "height": height}
+
+# %% ../nbs/1_data/18_photographs.ipynb #91e15972
+def _finished(
+    journal: Journal,
+    digests: Iterable[str],  # of all images that are wanted
+    limits: Limits,
+    again: bool,  # ask once more for what failed for good
+) -> set[str]:  # digests
+    "What need not be asked for any more."
+    done = set()
+    for digest in digests:
+        path = _image_path(journal.path.parent, digest)
+        line = journal.done.get(digest, {"outcome": "", "later": True})
+        fetched = line["outcome"] == "fetched"
+        if path.exists() and file_hash(path) == digest:
+            if not fetched:
+                journal.append([_found_line(path, digest, limits)])
+            done.add(digest)
+        elif not (fetched or line["later"] or again):
+            done.add(digest)
+    return done
+
+# %% ../nbs/1_data/18_photographs.ipynb #5786d973
+_UNREACHED = 50  # links of which none could be reached, until the fault is taken to be ours
+
+
+def _stop_without_network(
+    lines: Iterable[dict],  # of the journal
+) -> Iterator[dict]:  # the same
+    "Pass lines on. `ConnectionError` if there seems to be no network."
+    unreached = 0
+    for line in lines:
+        failed = line["why"].startswith("no connection")
+        unreached = unreached + 1 if unreached >= 0 and failed else -1  # -1: there is a network
+        if unreached >= _UNREACHED:
+            raise ConnectionError(
+                f"None of {unreached} links could be reached ({line['why']}). Is there a network? Start again "
+                "when there is: what has been fetched is kept."
+            )
+        yield line
+
+# %% ../nbs/1_data/18_photographs.ipynb #a522f16a
+def _fetch_all(
+    fetcher: _Fetcher,
+    jobs: dict[str, list[str]],  # sha256 -> links
+    workers: int,
+    progress: bool,
+) -> Iterator[dict]:  # lines of the journal, as they are done
+    "Fetch with several workers. `ConnectionError` if there seems to be no network."
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="fetch")
+    try:
+        futures = [pool.submit(_fetch_one, fetcher, digest, urls) for digest, urls in jobs.items()]
+        with progress_bar(len(futures), label="fetched", shown=progress) as bar:
+            done = bar.each(as_completed(futures))
+            yield from _stop_without_network(future.result() for future in done)
+    finally:
+        fetcher.stopped.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        fetcher.client.close()
+
+# %% ../nbs/1_data/18_photographs.ipynb #98e7f68f
+def _links(
+    rows: list[dict],
+) -> dict[str, list[str]]:  # sha256 -> its different links, in the order of the rows
+    "Where each image may be."
+    jobs = {}
+    for row in rows:
+        links = jobs.setdefault(row["image_sha256"], [])
+        if row["image_url"] not in links:
+            links.append(row["image_url"])
+    return jobs
+
+# %% ../nbs/1_data/18_photographs.ipynb #ad88f986
+def _outcomes(
+    rows: list[dict],
+    done: dict[str, dict],  # lines of the journal by sha256
+) -> "pandas.DataFrame":  # a row for each of `rows`  # noqa: F821
+    "What came of each row."
+    import pandas
+
+    columns = ["outcome", "why", "bytes", "width", "height"]
+    table = []
+    for number, row in enumerate(rows):
+        line = done[row["image_sha256"]]
+        entry = {"row": number, "image_url": row["image_url"], "image_sha256": row["image_sha256"]}
+        table.append(entry | {name: line[name] for name in columns})
+    return pandas.DataFrame(table, columns=["row", "image_url", "image_sha256", *columns])
+
+# %% ../nbs/1_data/18_photographs.ipynb #3f0ca9c9
+def fetch_images(
+    rows: list[dict],  # image_url and image_sha256 each, as in PixMo-Count
+    folder: Path,  # images/, quarantine/ and fetched.jsonl go there
+    workers: int = 16,  # images at once
+    limits: Limits = Limits(),
+    private_hosts: Iterable[str] = (),  # that may have private addresses, e.g. a mirror of one's own
+    again: bool = False,  # ask once more for images that are dead, changed or refused
+    progress: bool = True,  # show a bar
+) -> "pandas.DataFrame":  # a row for each of `rows`: outcome, why, bytes, width, height  # noqa: F821
+    "Fetch images, each once. Goes on where it was stopped. `BlockingIOError` if another process is at it."
+    folder, jobs = Path(folder), _links(check_rows(rows, "fetch_images"))
+    with lock_folder(folder):
+        for left in make_folder(folder / "images").glob(".*.part"):  # of a run that was killed
+            left.unlink()
+        journal = Journal(folder / "fetched.jsonl", itemgetter("image_sha256"))
+        done = _finished(journal, jobs, limits, again)
+        rest = {digest: urls for digest, urls in jobs.items() if digest not in done}
+        if rest:
+            fetcher = _Fetcher(folder, limits, private_hosts)
+            with closing(_fetch_all(fetcher, rest, workers, progress)) as lines:
+                for line in lines:
+                    journal.append([line])
+    return _outcomes(rows, journal.done)
+
+# %% ../nbs/1_data/18_photographs.ipynb #5725d117
+@lru_cache(maxsize=1)
+def _photographs() -> "list[Image.Image]":  # noqa: F821
+    "The two photographs of scikit-learn, read once."
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    return [Image.fromarray(pixels) for pixels in load_sample_images().images]
+
+
+def _crop(
+    random: Random,  # decides which photograph, and where
+    size: int,  # pixels along a side
+) -> "Image.Image":  # noqa: F821
+    "A piece of a photograph."
+    photograph = random.choice(_photographs())
+    left, top = (random.randrange(side - size) for side in photograph.size)
+    return photograph.crop((left, top, left + size, top + size))
+
+# %% ../nbs/1_data/18_photographs.ipynb #41bfa983
+def _make_image(
+    entity: Entity,
+    count: int,  # of them
+    random: Random,  # decides crop and places
+    size: int = 224,  # pixels along a side
+) -> bytes:  # a JPEG
+    "So many shapes on a piece of a photograph."
+    crop = _crop(random, size)
+    cells = random.sample([(row, column) for row in range(7) for column in range(7)], count)
+    shapes = render(Scene(grid=7, image_size=size).add(entity, cells))
+    crop.paste(shapes, mask=shapes.convert("L").point(lambda value: 255 * (value > 0)))
+    buffer = io.BytesIO()
+    crop.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
 # %% ../nbs/1_data/18_photographs.ipynb #fc9c9ecc
 _EXAMPLE = {"train": 120, "validation": 20, "test": 20}  # rows of the example
+_NO_IMAGE, _DEAD, _CHANGED, _PRIVATE = 40, 7, 18, 29  # rows modulo 44 whose link is bad
 
+# %% ../nbs/1_data/18_photographs.ipynb #00b55fd0
+def _example_row(
+    split: str,  # a key of `_EXAMPLE`
+    index: int,  # of the row in its split
+    address: str,  # where the images will be found
+    images: Path,  # where they are written to
+    random: Random,  # decides the image
+) -> dict:  # with PixMo-Count's columns
+    "One row of the example, and its image."
+    entity = ENTITIES[5 * random.randrange(5 if split == "train" else 4)]
+    count = index % 10 if split == "train" else 2 + index % 8
+    kind, name = index % 44, f"{split}-{index}.jpg"
+    data = b"no picture" if kind == _NO_IMAGE else _make_image(entity, count, random)
+    if kind != _DEAD:
+        (images / name).write_bytes(data + b"!" * (kind == _CHANGED))
+    host = "http://10.0.0.1" if kind == _PRIVATE else address
+    places = {"x": [0.0] * count, "y": [0.0] * count} if split == "train" else {"x": [], "y": []}
+    row = {"image_url": f"{host}/{name}", "image_sha256": sha256(data).hexdigest(), "count": count, "points": places}
+    return row | {"label": entity.words}
 
+# %% ../nbs/1_data/18_photographs.ipynb #05d57b32
 def _make_example(
     folder: Path,  # pictures/ and the table, data/*.parquet, go there
     address: str,  # where pictures/ will be found, e.g. from `_serve`
-    seed: int = 0,  # decides the pictures
+    seed: int = 0,  # decides the images
 ) -> Path:  # the table's folder, for `build_bpc`
-    "A small table with PixMo-Count's columns. Every eleventh link is bad: dead, changed, no picture, or not public."
+    "A small table with PixMo-Count's columns. Every eleventh link is bad: dead, changed, no image, or not public."
     import pyarrow
     import pyarrow.parquet
 
-    random, pictures = Random(seed), make_folder(Path(folder) / "pictures")
+    random, images = Random(seed), make_folder(Path(folder) / "pictures")
     for split, number in _EXAMPLE.items():
-        rows = []
-        for index in range(number):
-            entity = ENTITIES[5 * random.randrange(5 if split == "train" else 4)]
-            count = index % 10 if split == "train" else 2 + index % 8
-            data = b"no picture" if index % 44 == 40 else _make_picture(entity, count, random)
-            digest, name = sha256(data).hexdigest(), f"{split}-{index}.jpg"
-            if index % 44 != 7:  # else: dead
-                (pictures / name).write_bytes(data + b"!" * (index % 44 == 18))  # changed
-            host = "http://10.0.0.1" if index % 44 == 29 else address
-            places = {"x": [0.0] * count, "y": [0.0] * count} if split == "train" else {"x": [], "y": []}
-            row = {"image_url": f"{host}/{name}", "image_sha256": digest, "count": count, "points": places}
-            rows.append(row | {"label": entity.words})
+        rows = [_example_row(split, index, address, images, random) for index in range(number)]
         path = make_folder(Path(folder) / "data") / f"{split}-00000-of-00001.parquet"
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return Path(folder) / "data"
@@ -511,7 +638,7 @@ def open_source(
     source: str | Path | None,  # 'example', or anything that `build_bpc` takes
     folder: Path,  # where the example goes
 ) -> Iterator[tuple[str | Path | None, list[str]]]:  # for `build_bpc`: the source; hosts that may be private
-    "The example with its pictures served, while this lasts; any other source as it is."
+    "The example with its images served, while this lasts; any other source as it is."
     if source != "example":
         yield source, []
         return
@@ -523,6 +650,17 @@ _PIXMO = "hf:allenai/pixmo-count"
 _FIELDS = ("image_url", "image_sha256", "count", "points", "label")
 
 
+def _row(
+    row: dict,  # as the table has it
+    number: int,  # of the row in its split
+) -> dict:
+    "One row as the released files have it, with its number."
+    points = row.get("points") or {"x": [], "y": []}
+    if isinstance(points, list):
+        points = {axis: [point[axis] for point in points] for axis in ("x", "y")}
+    return {name: row[name] for name in _FIELDS if name != "points"} | {"points": points, "source_row": number}
+
+# %% ../nbs/1_data/18_photographs.ipynb #f47d9c3c
 def _read_source(
     source: str | Path,  # 'hf:org/name', or a folder with the table
     split: str,  # 'train', 'valid' or 'test'
@@ -534,57 +672,18 @@ def _read_source(
     found = next((folder for folder in SPLITS[split] if folder in data), None)
     if found is None:
         raise ValueError(unknown("split", split, data, f"{source} must have train, validation and test."))
-    missing = sorted(set(_FIELDS) - {"points"} - set(data[found].column_names))
+    columns = data[found].column_names
+    missing = sorted(set(_FIELDS) - {"points"} - set(columns))
     if missing:
-        raise ValueError(f"{source} has no column {missing[0]}; it has {', '.join(data[found].column_names)}.")
-    kept = [column for column in _FIELDS if column in data[found].column_names]
+        raise ValueError(f"{source} has no column {missing[0]}; it has {', '.join(columns)}.")
+    kept = [column for column in _FIELDS if column in columns]
     rows = data[found].select_columns(kept).to_list()
     return check_rows([_row(row, number) for number, row in enumerate(rows)], f"{source}, {found}")
 
-
-def _row(row: dict, number: int) -> dict:
-    "One row as the released files have it, with its number."
-    points = row.get("points") or {"x": [], "y": []}
-    if isinstance(points, list):
-        points = {axis: [point[axis] for point in points] for axis in ("x", "y")}
-    return {name: row[name] for name in _FIELDS if name != "points"} | {"points": points, "source_row": number}
-
-# %% ../nbs/1_data/18_photographs.ipynb #8113b87e
+# %% ../nbs/1_data/18_photographs.ipynb #092f1f58
 _CATEGORIES = ("valid+test", "valid", "all")
 
 
-def _distinct(parts: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    "No picture twice; one that would be in two splits stays in test, else in valid."
-    seen, kept = set(), {}
-    for split in ("test", "valid", "train"):
-        kept[split] = []
-        for row in parts[split]:
-            if row["image_sha256"] not in seen:
-                kept[split].append(row)
-            seen.add(row["image_sha256"])
-    return {split: kept[split] for split in parts}
-
-
-def _in_turn(
-    rows: list[dict],  # of one count
-    most: int,  # rows in all
-    per_label: int | None,
-    seed: int,
-) -> list[dict]:
-    "Go round the labels, one row of each in turn."
-    queues = {}
-    for row in rows:
-        queues.setdefault(row["label"], []).append(row)
-    count = rows[0]["count"] if rows else 0
-    for label, queue in queues.items():
-        Random(f"{seed}/{count}/{label}").shuffle(queue)
-    labels = sorted(queues)
-    Random(f"{seed}/{count}").shuffle(labels)
-    rounds = min(max(map(len, queues.values()), default=0), per_label or most)
-    turns = [queues[label][turn] for turn in range(rounds) for label in labels if turn < len(queues[label])]
-    return turns[:most]
-
-# %% ../nbs/1_data/18_photographs.ipynb #092f1f58
 def check_choice(
     per_count: int,  # all four as for `choose_rows`
     per_label: int | None,  # None: any number
@@ -594,37 +693,106 @@ def check_choice(
     "`ValueError` for a choice that `choose_rows` cannot make: said before a table is read."
     if isinstance(categories, str) and categories not in _CATEGORIES:
         raise ValueError(unknown("choice of categories", categories, _CATEGORIES, "Or give a list of labels."))
-    for name, value, least in (("per_count", per_count, 1), ("per_label", per_label, 1), ("seed", seed, 0)):
+    numbers = [("per_count", per_count, 1), ("per_label", per_label, 1), ("seed", seed, 0)]
+    for name, value, least in numbers:
         if (name, value) != ("per_label", None) and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+
+# %% ../nbs/1_data/18_photographs.ipynb #8113b87e
+def _distinct(
+    parts: dict[str, list[dict]],  # rows of train, valid and test
+) -> dict[str, list[dict]]:
+    "No image twice; one that would be in two splits stays in test, else in valid."
+    seen, kept = set(), {}
+    for split in ("test", "valid", "train"):
+        kept[split] = []
+        for row in parts[split]:
+            if row["image_sha256"] not in seen:
+                kept[split].append(row)
+            seen.add(row["image_sha256"])
+    return {split: kept[split] for split in parts}
+
+# %% ../nbs/1_data/18_photographs.ipynb #34d962f0
+def _shuffled(
+    items: list,
+    *key,  # of what the order is drawn, e.g. the seed and a count
+) -> list:
+    "In an order that the key alone decides: texts seed Python's generator in the same way in every process."
+    items = list(items)
+    Random("/".join(map(str, key))).shuffle(items)
+    return items
+
+# %% ../nbs/1_data/18_photographs.ipynb #65d56b75
+def _in_turn(
+    rows: list[dict],  # of one count
+    most: int,  # rows in all
+    per_label: int | None,
+    seed: int,
+) -> list[dict]:
+    "Go round the labels, one row of each in turn."
+    count = rows[0]["count"] if rows else 0
+    queues = {}
+    for row in rows:
+        queues.setdefault(row["label"], []).append(row)
+    queues = {label: _shuffled(queue, seed, count, label) for label, queue in queues.items()}
+    labels = _shuffled(sorted(queues), seed, count)
+    rounds = min(max(map(len, queues.values()), default=0), per_label or most)
+    turns = [queues[label][turn] for turn in range(rounds) for label in labels if turn < len(queues[label])]
+    return turns[:most]
+
+# %% ../nbs/1_data/18_photographs.ipynb #75f58e9f
+def _train_labels(
+    parts: dict[str, list[dict]],  # rows of counts 0 to 9
+    test: list[dict],  # of any count
+    categories: str | list[str],
+) -> set[str]:
+    "The labels that a row of train may have."
+    if not isinstance(categories, str):
+        return set(categories)
+    splits = {"all": ["train"], "valid": ["valid"], "valid+test": ["valid", "test"]}[categories]
+    return {row["label"] for split in splits for row in (test if split == "test" else parts[split])}
+
+# %% ../nbs/1_data/18_photographs.ipynb #bc8b7e2d
+def _of_count(
+    rows: list[dict],
+    count: int,
+) -> list[dict]:
+    "The rows with this many objects."
+    return [row for row in rows if row["count"] == count]
+
+# %% ../nbs/1_data/18_photographs.ipynb #fd51e143
+def _thinned(
+    rows: list[dict],  # of validation or test
+    per_label: int,
+    seed: int,
+) -> list[dict]:  # in the order of `rows`
+    "At most so many rows of one label in one count."
+    kept = set()
+    for count in PIXMO_COUNTS:
+        same = _of_count(rows, count)
+        kept |= {row["source_row"] for row in _in_turn(same, len(same), per_label, seed)}
+    return [row for row in rows if row["source_row"] in kept]
 
 # %% ../nbs/1_data/18_photographs.ipynb #e841d259
 def choose_rows(
     parts: dict[str, list[dict]],  # train, valid and test, from `_read_source`
     per_count: int = 300,  # rows of each count in train
     categories: str | list[str] = "valid+test",  # whose labels train may have: 'valid+test', 'valid', 'all', or a list
-    duplicates: bool = False,  # keep pictures that occur twice, or in two splits
+    duplicates: bool = False,  # keep images that occur twice, or in two splits
     per_label: int | None = None,  # at most so many rows of one label in one count, in every split; None: any number
     seed: int = 42,  # decides which
 ) -> dict[str, list[dict]]:  # train, valid and test
     "The balanced set. `ValueError` for choices that leave nothing, or are unknown."
     check_choice(per_count, per_label, categories, seed)
-    everything = parts  # the paper takes the labels of the test set from rows of any count
-    parts = {split: [row for row in rows if row["count"] in PIXMO_COUNTS] for split, rows in parts.items()}
-    named = {"all": ("train",), "valid": ("valid",)}.get(str(categories), ("valid", "test"))
-    labels = {row["label"] for split in named for row in (everything if split == "test" else parts)[split]}
-    labels = labels if isinstance(categories, str) else set(categories)
+    counted = {split: [row for row in rows if row["count"] in PIXMO_COUNTS] for split, rows in parts.items()}
+    labels = _train_labels(counted, parts["test"], categories)
     if not duplicates:
-        parts = _distinct(parts)
-    chosen = {"train": [], "valid": parts["valid"], "test": parts["test"]}
-    for count in PIXMO_COUNTS:
-        rows = [row for row in parts["train"] if row["count"] == count and row["label"] in labels]
-        chosen["train"] += _in_turn(rows, per_count, per_label, seed)
+        counted = _distinct(counted)
+    allowed = [row for row in counted["train"] if row["label"] in labels]
+    train = [_in_turn(_of_count(allowed, count), per_count, per_label, seed) for count in PIXMO_COUNTS]
+    chosen = {"train": sum(train, []), "valid": counted["valid"], "test": counted["test"]}
     if per_label is not None:
-        for split in ("valid", "test"):
-            groups = [[row for row in parts[split] if row["count"] == count] for count in PIXMO_COUNTS]
-            kept = {row["source_row"] for rows in groups for row in _in_turn(rows, len(rows), per_label, seed)}
-            chosen[split] = [row for row in parts[split] if row["source_row"] in kept]
+        chosen |= {split: _thinned(chosen[split], per_label, seed) for split in ("valid", "test")}
     if empty := [split for split, rows in chosen.items() if not rows]:
         raise ValueError(f"No row is left for {empty[0]}. Expected counts 0 to 9 and labels that occur in train.")
     return chosen
@@ -641,35 +809,78 @@ def _paper_rows(
         split: [row | {"source_row": n} for n, row in enumerate(split_rows(released, split)[1])] for split in SPLITS
     }
 
-# %% ../nbs/1_data/18_photographs.ipynb #08096974
-def _plan(
-    source: str | Path | None, rule: str, released: str | Path | None, revision: str | None, options: dict
-) -> tuple[dict[str, list[dict]], dict]:
-    "The rows of a set, and what its record says about the choice."
+# %% ../nbs/1_data/18_photographs.ipynb #d56c4975
+def _check_rule(
+    rule: str,  # a name in `RULES`
+    source: str | Path | None,
+    released: str | Path | None,
+) -> None:
+    "`ValueError` for an unknown rule, or one whose rows are not given."
     if rule not in RULES:
         raise ValueError(unknown("rule", rule, RULES))
     if rule == "paper" and released is None:
         raise ValueError("The rule 'paper' takes the released rows. Give released='.../pixmo-count-image-free.tar.gz'.")
     if rule == "balanced" and source is None:
         raise ValueError(f"The rule 'balanced' chooses from a table. Give source, e.g. '{_PIXMO}'.")
+
+# %% ../nbs/1_data/18_photographs.ipynb #f9676121
+def _rows_hash(
+    rows: list[dict],
+) -> str:
+    "sha256 of rows apart from their links: whether two laboratories have the same images, counts and labels."
+    kept = [[row[name] for name in ("image_sha256", "label", "count", "points")] for row in rows]
+    return sha256("\n".join(map(json.dumps, kept)).encode()).hexdigest()
+
+# %% ../nbs/1_data/18_photographs.ipynb #08096974
+def _not_in_source(
+    parts: dict[str, list[dict]],  # the table
+    chosen: dict[str, list[dict]],  # the released rows
+) -> dict[str, list[int]]:  # numbers of rows, split by split
+    "Which of the released rows the table does not have."
+    missing = {}
+    for split, rows in chosen.items():
+        known = {row["image_sha256"] for row in parts[split]}
+        missing[split] = [number for number, row in enumerate(rows) if row["image_sha256"] not in known]
+    return missing
+
+# %% ../nbs/1_data/18_photographs.ipynb #3d306647
+def _plan(
+    source: str | Path | None,
+    rule: str,
+    released: str | Path | None,
+    revision: str | None,
+    options: dict,  # all arguments of `choose_rows`
+) -> tuple[dict[str, list[dict]], dict]:  # the rows of each split; what the record says about the choice
+    "The rows of a set, and what its record says about the choice."
+    _check_rule(rule, source, released)
     parts = {split: _read_source(source, split, revision) for split in SPLITS} if source is not None else {}
     about = {"rule": rule, "source": parts and {split: _rows_hash(rows) for split, rows in parts.items()}}
     if rule == "balanced":
         return choose_rows(parts, **options), about | {"revision": revision, "options": options}
     chosen = _paper_rows(released)
     if parts:
-        known = {split: {row["image_sha256"] for row in rows} for split, rows in parts.items()}
-        about["not_in_source"] = {
-            split: [n for n, row in enumerate(rows) if row["image_sha256"] not in known[split]]
-            for split, rows in chosen.items()
-        }
+        about["not_in_source"] = _not_in_source(parts, chosen)
     return chosen, about | {"revision": revision, "options": {}}
 
-
-def _rows_hash(rows: list[dict]) -> str:
-    "sha256 of rows apart from their links: whether two laboratories have the same pictures, counts and labels."
-    kept = [[row[name] for name in ("image_sha256", "label", "count", "points")] for row in rows]
-    return sha256("\n".join(map(json.dumps, kept)).encode()).hexdigest()
+# %% ../nbs/1_data/18_photographs.ipynb #de236c0e
+def _is_begun(
+    folder: Path,
+    hashes: dict[str, str],  # `_rows_hash` of each split
+) -> bool:
+    "Whether this set was begun here. `FileExistsError` if the folder holds anything else."
+    record = folder / "record.json"
+    if record.exists():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        if earlier["rows"] != hashes:
+            raise FileExistsError(
+                f"{folder} holds a set that was built otherwise ({earlier['rule']}, {earlier['options']}). Choose "
+                "another folder, or remove it."
+            )
+        return True
+    strange = [path.name for path in folder.iterdir() if path.name not in (".lock", *SPLITS)]
+    if strange:
+        raise FileExistsError(f"{folder} holds '{strange[0]}' but no record.json. Choose another folder.")
+    return False
 
 # %% ../nbs/1_data/18_photographs.ipynb #4155f73a
 def _write_plan(
@@ -678,28 +889,70 @@ def _write_plan(
     about: dict,  # what the record says about the choice
 ) -> None:
     "A samples.json for each split, and the record. `FileExistsError` if the folder holds another set."
-    record, hashes = folder / "record.json", {split: _rows_hash(rows) for split, rows in chosen.items()}
-    if record.exists():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-        if earlier["rows"] != hashes:
-            raise FileExistsError(
-                f"{folder} holds a set that was built otherwise ({earlier['rule']}, {earlier['options']}). Choose "
-                "another folder, or remove it."
-            )
+    hashes = {split: _rows_hash(rows) for split, rows in chosen.items()}
+    if _is_begun(folder, hashes):
         return
-    strange = [path.name for path in folder.iterdir() if path.name not in (".lock", *SPLITS)]
-    if strange:
-        raise FileExistsError(f"{folder} holds '{strange[0]}' but no record.json. Choose another folder.")
     for split, rows in chosen.items():
         listed = [
             {name: row[name] for name in _FIELDS} | {"image_path": f"../images/{row['image_sha256']}.jpg"}
             for row in rows
         ]
         write_atomic(folder / split / "samples.json", json.dumps(listed, indent=2, ensure_ascii=False))
-    record_text = json.dumps({"format": 1, "rows": hashes, **about, "splits": {}}, indent=2, ensure_ascii=False)
-    write_atomic(record, record_text + "\n")
+    record = json.dumps({"format": 1, "rows": hashes, **about, "splits": {}}, indent=2, ensure_ascii=False)
+    write_atomic(folder / "record.json", record + "\n")
+
+# %% ../nbs/1_data/18_photographs.ipynb #331136a3
+def _missing(
+    rows: list[dict],
+    outcomes: "pandas.DataFrame",  # of these rows, from `fetch_images`  # noqa: F821
+) -> list[dict]:  # one for each row without an image
+    "The rows that have no image, with the reason."
+    missing = []
+    for number, (row, line) in enumerate(zip(rows, outcomes.itertuples(), strict=True)):
+        if line.outcome != "fetched":
+            entry = {"row": number, "label": row["label"], "count": row["count"]}
+            entry |= {"outcome": line.outcome, "why": line.why}
+            missing.append(entry | {"image_url": row["image_url"], "image_sha256": row["image_sha256"]})
+    return missing
+
+# %% ../nbs/1_data/18_photographs.ipynb #66c0c359
+def _write_record(
+    folder: Path,
+    chosen: dict[str, list[dict]],
+    report: "pandas.DataFrame",  # from `fetch_images`, the splits one after the other  # noqa: F821
+) -> None:
+    "What came of each row that has no image, into the record."
+    record, start = json.loads((folder / "record.json").read_text(encoding="utf-8")), 0
+    for split, rows in chosen.items():
+        missing = _missing(rows, report.iloc[start : start + len(rows)])
+        record["splits"][split] = {"rows": len(rows), "images": len(rows) - len(missing), "missing": missing}
+        start += len(rows)
+    write_atomic(folder / "record.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+# %% ../nbs/1_data/18_photographs.ipynb #49653af4
+def _describe_set(
+    folder: str | Path,  # that `build_bpc` wrote
+) -> "pandas.DataFrame":  # split, rows, images, coverage, dead, changed, refused, labels, most, share  # noqa: F821
+    "What a set has and lacks, split by split; `most` is the label that is asked for most."
+    import pandas
+
+    record, table = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8")), []
+    for split, part in record["splits"].items():
+        labels = Counter(row["label"] for row in split_rows(folder, split)[1])
+        lost = Counter(row["outcome"] for row in part["missing"])
+        most, number = labels.most_common(1)[0]
+        row = {"split": split, "rows": part["rows"], "images": part["images"]}
+        row["coverage"] = part["images"] / part["rows"]
+        row |= {kind: lost[kind] for kind in ("dead", "changed", "refused")}
+        row |= {"labels": len(labels), "most": most}
+        row["share"] = number / part["rows"]
+        table.append(row)
+    return pandas.DataFrame(table)
 
 # %% ../nbs/1_data/18_photographs.ipynb #b2b139fd
+_OPTIONS = {"per_count": 300, "categories": "valid+test", "duplicates": False, "per_label": None, "seed": 42}
+
+
 def build_bpc(
     source: str | Path | None,  # PixMo-Count: 'hf:allenai/pixmo-count' or a folder with its Parquet; None with 'paper'
     folder: str | Path,  # train/, valid/, test/, images/ and record.json go there
@@ -710,54 +963,15 @@ def build_bpc(
     fetch: dict | None = None,  # arguments of `fetch_images`; its defaults where left out
 ) -> "pandas.DataFrame":  # from `_describe_set`  # noqa: F821
     "Build the balanced PixMo-Count, or go on building it. `ValueError`, `FileExistsError`, `ConnectionError`."
-    settings = {"per_count": 300, "categories": "valid+test", "duplicates": False, "per_label": None, "seed": 42}
-    if strange := sorted(set(options or {}) - set(settings)):
-        raise ValueError(unknown("option of build_bpc", strange[0], settings))
-    settings |= options or {}
-    check_choice(**{name: value for name, value in settings.items() if name != "duplicates"})
-    chosen, about = _plan(source, rule, released, revision, settings)
+    if strange := sorted(set(options or {}) - set(_OPTIONS)):
+        raise ValueError(unknown("option of build_bpc", strange[0], _OPTIONS))
+    options = _OPTIONS | (options or {})
+    check_choice(**{name: value for name, value in options.items() if name != "duplicates"})
+    chosen, about = _plan(source, rule, released, revision, options)
     folder = Path(folder).expanduser()
-    with hold_folder(folder):
+    with lock_folder(folder):
         _write_plan(folder, chosen, about)
         everything = [row for rows in chosen.values() for row in rows]
         report = fetch_images(everything, folder, **(fetch or {}))
         _write_record(folder, chosen, report)
     return _describe_set(folder)
-
-# %% ../nbs/1_data/18_photographs.ipynb #331136a3
-def _write_record(
-    folder: Path,
-    chosen: dict[str, list[dict]],
-    report: "pandas.DataFrame",  # from `fetch_images`, the splits one after the other  # noqa: F821
-) -> None:
-    "What came of each row that has no picture, into the record."
-    record, start = json.loads((folder / "record.json").read_text(encoding="utf-8")), 0
-    for split, rows in chosen.items():
-        part = report.iloc[start : start + len(rows)]
-        start += len(rows)
-        missing = [
-            {"row": number, "label": row["label"], "count": row["count"], "outcome": line.outcome, "why": line.why}
-            | {"image_url": row["image_url"], "image_sha256": row["image_sha256"]}
-            for number, (row, line) in enumerate(zip(rows, part.itertuples(), strict=True))
-            if line.outcome != "fetched"
-        ]
-        record["splits"][split] = {"rows": len(rows), "images": len(rows) - len(missing), "missing": missing}
-    write_atomic(folder / "record.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def _describe_set(
-    folder: str | Path,  # that `build_bpc` wrote
-) -> "pandas.DataFrame":  # split, rows, images, coverage, dead, changed, refused, labels, most, share  # noqa: F821
-    "What a set has and lacks, split by split; `most` is the label that is asked for most."
-    import pandas
-
-    record, table = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8")), []
-    for split, part in record["splits"].items():
-        labels = Counter(row["label"] for row in split_rows(folder, split)[1])
-        lost, (most, number) = Counter(row["outcome"] for row in part["missing"]), labels.most_common(1)[0]
-        row = {"split": split, "rows": part["rows"], "images": part["images"]}
-        row |= {"coverage": part["images"] / part["rows"]} | {
-            kind: lost[kind] for kind in ("dead", "changed", "refused")
-        }
-        table.append(row | {"labels": len(labels), "most": most, "share": number / part["rows"]})
-    return pandas.DataFrame(table)
