@@ -65,7 +65,7 @@ from vlm_counting.runs import (
     run_folder,
 )
 
-# %% ../nbs/6_running/64_sweeps.ipynb #96926f04
+# %% ../nbs/6_running/64_sweeps.ipynb #3567e97f
 _Command = Parameter("a command", options=lambda: RUNS, closed=True)
 
 
@@ -86,28 +86,41 @@ def _written(name: str, text: object, one: Parameter) -> list:
         values += found
     return values
 
+# %% ../nbs/6_running/64_sweeps.ipynb #5d2da797
+def _verbs_of(grid: dict) -> list[str]:
+    "The commands of a grid. `ValueError` if it names none, `UnknownName` for one that there is not."
+    given = grid.get("verb")
+    if not given:
+        raise ValueError(f"The grid says not what to do. Write command=evaluate, or several: {', '.join(RUNS)}.")
+    text = given if isinstance(given, str) else ",".join(given)
+    return _written("command", text, _Command)
 
+
+def _types_of(verbs: list[str]) -> dict[str, Parameter]:
+    "Parameter -> type. Where two commands differ, the first one's word holds."
+    types = {}
+    for verb in reversed(verbs):
+        types |= {name: one.type for name, one in _declared(verb).items()}
+    return types
+
+# %% ../nbs/6_running/64_sweeps.ipynb #24c23e03
 def grid_values(
     grid: dict,  # parameter -> value, list of values, or text with commas; 'command' (or 'verb') among them
 ) -> dict[str, list]:  # each with a list, without repetitions; the commands under 'verb'
     "A grid spelled out. `UnknownName` for a name that none of its commands knows, with the nearest one that is."
     grid = _one_word(grid)
-    if not grid.get("verb"):
-        raise ValueError(f"The grid says not what to do. Write command=evaluate, or several: {', '.join(RUNS)}.")
-    verbs = _written("command", ",".join([grid["verb"]] if isinstance(grid["verb"], str) else grid["verb"]), _Command)
-    types = {}
-    for verb in reversed(verbs):
-        types |= {name: one.type for name, one in _declared(verb).items()}
-    values = {"verb": verbs}
+    verbs = _verbs_of(grid)
+    types, values = _types_of(verbs), {"verb": verbs}
     for name, given in grid.items():
-        if name not in {"verb", *types}:
+        if name == "verb":
+            continue
+        if name not in types:
             raise UnknownName(unknown(f"parameter of {', '.join(verbs)}", name, ["command", *types]))
-        if name != "verb":
-            given = given if isinstance(given, list | tuple) else [given]
-            values[name] = [value for text in given for value in _written(name, text, types[name])]
+        several = given if isinstance(given, list | tuple) else [given]
+        values[name] = [value for text in several for value in _written(name, text, types[name])]
     return {name: list({repr(value): value for value in each}.values()) for name, each in values.items()}
 
-# %% ../nbs/6_running/64_sweeps.ipynb #17c2e157
+# %% ../nbs/6_running/64_sweeps.ipynb #881089b0
 def _source(verb: str) -> tuple[str, str]:  # two empty texts if it reads none
     "(parameter that names the run that a command reads, command of that run)."
     links = [(name, one.type.made_by) for name, one in _declared(verb).items() if one.type.made_by not in ("", "*")]
@@ -118,7 +131,7 @@ def _is_last(verb: str) -> bool:
     "Does a command take whatever runs there are when all others are through?"
     return any(one.type.made_by == "*" for one in _declared(verb).values())
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #99f22974
 def _run_name(verb: str, given: dict, values: dict[str, list]) -> str:
     "The name of a cell's run: the notebook's own (or the grid's), and what tells it from its neighbours."
     declared, (_, source) = _declared(verb), _source(verb)
@@ -133,7 +146,26 @@ def _run_name(verb: str, given: dict, values: dict[str, list]) -> str:
             parts.append(f"{name}{_slug(str(value), place=False)}")
     return "-".join(parts)
 
-# %% ../nbs/6_running/64_sweeps.ipynb #afbef906
+# %% ../nbs/6_running/64_sweeps.ipynb #d5a4d899
+def _reads(verb: str, values: dict[str, list]) -> str:  # "" if none
+    "The command of the same grid whose runs this one reads, one each."
+    link, source = _source(verb)
+    return source if source in values["verb"] and link not in values else ""
+
+
+def _named(verb: str, combination: dict, values: dict[str, list]) -> dict:
+    "What a cell is given: its own parameters, the name of its run, and the name of the run that it reads."
+    declared, source = declared_parameters(verb), _reads(verb, values)
+    given = {name: value for name, value in combination.items() if name in declared}
+    if "run" in declared:
+        given["run"] = _run_name(verb, combination, values)
+    if source:
+        read = declared_parameters(source)
+        theirs = {name: value for name, value in combination.items() if name in read}
+        given[_source(verb)[0]] = _run_name(source, theirs, values)
+    return given
+
+# %% ../nbs/6_running/64_sweeps.ipynb #bbcda4c1
 def _expand_grid(
     grid: dict,  # as for `grid_values`
 ) -> list[tuple[str, dict]]:  # (command, what it is given), one a cell
@@ -143,20 +175,15 @@ def _expand_grid(
         raise ValueError(f"run is {values['run']}, expected one name: a sweep adds what tells its runs apart.")
     cells = []
     for verb in values["verb"]:
-        declared, (link, source) = declared_parameters(verb), _source(verb)
-        linked = source in values["verb"] and link not in values
-        read = declared_parameters(source) if linked else {}
-        names = [name for name in values if name in {*declared, *read} and name != "run"]
-        for combination in itertools.product(*(values[name] for name in names)):
-            given = dict(zip(names, combination, strict=True))
-            run = {"run": _run_name(verb, given, values)} if "run" in declared else {}
-            if linked:
-                own = {name: value for name, value in given.items() if name in read}
-                run[link] = _run_name(source, own, values)
-            cells.append((verb, {name: value for name, value in given.items() if name in declared} | run))
+        source = _reads(verb, values)
+        known = {*declared_parameters(verb), *(declared_parameters(source) if source else ())}
+        names = [name for name in values if name in known and name != "run"]
+        for chosen in itertools.product(*(values[name] for name in names)):
+            combination = dict(zip(names, chosen, strict=True))
+            cells.append((verb, _named(verb, combination, values)))
     return cells
 
-# %% ../nbs/6_running/64_sweeps.ipynb #70576c2e
+# %% ../nbs/6_running/64_sweeps.ipynb #faf2c3d2
 def _load_yaml(path: Path) -> dict:
     "A YAML mapping. `ValueError` says where it is broken, or which key is there twice."
     import yaml
@@ -168,33 +195,34 @@ def _load_yaml(path: Path) -> dict:
                 raise ValueError(f"{path} has the key '{twice[0]}' twice. Give all its values as one list.")
             return super().construct_mapping(node, deep)
 
+    text = path.read_text(encoding="utf-8")
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=Strict)  # a SafeLoader: makes no objects
+        found = yaml.load(text, Loader=Strict)  # a SafeLoader: makes no objects
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds {type(found).__name__}, expected keys and values, such as 'command: evaluate'.")
     return found
 
-# %% ../nbs/6_running/64_sweeps.ipynb #7773d4d7
+# %% ../nbs/6_running/64_sweeps.ipynb #b921c3d7
 def _share(
     shared: dict,  # parameters for each grid whose commands know them
     grids: list[dict],  # what is special to each
 ) -> list[dict]:
     "Grids with what they share. `UnknownName` for a shared parameter that no command of any grid knows."
-    shared, grids, whole = _one_word(shared), [_one_word(grid) for grid in grids], []
-    for grid in grids:
+    shared, every, whole = _one_word(shared), {"verb"}, []
+    for grid in map(_one_word, grids):
         verbs = grid_values({"verb": grid.get("verb", shared.get("verb"))})["verb"]
         known = {"verb"}.union(*map(declared_parameters, verbs))
         whole.append({name: value for name, value in shared.items() if name in known} | grid)
         grid_values(whole[-1])
-    every = {"verb"}.union(*(declared_parameters(verb) for grid in whole for verb in grid_values(grid)["verb"]))
+        every |= known
     for name in shared:
         if name not in every:
             raise UnknownName(unknown("parameter of these commands", name, [*sorted(every), "grids"]))
     return whole
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #9389f102
 def read_grids(
     path: Path,  # a YAML file
     instead: dict | None = None,  # parameter -> value, in place of what the file says
@@ -208,7 +236,8 @@ def read_grids(
     grids = shared.pop("grids", [{}])
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
         raise ValueError(f"{path}: 'grids' is no list of grids. Expected '- command: ...' for each.")
-    return _share(shared | instead, [{k: v for k, v in _one_word(grid).items() if k not in instead} for grid in grids])
+    own = [{name: value for name, value in _one_word(grid).items() if name not in instead} for grid in grids]
+    return _share(shared | instead, own)
 
 # %% ../nbs/6_running/64_sweeps.ipynb #c03f3182
 PAPER_SIZES = {  # scale -> sizes; None: all
@@ -257,19 +286,32 @@ class Cell:
     state: str = "new"  # new, begun, failed, done: what lay in its folder when the plan was made
     error: str = ""  # first line of what went wrong, if it failed
 
-# %% ../nbs/6_running/64_sweeps.ipynb #7dcee51f
+# %% ../nbs/6_running/64_sweeps.ipynb #a39e9d57
+def _last_error(notebook: dict) -> str:
+    "The first line of the last error in an executed notebook."
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    errors = [f"{out['ename']}: {out['evalue']}" for out in outputs if out["output_type"] == "error"]
+    return errors[-1].split("\n")[0] if errors else "its notebook failed"
+
+
+def _same_run(verb: str, given: dict, parameters: dict) -> bool:
+    "Would both come to the same? Only what identifies a run is compared, and the seed."
+    types = {name: one.type for name, one in _declared(verb).items()}
+    decides = [name for name in parameters if types[name].identity or name == "seed"]
+    return all(given[name] == parameters[name] for name in decides)
+
+# %% ../nbs/6_running/64_sweeps.ipynb #aa4437aa
 def _failed_notebook(folder: Path, verb: str, parameters: dict) -> str:  # "" if there is none
     "The error in a run's `notebook-failed.ipynb`, if it was given these parameters."
-    if not (folder / "notebook-failed.ipynb").exists():
+    path = folder / "notebook-failed.ipynb"
+    if not path.exists():
         return ""
-    notebook = json.loads((folder / "notebook-failed.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     given = check_parameters(verb, notebook["metadata"]["papermill"]["parameters"])
-    types = {name: one.type for name, one in _declared(verb).items()}
-    if any(given[name] != value for name, value in parameters.items() if types[name].identity or name == "seed"):
-        return ""
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
-    return errors[-1].split("\n")[0] if errors else "its notebook failed"
+    return _last_error(notebook) if _same_run(verb, given, parameters) else ""
+
+# %% ../nbs/6_running/64_sweeps.ipynb #1b7e6b0d
+_NO_FAILURE = ("KeyboardInterrupt", "SystemExit", "BlockingIOError")
 
 
 def folder_state(
@@ -283,16 +325,16 @@ def folder_state(
     error = _failed_notebook(folder, verb, parameters)
     if not error and same and earlier.status == "failed":
         error = earlier.error
-    if error and not error.startswith(("KeyboardInterrupt", "SystemExit", "BlockingIOError")):
+    if error and not error.startswith(_NO_FAILURE):
         return "failed", error
     if same and earlier.status == "finished" and not error and (folder / "notebook.ipynb").exists():
         return "done", ""
     return ("begun" if same else "new"), ""
 
-# %% ../nbs/6_running/64_sweeps.ipynb #207fce48
+# %% ../nbs/6_running/64_sweeps.ipynb #94e29898
 @lru_cache
 def _family_size(family: str, seed: int) -> int:
-    "How many pictures a family has; a plan asks it of each of its cells."
+    "How many images a family has; a plan asks it of each of its cells."
     return sum(1 for _ in FAMILIES[family](Plan(family, seed)))
 
 
@@ -304,18 +346,21 @@ def _set_size(dataset: str, limit: int | None, seed: int) -> int | None:
     sizes = [number for number in (size, limit) if number]
     return min(sizes) if sizes else None
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #4d5ea5fb
 def _count_samples(
     parameters: dict,  # from `check_parameters`
 ) -> int | None:
     "About how many samples a run asks; None where a dataset would have to be read to know."
-    sets = {"dataset": "limit", "transfer": "limit", "training": "training_limit"}
-    named = [
-        (parameters[name], parameters[limit]) for name, limit in sets.items() if {name, limit} <= parameters.keys()
+    limits = {"dataset": "limit", "transfer": "limit", "training": "training_limit"}
+    sizes = [
+        _set_size(str(parameters[name]), parameters[limit], parameters.get("seed", 0))
+        for name, limit in limits.items()
+        if {name, limit} <= parameters.keys()
     ]
-    sizes = [_set_size(str(dataset), limit, parameters.get("seed", 0)) for dataset, limit in named]
+    if not sizes or None in sizes:
+        return None
     parts = int(str(parameters.get("shard") or "1/1").partition("/")[2])
-    return math.ceil(sum(sizes) / parts) if sizes and None not in sizes else None
+    return math.ceil(sum(sizes) / parts)
 
 # %% ../nbs/6_running/64_sweeps.ipynb #38be6653
 def _read_folder(verb: str, parameters: dict) -> Path | None:
@@ -335,7 +380,7 @@ def _needs(verb: str, parameters: dict, folders: dict[Path, str]) -> tuple[str, 
     parts = [name for folder, name in folders.items() if folder.parent == own and folder.name.startswith("part-")]
     return (*([folders[source]] if source in folders else []), *parts)
 
-# %% ../nbs/6_running/64_sweeps.ipynb #a1837eda
+# %% ../nbs/6_running/64_sweeps.ipynb #881a3f6f
 def _in_order(cells: list[Cell]) -> list[Cell]:
     "The cells, each behind what it needs, and otherwise as they were asked for."
     waiting, ordered = sorted(cells, key=lambda cell: _is_last(cell.verb)), []
@@ -346,39 +391,60 @@ def _in_order(cells: list[Cell]) -> list[Cell]:
         waiting.remove(ready)
     return ordered
 
+# %% ../nbs/6_running/64_sweeps.ipynb #2daff86f
+def _differ(one: tuple[str, dict], other: tuple[str, dict]) -> str:
+    "In which parameters two cells differ, in words."
+    (verb, mine), (another, theirs) = one, other
+    names = [name for name in mine if mine[name] != theirs.get(name)] if verb == another else ["command"]
+    return ", ".join(names)
+
 
 def _folders(asked: list[tuple[str, dict]]) -> dict[Path, str]:
     "Folder -> name of each cell. `ValueError` names two that would share one."
-    folders, owners = {}, {}
+    owners = {}
     for verb, parameters in asked:
         folder = run_folder(parameters, verb)
         if folder in owners:
-            other, theirs = owners[folder]
-            differ = [n for n in parameters if parameters[n] != theirs.get(n)] if other == verb else ["command"]
             raise ValueError(
-                f"Two cells would write to {folder}: they differ in {', '.join(differ)}. "
+                f"Two cells would write to {folder}: they differ in {_differ((verb, parameters), owners[folder])}. "
                 "Give them runs of their own (run=...), in two sweeps or under 'grids' in a file."
             )
-        owners[folder], folders[folder] = (verb, parameters), folder.relative_to(results_dir()).as_posix()
-    return folders
+        owners[folder] = (verb, parameters)
+    return {folder: folder.relative_to(results_dir()).as_posix() for folder in owners}
 
-# %% ../nbs/6_running/64_sweeps.ipynb #c0e9b871
-def _checked(asked: list[tuple[str, dict]]) -> list[tuple[str, dict]]:
-    "Each cell with all its parameters, none twice. `ValueError` lists what is wrong with how many cells."
+# %% ../nbs/6_running/64_sweeps.ipynb #cdf0bc78
+def _check_each(asked: list[tuple[str, dict]]) -> tuple[list[tuple[str, dict]], dict[str, list[str]]]:
+    "(cells with all their parameters, none twice; what is wrong -> commands of the cells that it is wrong with)."
     cells, wrong = [], {}
     for verb, given in asked:
         try:
             parameters = check_parameters(verb, given)
             check_folder(verb, parameters)
-            if (verb, parameters) not in cells:
-                cells.append((verb, parameters))
         except (KeyError, ValueError, OSError) as error:
             wrong.setdefault(str(error), []).append(verb)
+            continue
+        if (verb, parameters) not in cells:
+            cells.append((verb, parameters))
+    return cells, wrong
+
+
+def _checked(asked: list[tuple[str, dict]]) -> list[tuple[str, dict]]:
+    "Each cell with all its parameters, none twice. `ValueError` lists what is wrong with how many cells."
+    cells, wrong = _check_each(asked)
     if wrong:
         lines = [message + (f" ({len(verbs)} cells)" if len(verbs) > 1 else "") for message, verbs in wrong.items()]
         more = [f"... and {len(lines) - 8} more."] if len(lines) > 8 else []
         raise ValueError("\n".join([*lines[:8], *more, "Nothing was started."]))
     return cells
+
+# %% ../nbs/6_running/64_sweeps.ipynb #da8752de
+def _with_size(cell: Cell, planned: dict[str, Cell]) -> Cell:
+    "A cell that reads a run has as many samples as that: planned, or on the disk."
+    source = _read_folder(cell.verb, cell.parameters)
+    if not source:
+        return cell
+    size = planned[cell.needs[0]].samples if cell.needs else RunRecord.load(source).samples
+    return replace(cell, samples=size)
 
 
 def plan_sweep(
@@ -389,42 +455,63 @@ def plan_sweep(
     folders, cells = _folders(asked), {}
     for verb, parameters in asked:
         name = folders[run_folder(parameters, verb)]
-        state, error = folder_state(verb, parameters)
-        needs = _needs(verb, parameters, folders)
-        cells[name] = Cell(name, verb, parameters, needs, _count_samples(parameters), state, error)
+        needs, samples = _needs(verb, parameters, folders), _count_samples(parameters)
+        cells[name] = Cell(name, verb, parameters, needs, samples, *folder_state(verb, parameters))
     for name, cell in cells.items():
-        source = _read_folder(cell.verb, cell.parameters)
-        if source and cell.needs:
-            cells[name] = replace(cell, samples=cells[cell.needs[0]].samples)
-        elif source:
-            cells[name] = replace(cell, samples=RunRecord.load(source).samples)
+        cells[name] = _with_size(cell, cells)
     return _in_order(list(cells.values()))
 
-# %% ../nbs/6_running/64_sweeps.ipynb #29f09107
+# %% ../nbs/6_running/64_sweeps.ipynb #766dd24b
+_WORDS = {"new": "to do", "begun": "goes on", "done": "done already"}
+
+
+def _stopped(cells: list[Cell], retry: bool) -> dict[str, str]:  # name -> what it lacks; "" if it failed itself
+    "Cells that will not be run: what failed before, and what needs it. Each stands behind what it needs."
+    stopped = {}
+    for cell in cells:
+        lacking = [name for name in cell.needs if name in stopped]
+        if cell.state == "failed" and not retry:
+            stopped[cell.name] = ""
+        elif cell.state not in ("failed", "done") and lacking:
+            stopped[cell.name] = lacking[0]
+    return stopped
+
+
+def _told(cell: Cell, stopped: dict[str, str], retry: bool) -> str:
+    "What a sweep will do with a cell."
+    if cell.state == "failed":
+        return f"failed before{', runs again' if retry else ' (--retry runs it again)'}: {cell.error}"
+    lacking = stopped.get(cell.name)
+    return f"skipped: needs {lacking}" if lacking else _WORDS[cell.state]
+
+# %% ../nbs/6_running/64_sweeps.ipynb #1eba9c66
+def _size(cell: Cell) -> str:
+    "How many samples, in words: `?` if nobody knows, `-` where none are asked."
+    if cell.samples:
+        return f"{cell.samples:,}"
+    return "?" if "dataset" in cell.parameters else "-"
+
+
+def _total(cells: list[Cell], stopped: dict[str, str]) -> str:
+    "The last line of a plan."
+    going = [cell for cell in cells if cell.state != "done" and cell.name not in stopped]
+    total = f"about {sum(cell.samples or 0 for cell in going):,} samples in {len(going)} to go"
+    unread = sum(cell.samples is None and "dataset" in cell.parameters for cell in going)
+    if unread:
+        total += f" (and those of {unread}, whose datasets are of unknown size)"
+    done = sum(cell.state == "done" for cell in cells)
+    return f"{len(cells)} cells, {done} done already; {total}."
+
+# %% ../nbs/6_running/64_sweeps.ipynb #2fc092e8
 def describe_plan(
     cells: list[Cell],
     retry: bool = False,  # failed cells will be run again
 ) -> str:  # for a terminal
     "What a sweep would do: each cell, its samples, what is done already."
-    words = {"new": "to do", "begun": "goes on", "done": "done already", "failed": "failed before"}
-    width, lines, stopped = max((len(cell.name) for cell in cells), default=0), [], set()
-    for cell in cells:
-        told = words[cell.state]
-        if cell.state == "failed":
-            told += f", runs again: {cell.error}" if retry else f" (--retry runs it again): {cell.error}"
-            stopped |= set() if retry else {cell.name}
-        elif cell.state != "done" and (lacking := [name for name in cell.needs if name in stopped]):
-            told, stopped = f"skipped: needs {lacking[0]}", stopped | {cell.name}
-        samples = f"{cell.samples:,}" if cell.samples else "-" if "dataset" not in cell.parameters else "?"
-        lines.append(f"{cell.name:{width}}  {samples:>8}  {told}")
-    going = [cell for cell in cells if cell.state != "done" and cell.name not in stopped]
-    total = f"about {sum(cell.samples or 0 for cell in going):,} samples in {len(going)} to go"
-    unknown_sizes = sum(cell.samples is None and "dataset" in cell.parameters for cell in going)
-    total += f" (and those of {unknown_sizes}, whose datasets are of unknown size)" if unknown_sizes else ""
-    done = sum(cell.state == "done" for cell in cells)
-    return "\n".join(
-        [f"{'cell':{width}}  {'samples':>8}", *lines, f"{len(cells)} cells, {done} done already; {total}."]
-    )
+    width = max((len(cell.name) for cell in cells), default=0)
+    stopped = _stopped(cells, retry)
+    lines = [f"{cell.name:{width}}  {_size(cell):>8}  {_told(cell, stopped, retry)}" for cell in cells]
+    return "\n".join([f"{'cell':{width}}  {'samples':>8}", *lines, _total(cells, stopped)])
 
 # %% ../nbs/6_running/64_sweeps.ipynb #e70ca52f
 @dataclass(frozen=True)
@@ -452,7 +539,12 @@ def _with_few(parameters: dict, images: int) -> dict:
     instead = most | {"shard": None, "scheduler": None}
     return parameters | {name: value for name, value in instead.items() if name in parameters}
 
-# %% ../nbs/6_running/64_sweeps.ipynb #f96ca58c
+# %% ../nbs/6_running/64_sweeps.ipynb #a8aad697
+def _folder_size(folder: Path) -> int:
+    "Bytes of all files in a folder."
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _measure_run(cell: Cell, images: int, vlm: object) -> dict:
     "One command on a few images: samples, seconds of its work and of the rest, bytes, memory."
     few = _with_few(cell.parameters, images)
@@ -460,14 +552,21 @@ def _measure_run(cell: Cell, images: int, vlm: object) -> dict:
     shutil.rmtree(folder, ignore_errors=True)
     every = max(1, round((cell.samples or 1) / (samples or 1)))
     asked = SimpleNamespace(**few, vlm=vlm, every=every)
-    later("commands").COMMANDS[cell.verb](asked, folder, _record(cell.verb, few)).figures()
+    work = later("commands").COMMANDS[cell.verb]
+    work(asked, folder, _record(cell.verb, few)).figures()
     record, seconds = RunRecord.load(folder), time.perf_counter() - clock
     session = record.sessions[-1]
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    about = {"samples": samples or record.samples, "work": session["seconds"], "bytes": size}
+    about = {"samples": samples or record.samples, "work": session["seconds"], "bytes": _folder_size(folder)}
     return about | {"rest": seconds - session["seconds"], "memory": session["peak_memory"]}
 
-# %% ../nbs/6_running/64_sweeps.ipynb #7ca5e0ba
+# %% ../nbs/6_running/64_sweeps.ipynb #ccc65b31
+def _in_a_line(raised: BaseException) -> str:
+    "An error's name and its first line; of papermill's error, those of the notebook's own."
+    name = getattr(raised, "ename", type(raised).__name__)
+    text = str(getattr(raised, "evalue", raised))
+    return f"{name}: {(text.splitlines() or [''])[0][:500]}"
+
+
 def _measure_half(cells: list[Cell], images: int, vlm: object, found: dict) -> None:
     "Each command once more, unless it failed or was slow; what is found is added."
     for cell in cells:
@@ -477,9 +576,9 @@ def _measure_half(cells: list[Cell], images: int, vlm: object, found: dict) -> N
         try:
             runs.append(_measure_run(cell, images, vlm))
         except Exception as error:  # whatever a command raises
-            found["why"][cell.verb] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            found["why"][cell.verb] = _in_a_line(error)
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #3de0a71d
 def _measure_here(place: Path, begun: float, images: int) -> None:
     "What `_measure_apart` starts: cells of one model come in a file, and what they cost goes into another."
     cells = [Cell(**each) for each in json.loads((place / "cells.json").read_text(encoding="utf-8"))]
@@ -492,23 +591,32 @@ def _measure_here(place: Path, begun: float, images: int) -> None:
         _measure_half(cells, part, vlm, found)
         write_atomic(place / "found.json", json.dumps(found))
 
-# %% ../nbs/6_running/64_sweeps.ipynb #8edd6a47
+# %% ../nbs/6_running/64_sweeps.ipynb #517c8bd0
+_SCRIPT = """
+import sys; from pathlib import Path; from vlm_counting.sweeps import _measure_here as measure
+measure(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+def _why_it_ended(done: subprocess.CompletedProcess) -> str:
+    "Why a process did not end well, in a line."
+    if done.returncode < 0:
+        return f"its process was ended by signal {-done.returncode}; is the memory large enough?"
+    return (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+
+
 def _measure_apart(cells: list[Cell], images: int) -> dict:
     "Cells of one model, each command once, in a process that downloads nothing and keeps nothing."
-    script = "import sys; from pathlib import Path; from vlm_counting.sweeps import _measure_here as measure; "
-    script += "measure(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_atomic(place / "cells.json", json.dumps([vars(cell) for cell in cells]))
         own = {"VLM_COUNTING_RESULTS": str(place / "results"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        command = [sys.executable, "-c", script, folder, str(time.time()), str(images)]
+        command = [sys.executable, "-c", _SCRIPT, folder, str(time.time()), str(images)]
         done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
         kept = place / "found.json"
         found = json.loads(kept.read_text()) if kept.exists() else {"runs": {}, "why": {}}
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        killed = f"its process was ended by signal {-done.returncode}; is the memory large enough?"
-        found["why"] |= {cell.verb: killed if done.returncode < 0 else last for cell in cells}
+        found["why"] |= {cell.verb: _why_it_ended(done) for cell in cells}
     return found
 
 # %% ../nbs/6_running/64_sweeps.ipynb #a0978523
@@ -524,14 +632,20 @@ def _stretch(runs: list[dict], samples: int, power: float) -> tuple[float, float
     least, most = sorted((last["work"] + each["work"] * further, last["work"] * times**power))
     return least, most, last["bytes"] + each["bytes"] * further if step else last["bytes"] * times
 
-# %% ../nbs/6_running/64_sweeps.ipynb #8990b958
-def _cost(model: str, command: str, cells: list[Cell], found: dict) -> Cost:
-    "What cells of one command and model cost, from what few images did."
-    runs, why = found["runs"].get(command), found["why"].get(command, "")
+# %% ../nbs/6_running/64_sweeps.ipynb #83e37e0e
+def _unmeasured(cells: list[Cell], runs: list[dict] | None, why: str) -> str:  # "" if it was measured
+    "Why cells of one command have no cost."
     if not why and any(cell.samples is None for cell in cells):
         why = "nobody knows how many samples its sets have before they are read"
-    if why or not runs:
-        return Cost(model, command, len(cells), why=why or "it was not tried")
+    return why or ("" if runs else "it was not tried")
+
+
+def _cost(model: str, command: str, cells: list[Cell], found: dict) -> Cost:
+    "What cells of one command and model cost, from what few images did."
+    runs = found["runs"].get(command)
+    why = _unmeasured(cells, runs, found["why"].get(command, ""))
+    if why:
+        return Cost(model, command, len(cells), why=why)
     start = found["start"] if "batch_size" in cells[0].parameters else 0.0
     parts = [_stretch(runs, cell.samples, _POWER.get(command, 1)) for cell in cells]
     least, most, disk = map(sum, zip(*parts, strict=True))
@@ -539,7 +653,7 @@ def _cost(model: str, command: str, cells: list[Cell], found: dict) -> Cost:
     seconds, memory = (once + least, once + most), runs[-1]["memory"]
     return Cost(model, command, len(cells), samples, start, seconds, disk, memory, found["device"])
 
-# %% ../nbs/6_running/64_sweeps.ipynb #fddf18f0
+# %% ../nbs/6_running/64_sweeps.ipynb #571741b7
 def _why_not(cell: Cell, commands: Iterable[str]) -> str:  # "" if it can be
     "Why a cell cannot be measured on a few images, beside cells of these commands with the same model."
     _, source = _source(cell.verb)
@@ -549,20 +663,25 @@ def _why_not(cell: Cell, commands: Iterable[str]) -> str:  # "" if it can be
         return "no function does it"
     return "" if not source or source in commands else f"it reads a run of {source}, which this plan does not make"
 
+# %% ../nbs/6_running/64_sweeps.ipynb #99467640
+def _to_try(named: list[Cell], largest: dict[str, Cell], commands: list[str], why: dict[str, str]) -> list[Cell]:
+    "The largest cell of each command that is left, and of those that it reads, in the order of the plan."
+    needed = {*commands, *(_source(verb)[1] for verb in commands)}
+    chosen = [cell for cell in named if cell is largest[cell.verb]]
+    return [cell for cell in chosen if cell.verb in needed and not why[cell.verb]]
+
 
 def _measure_model(model: str, named: list[Cell], going: list[Cell], images: int) -> list[Cost]:
     "Costs of the cells of one model that are to be done; `named` are all that it has in the plan."
     commands = list(dict.fromkeys(cell.verb for cell in going))
     largest = {cell.verb: cell for cell in sorted(reversed(named), key=lambda cell: cell.samples or 0)}
     why = {verb: _why_not(cell, largest) for verb, cell in largest.items()}
-    needed = {*commands, *(_source(verb)[0] and _source(verb)[1] for verb in commands)}
-    asked = [largest[cell.verb] for cell in named if cell is largest[cell.verb]]
-    asked = [cell for cell in asked if cell.verb in needed and not why[cell.verb]]
-    found = _measure_apart(asked, images) if asked else {"runs": {}, "why": {}}
+    tried = _to_try(named, largest, commands, why)
+    found = _measure_apart(tried, images) if tried else {"runs": {}, "why": {}}
     found["why"] |= {verb: text for verb, text in why.items() if text}
     return [_cost(model, verb, [cell for cell in going if cell.verb == verb], found) for verb in commands]
 
-# %% ../nbs/6_running/64_sweeps.ipynb #c43a1bf8
+# %% ../nbs/6_running/64_sweeps.ipynb #43a72ad5
 def measure_costs(
     cells: list[Cell],  # from `plan_sweep`
     images: int = 36,  # given to each command of each model
@@ -573,11 +692,12 @@ def measure_costs(
     if images < 4:
         raise ValueError(f"images is {images}, expected at least 4: half of them are measured first, and then all.")
     going = [cell for cell in cells if cell.state != "done" and (retry or cell.state != "failed")]
-    named = lambda model, some: [cell for cell in some if str(cell.parameters.get("model", "")) == model]  # noqa: E731
-    models, costs = dict.fromkeys(str(cell.parameters.get("model", "")) for cell in going), []
+    model_of = lambda cell: str(cell.parameters.get("model", ""))  # noqa: E731
+    models, costs = dict.fromkeys(map(model_of, going)), []
     with progress_bar(len(models), label="measuring", unit="model", shown=progress) as bar:
         for model in bar.each(models):
-            costs += _measure_model(model, named(model, cells), named(model, going), images)
+            named, left = ([cell for cell in some if model_of(cell) == model] for some in (cells, going))
+            costs += _measure_model(model, named, left, images)
     return costs
 
 # %% ../nbs/6_running/64_sweeps.ipynb #6747865d
@@ -594,17 +714,18 @@ def _cost_row(cost: Cost) -> dict:
         row[name] = "-" if size is None else f"{size * 2**20 / 1e9:.1f}"
     return row
 
-# %% ../nbs/6_running/64_sweeps.ipynb #2c7812ae
+# %% ../nbs/6_running/64_sweeps.ipynb #ce4410da
 def _lost_lines(lost: list[Cost]) -> list[str]:
     "What was not measured: a line for each model and reason."
     commands = {}
     for cost in lost:
         commands.setdefault((cost.model, cost.why), []).append(cost.command)
-    shorter = lambda text: text if len(text) <= 160 else f"{text[:160]}..."  # noqa: E731
-    return [
-        f"Not measured: {', '.join(each)}{f' with {model}' if model else ''}: {shorter(why)}"
-        for (model, why), each in commands.items()
-    ]
+    lines = []
+    for (model, why), each in commands.items():
+        whose = f" with {model}" if model else ""
+        shorter = why if len(why) <= 160 else f"{why[:160]}..."
+        lines.append(f"Not measured: {', '.join(each)}{whose}: {shorter}")
+    return lines
 
 
 def _together(known: list[Cost]) -> str:
@@ -633,10 +754,7 @@ def describe_costs(
     without = f", without the {runs} runs that were not measured" if lost else ""
     return "\n".join([head, table, *_lost_lines(lost), f"{_together(known)}{without}."])
 
-# %% ../nbs/6_running/64_sweeps.ipynb #158095e3
-_DEATHS = 3  # so many workers may die of a cell
-
-
+# %% ../nbs/6_running/64_sweeps.ipynb #3af6c707
 @dataclass(frozen=True)
 class Outcome:
     "What came of a cell."
@@ -647,7 +765,7 @@ class Outcome:
     score: str = ""  # the first of its scores
     error: str = ""  # first line of what went wrong, or why it was skipped
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #50b74d96
 def first_score(
     folder: Path,  # of a run
 ) -> str:  # such as 'accuracy 0.463'; "" if it has none
@@ -661,14 +779,31 @@ def first_score(
         return f"accuracy {float(row['accuracy']):.3f}" if row["accuracy"] else ""
     return next((f"{next(iter(row.values()))} {float(value):.3f}" for value in numbers.values()), "")
 
+# %% ../nbs/6_running/64_sweeps.ipynb #d4b01a39
+def _line(outcome: Outcome, width: int) -> str:
+    "One row of the table of outcomes."
+    seconds = "" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
+    return f"{outcome.name:{width}}  {outcome.status:7}  {seconds:>9}  {outcome.error or outcome.score}".rstrip()
 
+# %% ../nbs/6_running/64_sweeps.ipynb #7aeb3429
+def describe_outcomes(
+    outcomes: list[Outcome],
+) -> str:  # for a terminal
+    "What came of a sweep: each cell, its seconds, its first score or the first line of its error."
+    width = max((len(outcome.name) for outcome in outcomes), default=4)
+    count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed", "skipped")}
+    ended = ", ".join(f"{number} {status}" for status, number in count.items() if number or status == "done")
+    lines = [_line(outcome, width) for outcome in outcomes]
+    return "\n".join([f"{'cell':{width}}  {'status':7}  {'seconds':>9}", *lines, f"{len(outcomes)} cells: {ended}."])
+
+# %% ../nbs/6_running/64_sweeps.ipynb #0dac5351
 def _wait_for(folder: Path, seconds: float = 60.0) -> None:
     "Wait until nobody writes to a folder. `BlockingIOError` if somebody does for longer: another sweep, perhaps."
     if folder.exists():
         with lock_folder(folder, wait=seconds):
             pass
 
-# %% ../nbs/6_running/64_sweeps.ipynb #51ce0882
+
 def _note_failure(cell: Cell, error: str) -> None:
     "Put a failure into the record of a run that could not do so itself, so that the next plan knows of it."
     folder = run_folder(cell.parameters, cell.verb)
@@ -676,6 +811,9 @@ def _note_failure(cell: Cell, error: str) -> None:
         record = RunRecord.load(folder)
         record.status, record.error = "failed", error
         record.save(folder)
+
+# %% ../nbs/6_running/64_sweeps.ipynb #4e3f917d
+_DEATHS = 3  # so many workers may die of a cell
 
 
 @contextmanager
@@ -692,7 +830,35 @@ def _attempt(cell: Cell, sweep_name: str):
     finally:
         place.unlink(missing_ok=True)
 
-# %% ../nbs/6_running/64_sweeps.ipynb #518e7baa
+# %% ../nbs/6_running/64_sweeps.ipynb #f0e74cc7
+def _skipped(cell: Cell, before: list[Outcome]) -> Outcome | None:
+    "What came of a cell that lacks what it needs; None if it lacks nothing."
+    lacking = [outcome for outcome in before if outcome.status != "done"]
+    if not lacking:
+        return None
+    why = f"needs {lacking[0].name}, which {'failed' if lacking[0].status == 'failed' else 'was skipped'}"
+    return Outcome(cell.name, "skipped", None, "", why)
+
+
+def _execute_once(cell: Cell, sweep_name: str) -> None:
+    "Run a cell's notebook, unless somebody did so meanwhile."
+    _wait_for(run_folder(cell.parameters, cell.verb))
+    state, _ = folder_state(cell.verb, cell.parameters)
+    if state == "done":
+        return
+    ours = {"overwrite": False} if state != "new" and "overwrite" in cell.parameters else {}
+    with _attempt(cell, sweep_name):
+        _execute(cell.verb, cell.parameters | ours)
+
+# %% ../nbs/6_running/64_sweeps.ipynb #fa389fa7
+def _elsewhere(host: str, place: Path) -> str:
+    "What is said of a worker that writes to another folder."
+    return (
+        f"The worker on {host} writes to {place}, which is not the results folder {results_dir()} of this process. "
+        "Mount the same folder there, set VLM_COUNTING_RESULTS to it for the workers, and start them again."
+    )
+
+
 def _run_cell(
     cell: Cell,
     before: list[Outcome],  # of the cells that it needs
@@ -700,36 +866,29 @@ def _run_cell(
     meeting: str = "",  # file in the results folder that a worker elsewhere has to see; "": this machine
 ) -> Outcome:
     "Run one cell, and never raise what the run raises."
-    folder, clock = run_folder(cell.parameters, cell.verb), time.monotonic()
-    if lacking := [outcome for outcome in before if outcome.status != "done"]:
-        why = f"needs {lacking[0].name}, which {'failed' if lacking[0].status == 'failed' else 'was skipped'}"
-        return Outcome(cell.name, "skipped", None, "", why)
+    if skipped := _skipped(cell, before):
+        return skipped
     if meeting and not (results_dir() / meeting).exists():
         return Outcome(cell.name, "failed", 0.0, "", f"FileNotFoundError: {_elsewhere(platform.node(), results_dir())}")
-    error = ""
+    clock, error = time.monotonic(), ""
     try:
-        _wait_for(folder)
-        state, _ = folder_state(cell.verb, cell.parameters)
-        if state != "done":
-            ours = {"overwrite": False} if state != "new" and "overwrite" in cell.parameters else {}
-            with _attempt(cell, sweep_name):
-                _execute(cell.verb, cell.parameters | ours)
-    except Exception as raised:  # papermill's own error wraps the notebook's
-        name, text = getattr(raised, "ename", type(raised).__name__), str(getattr(raised, "evalue", raised))
-        error = f"{name}: {(text.splitlines() or [''])[0][:500]}"
+        _execute_once(cell, sweep_name)
+    except Exception as raised:
+        error = _in_a_line(raised)
         with suppress(ValueError, OSError):  # a damaged record stays as it is
             _note_failure(cell, error)
     seconds = time.monotonic() - clock
-    return Outcome(cell.name, "failed" if error else "done", seconds, "" if error else first_score(folder), error)
+    score = "" if error else first_score(run_folder(cell.parameters, cell.verb))
+    return Outcome(cell.name, "failed" if error else "done", seconds, score, error)
 
-# %% ../nbs/6_running/64_sweeps.ipynb #1a03afd3
+# %% ../nbs/6_running/64_sweeps.ipynb #fbdbaa06
 def _count_workers(
     workers: int | str,  # 'auto': one for each GPU, else one for each processor, as far as memory reaches
     gpus: list[str],  # from `visible_gpus`
 ) -> int:
     "How many processes to start. `ValueError` for more than there are GPUs, or for no number."
     if workers == "auto":
-        return len(gpus) or count_fitting(3 * 2**29)  # a run on a twin takes about 1 GiB
+        return len(gpus) or count_fitting(3 * 2**29)  # a run of a tiny model takes about 1 GiB
     check_value(Workers, "workers", workers)
     if gpus and workers > len(gpus):
         raise ValueError(
@@ -738,14 +897,7 @@ def _count_workers(
         )
     return workers
 
-# %% ../nbs/6_running/64_sweeps.ipynb #afa6c863
-def _elsewhere(host: str, place: Path) -> str:
-    return (
-        f"The worker on {host} writes to {place}, which is not the results folder {results_dir()} of this process. "
-        "Mount the same folder there, set VLM_COUNTING_RESULTS to it for the workers, and start them again."
-    )
-
-
+# %% ../nbs/6_running/64_sweeps.ipynb #22073dff
 def _look_around(meeting: str, dask_worker=None) -> dict:  # Dask gives the worker to an argument of this name
     "What a worker sees. It leaves a file at the meeting place, if it finds that."
     if (results_dir() / meeting).exists():
@@ -804,17 +956,28 @@ def _cluster(workers: int | str, scheduler: str | None, cells: list[Cell]):
         meeting, offered = stack.enter_context(_meeting_place(client)) if scheduler else ("", bool(gpus))
         yield client, meeting, {"GPU": 1} if offered else None
 
-# %% ../nbs/6_running/64_sweeps.ipynb #c1f5c94d
+# %% ../nbs/6_running/64_sweeps.ipynb #8fffcfe7
 def _outcome(name: str, future) -> Outcome:
     "What came of a cell, also where Dask gave it up."
     if future.status == "finished":
         return future.result()
-    raised = (
-        future.exception()
-        if future.status == "error"
-        else ConnectionError("the scheduler went away; start it again, and then this sweep")
+    gone = ConnectionError("the scheduler went away; start it again, and then this sweep")
+    raised = future.exception() if future.status == "error" else gone
+    return Outcome(name, "failed", None, "", _in_a_line(raised))
+
+# %% ../nbs/6_running/64_sweeps.ipynb #fbbb05ac
+def _submit(client, cell: Cell, before: list, sweep_name: str, meeting: str, resources: dict | None):
+    "A cell as a future; `before` are futures or outcomes of those that it needs."
+    return client.submit(
+        _run_cell,
+        cell,
+        before,
+        sweep_name,
+        meeting,
+        key=f"{cell.name} {sweep_name}",
+        resources=resources if "batch_size" in cell.parameters else None,  # others ask a model nothing
+        pure=False,
     )
-    return Outcome(name, "failed", None, "", f"{type(raised).__name__}: {str(raised).splitlines()[0]}")
 
 
 def _run_cells(cells: list[Cell], known: dict[str, Outcome], engine: tuple | None, sweep_name: str):
@@ -830,21 +993,21 @@ def _run_cells(cells: list[Cell], known: dict[str, Outcome], engine: tuple | Non
     futures = {}
     for cell in cells:
         before = [futures.get(name) or known[name] for name in cell.needs]
-        futures[cell.name] = client.submit(
-            _run_cell,
-            cell,
-            before,
-            sweep_name,
-            meeting,
-            key=f"{cell.name} {sweep_name}",
-            resources=resources if "batch_size" in cell.parameters else None,  # others ask a model nothing
-            pure=False,
-        )
+        futures[cell.name] = _submit(client, cell, before, sweep_name, meeting, resources)
     names = {future.key: name for name, future in futures.items()}
     for future in as_completed(list(futures.values())):
         yield _outcome(names[future.key], future)
 
-# %% ../nbs/6_running/64_sweeps.ipynb #c67bf4b9
+# %% ../nbs/6_running/64_sweeps.ipynb #7bf88359
+def _settled(cell: Cell, retry: bool) -> Outcome | None:
+    "What is known of a cell without running it; None if it has to run."
+    if cell.state == "done":
+        return Outcome(cell.name, "done", None, first_score(results_dir() / cell.name))
+    if cell.state == "failed" and not retry:
+        return Outcome(cell.name, "failed", None, "", cell.error)
+    return None
+
+
 def sweep(
     cells: list[Cell],  # from `plan_sweep`
     workers: int | str = 1,  # processes on this machine; 'auto': as many as GPUs, or as processors and memory
@@ -853,34 +1016,13 @@ def sweep(
     tell=print,  # function: line of text; called when a cell is through
 ) -> list[Outcome]:  # one a cell, in the order of the cells
     "Run what is not done. `ValueError`, `OSError` if there is no such engine; a cell that fails is an `Outcome`."
-    known, sweep_name, through = {}, uuid.uuid4().hex[:12], 0
-    for cell in cells:
-        if cell.state == "done":
-            known[cell.name] = Outcome(cell.name, "done", None, first_score(results_dir() / cell.name))
-        elif cell.state == "failed" and not retry:
-            known[cell.name] = Outcome(cell.name, "failed", None, "", cell.error)
+    known = {cell.name: settled for cell in cells if (settled := _settled(cell, retry))}
     left = [cell for cell in cells if cell.name not in known]
-    width = max((len(cell.name) for cell in left), default=0)
+    width, through, sweep_name = max((len(cell.name) for cell in left), default=0), 0, uuid.uuid4().hex[:12]
+    waves = [cell for cell in left if not _is_last(cell.verb)], [cell for cell in left if _is_last(cell.verb)]
     with _cluster(workers, scheduler, left) if left else nullcontext() as engine:
-        for wave in ([c for c in left if not _is_last(c.verb)], [c for c in left if _is_last(c.verb)]):
+        for wave in waves:
             for outcome in _run_cells(wave, known, engine, sweep_name):
                 known[outcome.name], through = outcome, through + 1
                 tell(f"[{through}/{len(left)}] {_line(outcome, width)}")
     return [known[cell.name] for cell in cells]
-
-# %% ../nbs/6_running/64_sweeps.ipynb #8c7bec50
-def _line(outcome: Outcome, width: int) -> str:
-    "One row of the table of outcomes."
-    seconds = "" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
-    return f"{outcome.name:{width}}  {outcome.status:7}  {seconds:>9}  {outcome.error or outcome.score}".rstrip()
-
-
-def describe_outcomes(
-    outcomes: list[Outcome],
-) -> str:  # for a terminal
-    "What came of a sweep: each cell, its seconds, its first score or the first line of its error."
-    width = max((len(outcome.name) for outcome in outcomes), default=4)
-    count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed", "skipped")}
-    ended = ", ".join(f"{number} {status}" for status, number in count.items() if number or status == "done")
-    lines = [_line(outcome, width) for outcome in outcomes]
-    return "\n".join([f"{'cell':{width}}  {'status':7}  {'seconds':>9}", *lines, f"{len(outcomes)} cells: {ended}."])
