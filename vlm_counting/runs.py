@@ -63,15 +63,12 @@ __getattr__ = moved(
 )
 
 # %% ../nbs/6_running/62_runs.ipynb #25a43dcf
-RUNS = Registry(
-    "command",
-    "A command is a notebook in nbs/ without a number."
-    if project_root()
-    else "The notebooks are part of the repository: clone it and install it with `pip install -e .`.",
-)
-for _path in sorted((project_root() / "nbs").glob("[a-z]*.ipynb")) if project_root() else ():
-    if _path.stem != "index":
-        RUNS.add(_path.stem, _path)
+_HOW_TO_ADD = "A command is a notebook in nbs/ without a number."
+_HOW_TO_GET = "The notebooks are part of the repository: clone it and install it with `pip install -e .`."
+RUNS = Registry("command", _HOW_TO_ADD if project_root() else _HOW_TO_GET)
+for _notebook in sorted((project_root() / "nbs").glob("[a-z]*.ipynb")) if project_root() else ():
+    if _notebook.stem != "index":
+        RUNS.add(_notebook.stem, _notebook)
 
 # %% ../nbs/6_running/62_runs.ipynb #96c14e7d
 TOOLS = Registry("command")  # commands that are no notebooks: functions whose signatures declare their parameters
@@ -79,6 +76,7 @@ TOOLS = Registry("command")  # commands that are no notebooks: functions whose s
 
 @lru_cache
 def _read_cells(path: Path, changed: int) -> list[dict]:
+    "`changed` is the file's time: another one is another file."
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
@@ -104,20 +102,14 @@ class Parameter:
 
     def __or__(self, other: Any) -> "Parameter":
         "Either of two; None, or one of Python's own types, may be one of them."
-        if other is None:
-            return replace(self, expected=f"{self.expected}, or None", also=(*self.also, None))
-        other, either = _as_type(other), (self, _as_type(other))
-        kinds = tuple(kind for one in either for kind in (one.kind if isinstance(one.kind, tuple) else (one.kind,)))
-        right = lambda value: any(_passes(one, value) for one in either)  # noqa: E731
-        words = f"{self.expected}, or {other.expected}"
-        return replace(self, expected=words, kind=kinds, right=right, also=self.also + other.also, closed=False)
+        return _either(self, other)
 
     __ror__ = __or__
 
     def __repr__(self) -> str:
         return f"Parameter: {self.expected}"
 
-# %% ../nbs/6_running/62_runs.ipynb #78c3b95b
+# %% ../nbs/6_running/62_runs.ipynb #9bbade5a
 def _as_type(found: Any) -> Parameter:
     "A type of ours, or one of Python's own as one of ours."
     if isinstance(found, Parameter):
@@ -125,20 +117,39 @@ def _as_type(found: Any) -> Parameter:
     words = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
     return Parameter(words.get(found, getattr(found, "__name__", str(found))), found)
 
-# %% ../nbs/6_running/62_runs.ipynb #075f5243
-def _problem(one: Parameter, name: str, value: Any) -> str:
-    "What is wrong with a value, in words; '' if nothing is. Raises what a room says of a name that it does not know."
-    kinds = one.kind if isinstance(one.kind, tuple) else (one.kind,)
+
+def _kinds(one: Parameter) -> tuple:
+    "The Python types that a value may have."
+    return one.kind if isinstance(one.kind, tuple) else (one.kind,)
+
+
+def _of_kind(one: Parameter, value: Any) -> bool:
+    "Is a value of a right Python type?"
+    kinds = _kinds(one)
+    if isinstance(value, bool):
+        return bool({bool, object} & set(kinds))
     number = float in kinds and isinstance(value, int | float) and abs(value) <= sys.float_info.max
-    right = number or isinstance(value, tuple(kind for kind in kinds if kind is not float))
-    if isinstance(value, bool) and not {bool, object} & set(kinds) or not right:
-        return f"{name} is {value!r}, expected {one.expected}."
+    return number or isinstance(value, tuple(kind for kind in kinds if kind is not float))
+
+# %% ../nbs/6_running/62_runs.ipynb #76036e56
+def _problem(one: Parameter, name: str, value: Any) -> str:
+    "What is wrong with a value, in words; '' if nothing is. Raises what a module says of a name it does not know."
+    wrong = f"{name} is {value!r}, expected {one.expected}."
+    if not _of_kind(one, value):
+        return wrong
     for part in [part.strip() for part in str(value).split(",")] if one.commas else [value]:
         if one.closed and part not in one.options():
             raise UnknownName(unknown(name, part, one.options()))
-    return f"{name} is {value!r}, expected {one.expected}." if one.right(value) is False else ""
+    return wrong if one.right(value) is False else ""
 
+# %% ../nbs/6_running/62_runs.ipynb #d5a58d83
+def _about(error: Exception, name: str) -> Exception:
+    "The same error, as one of the three kinds that are promised, about this parameter."
+    kind = next((kind for kind in (UnknownName, FileNotFoundError) if isinstance(error, kind)), ValueError)
+    text = str(error)
+    return kind(text if re.match(rf"(No )?{name}\b", text) else f"{name}: {text}")
 
+# %% ../nbs/6_running/62_runs.ipynb #83a6dd9c
 def check_value(
     one: Parameter,  # the type
     name: str,  # of the parameter, for the message
@@ -149,22 +160,33 @@ def check_value(
         return value
     try:
         problem = _problem(one, name, value)
-    except (UnknownName, ValueError, RuntimeError, OSError) as error:  # what a room says of a name
-        kind = next((kind for kind in (UnknownName, FileNotFoundError) if isinstance(error, kind)), ValueError)
-        raise kind(str(error) if re.match(rf"(No )?{name}\b", str(error)) else f"{name}: {error}") from None
+    except (UnknownName, ValueError, RuntimeError, OSError) as error:
+        raise _about(error, name) from None
     if problem:
         raise ValueError(problem)
     return float(value) if one.kind is float else value
 
-
+# %% ../nbs/6_running/62_runs.ipynb #b81086e0
 def _passes(one: Parameter, value: Any) -> bool:
+    "Would a type take this value?"
     try:
         check_value(one, "value", value)
     except (UnknownName, ValueError, OSError):
         return False
     return True
 
-# %% ../nbs/6_running/62_runs.ipynb #7c95903c
+
+def _either(one: Parameter, other: Any) -> Parameter:
+    "A type that takes what one of two takes."
+    if other is None:
+        return replace(one, expected=f"{one.expected}, or None", also=(*one.also, None))
+    other = _as_type(other)
+    words, also = f"{one.expected}, or {other.expected}", one.also + other.also
+    right = lambda value: any(_passes(each, value) for each in (one, other))  # noqa: E731
+    kinds = _kinds(one) + _kinds(other)
+    return replace(one, expected=words, kind=kinds, right=right, also=also, closed=False)
+
+# %% ../nbs/6_running/62_runs.ipynb #24bb2637
 TYPES = Registry("type of a parameter", "Add one with TYPES.add(name, Parameter(...)).")
 
 
@@ -178,8 +200,9 @@ def _choice(options: Callable[[], Iterable[str]], expected: str = "one of a few 
     "One of some names, or with `commas` several of them."
     return Parameter(expected, options=options, closed=True, **more)
 
-
+# %% ../nbs/6_running/62_runs.ipynb #ad63aa52
 def _numbers(text: Any) -> bool:
+    "Whole numbers with commas between them, or nothing?"
     return all(part.strip().isdecimal() for part in str(text).split(",") if part) or text == ""
 
 
@@ -195,11 +218,11 @@ def _path(what: str, expected: str, **more: Any) -> Parameter:
 
 
 def _device(text: str) -> None:
+    "`UnknownName` for what no device is called: whether it is there, loading says."
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d\d?)?", text):
         raise UnknownName(unknown("device", text, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
 
 # %% ../nbs/6_running/62_runs.ipynb #603acbc2
-# what is asked, and of whom
 Model = TYPES.add("Model", Parameter(
     "a name in MODELS, 'hf:org/name', or a checkpoint folder", right=find_entry, options=lambda: MODELS, folder=True
 ))  # fmt: skip
@@ -221,7 +244,6 @@ Text = TYPES.add("Text", Parameter("text", commas=True))
 Parser = TYPES.add("Parser", _choice(lambda: PARSERS))
 
 # %% ../nbs/6_running/62_runs.ipynb #39380e02
-# how many, how long, how exactly
 Count = TYPES.add("Count", _whole(1))
 Limit = TYPES.add("Limit", _whole(1, None, meaning=", or None for all"))
 TrainingLimit = TYPES.add("TrainingLimit", _whole(3, None, meaning=" (to train, choose and test), or None for all"))
@@ -239,7 +261,7 @@ Precision = TYPES.add("Precision", _choice(lambda: DTYPES))
 Attention = TYPES.add("Attention", _choice(lambda: ATTENTION))
 Switch = TYPES.add("Switch", Parameter("True or False", bool))
 
-# what is read, and how
+# %% ../nbs/6_running/62_runs.ipynb #9417de82
 Layers = TYPES.add("Layers", Parameter("'all', or numbers such as '0,7,14'", (str, int), parse_layers, commas=True))
 Poolings = TYPES.add("Poolings", Parameter("'all', or names in POOLINGS", right=parse_poolings, commas=True))
 Probes = TYPES.add("Probes", _choice(lambda: later("probing").PROBES, commas=True))
@@ -248,7 +270,6 @@ HeadPart = TYPES.add("HeadPart", _choice(lambda: later("training").PARTS))
 States = TYPES.add("States", Parameter("the name of a run of `vlm-counting extract`", made_by="extract"))
 
 # %% ../nbs/6_running/62_runs.ipynb #d616c59e
-# where a run goes, and who works; of these, none is part of what identifies it
 RunName = TYPES.add("RunName", Parameter("the name of the run, as text", right=lambda text: text != "", identity=False))
 Shard = TYPES.add("Shard", Parameter(
     "'i/n', or None", right=lambda text: shard_samples([], text), also=(None,), folder=True, identity=False
@@ -263,7 +284,7 @@ Address = TYPES.add("Address", Parameter(
     right=lambda text: re.fullmatch(r"(tcp|tls|ucx|wss?)://\S+:\d+", text) is not None,
 ))  # fmt: skip
 
-# of studies, reports and building
+# %% ../nbs/6_running/62_runs.ipynb #b0791a95
 Scale = TYPES.add("Scale", _choice(lambda: later("sweeps").PAPER_SIZES))
 Budget = TYPES.add("Budget", _choice(lambda: ("smoke", "full")))
 Shown = TYPES.add("Shown", _choice(lambda: ("all", "some")))
@@ -278,6 +299,22 @@ Categories = TYPES.add("Categories", Parameter(
     lambda chosen: later("photographs").check_choice(1, None, chosen, 0), commas=True,
 ))  # fmt: skip
 Hosts = TYPES.add("Hosts", Parameter("a list of names of hosts", list))
+
+# %% ../nbs/6_running/62_runs.ipynb #7017215d
+def read_word(
+    one: Parameter,  # the type of the parameter
+    text: str,  # as typed
+) -> Any:
+    "A word of the command line as a value: whole numbers, decimals, True, False, None (also 'all'), else text."
+    kinds = _kinds(one)
+    if None in one.also and (text == "None" or (text == "all" and str not in kinds)):
+        return None
+    if str in kinds:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
 
 # %% ../nbs/6_running/62_runs.ipynb #4cbd64aa
 def _type_like(default: Any) -> Parameter:
@@ -299,7 +336,7 @@ def _annotated(node: ast.expr) -> Parameter | None:  # None stands for itself
     own = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "object": object}
     return _as_type(own[node.id]) if node.id in own else TYPES[node.id]
 
-# %% ../nbs/6_running/62_runs.ipynb #37fc27cd
+# %% ../nbs/6_running/62_runs.ipynb #f292a378
 @dataclass(frozen=True)
 class Declared:
     "A parameter as its command declares it."
@@ -308,23 +345,29 @@ class Declared:
     default: Any  # `...`: it has none
     meaning: str  # the comment beside it
 
+# %% ../nbs/6_running/62_runs.ipynb #084fad92
+def _stated(source: str) -> list[tuple]:  # (name, annotation or None, default or None, node with the last line)
+    "What a cell of assignments states, or a function's signature; nothing is run."
+    body = ast.parse(source).body
+    if isinstance(body[0], ast.FunctionDef):
+        arguments, given = body[0].args.args, body[0].args.defaults
+        defaults = [None] * (len(arguments) - len(given)) + given
+        return [(one.arg, one.annotation, default, one) for one, default in zip(arguments, defaults, strict=True)]
+    targets = [node.target if isinstance(node, ast.AnnAssign) else node.targets[0] for node in body]
+    return [
+        (to.id, getattr(node, "annotation", None), node.value, node) for to, node in zip(targets, body, strict=True)
+    ]
+
 
 @lru_cache
 def _declared_in(source: str) -> dict[str, Declared]:
     "The parameters of a cell of assignments, or of a function's signature; nothing is run."
-    body, lines = ast.parse(source).body, source.splitlines()
-    if isinstance(body[0], ast.FunctionDef):
-        arguments = body[0].args.args
-        defaults = [None] * (len(arguments) - len(body[0].args.defaults)) + body[0].args.defaults
-        stated = [(one.arg, one.annotation, default, one) for one, default in zip(arguments, defaults, strict=True)]
-    else:
-        targets = [node.target if isinstance(node, ast.AnnAssign) else node.targets[0] for node in body]
-        stated = [(to.id, getattr(n, "annotation", None), n.value, n) for to, n in zip(targets, body, strict=True)]
-    found = {}
-    for name, annotation, value, node in stated:
+    lines, found = source.splitlines(), {}
+    for name, annotation, value, node in _stated(source):
         default = ... if value is None else ast.literal_eval(value)
         kind = _type_like(default) if annotation is None else _annotated(annotation)
-        found[name] = Declared(kind, default, lines[node.end_lineno - 1].partition("  # ")[2])
+        comment = lines[node.end_lineno - 1].partition("  # ")[2]
+        found[name] = Declared(kind, default, comment)
     return found
 
 # %% ../nbs/6_running/62_runs.ipynb #004bd31a
@@ -342,7 +385,7 @@ def declared_parameters(
     "The parameters of a command, read from the cell tagged `parameters`, without running anything."
     return {name: (one.default, one.meaning) for name, one in _declared(command).items()}
 
-# %% ../nbs/6_running/62_runs.ipynb #38e969ad
+# %% ../nbs/6_running/62_runs.ipynb #31c8578f
 def _plain(command: str, name: str, value: object) -> object:
     "A value that a notebook can be given: paths as text, numpy's numbers as Python's. `ValueError` for anything else."
     if isinstance(value, Path):
@@ -355,7 +398,7 @@ def _plain(command: str, name: str, value: object) -> object:
         )
     return value
 
-
+# %% ../nbs/6_running/62_runs.ipynb #0f3dc5c0
 def check_parameters(
     command: str,  # a name in `RUNS`
     given: dict,  # name -> value
@@ -392,7 +435,7 @@ def run_folder(
     folder = results_dir().joinpath(*parts)
     return shard_path(folder / "run.json", parameters["shard"]).parent if parameters.get("shard") else folder
 
-# %% ../nbs/6_running/62_runs.ipynb #99b70a11
+# %% ../nbs/6_running/62_runs.ipynb #3f8c88a3
 def _record(verb: str, parameters: dict) -> RunRecord:
     "What is known of a run from its parameters alone. The seed has a field of its own."
     declared = _declared(verb)
@@ -405,7 +448,7 @@ def _as_known(record: RunRecord, earlier: RunRecord) -> RunRecord:
     unread = ("model", "weights", "processor", "dataset", "fingerprint", "code")  # compared when the folder is claimed
     return replace(record, **{name: getattr(earlier, name) for name in unread})
 
-
+# %% ../nbs/6_running/62_runs.ipynb #71f3a764
 def _load_record(folder: Path, record: RunRecord) -> RunRecord:
     "The record in a folder. An earlier version may not have known a parameter: then it did what its default says."
     earlier, declared = RunRecord.load(folder), _declared(record.verb)
@@ -416,7 +459,7 @@ def _load_record(folder: Path, record: RunRecord) -> RunRecord:
     known = {name: declared[name].default for name in record.parameters} | earlier.parameters
     return replace(earlier, parameters=known)
 
-
+# %% ../nbs/6_running/62_runs.ipynb #493bf7d0
 def check_folder(
     verb: str,  # a name in `RUNS`
     parameters: dict,  # from `check_parameters`
@@ -439,17 +482,17 @@ def _bring_up_to_date(verb: str, parameters: dict) -> None:
                 with lock_folder(place):
                     earlier.save(place)
 
-# %% ../nbs/6_running/62_runs.ipynb #0c50c0db
+# %% ../nbs/6_running/62_runs.ipynb #09f12768
 def _given(command: str, names: dict) -> dict:
     "Parameters as they are; of a notebook's names, the plain values that were there when it first asked."
-    told = {name: value for name, value in names.items() if not name.startswith("_") and name not in ("In", "Out")}
     if "__name__" not in names:
         return names
+    told = {name: value for name, value in names.items() if not name.startswith("_") and name not in ("In", "Out")}
     kinds, declared = str | int | float | list | dict | Path | None, _declared(command)
     plain = [name for name, value in told.items() if isinstance(value, kinds) or name in declared]
     return {name: names[name] for name in names.setdefault("_given_first", plain) if name in names}
 
-
+# %% ../nbs/6_running/62_runs.ipynb #f44ef637
 def perform(
     command: str,  # a name in `RUNS`
     names: dict,  # parameters; or a notebook's `globals()`, where they stand among others
@@ -463,7 +506,7 @@ def perform(
     whole = run_folder(parameters | {"shard": None}, command)  # the function finds the place of a part itself
     return work(SimpleNamespace(**parameters), whole, known)
 
-
+# %% ../nbs/6_running/62_runs.ipynb #10193a75
 def run(
     command: str,  # a name in `RUNS`
     **parameters,  # of that command; what is left out keeps the notebook's default
@@ -476,8 +519,9 @@ def run(
         result.figures()  # are kept in the folder
     return run_folder(check_parameters(command, parameters), command)
 
-# %% ../nbs/6_running/62_runs.ipynb #80105c6c
+# %% ../nbs/6_running/62_runs.ipynb #1254538d
 _SCHEME = "vlm-counting://"
+_WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, drawn by a script from the network
 
 
 def _html(notebook: str) -> str:
@@ -486,28 +530,39 @@ def _html(notebook: str) -> str:
     from nbconvert import HTMLExporter
 
     node = nbformat.reads(notebook, as_version=4)
-    widget = (
-        "application/vnd.jupyter.widget-view+json"  # a progress bar; it would be drawn by a script from the network
-    )
     for cell in node.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if widget not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
     exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input=True)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.log.setLevel("ERROR")  # it misses alternative texts, which matplotlib does not give
     return re.sub(r'<script\s+src="">\s*</script>', "", exporter.from_notebook_node(node)[0])
 
-# %% ../nbs/6_running/62_runs.ipynb #a5d1ce6e
+# %% ../nbs/6_running/62_runs.ipynb #c78baced
+def _unstarted(cells: list[dict]) -> bool:
+    "Was some cell never started? That is all that papermill says of Ctrl-C."
+    about = [cell["metadata"].get("papermill", {}) for cell in cells]
+    return any(each.get("start_time", "") is None for each in about)
+
+
 def _was_stopped(notebook: str) -> bool:
     "Did somebody press Ctrl-C? papermill then says that all went well; but cells were never started, or interrupted."
     cells = json.loads(notebook)["cells"]
     if HEARD or isinstance(sys.exc_info()[1], KeyboardInterrupt):  # on its way up
         return True
     errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
-    about = [cell["metadata"].get("papermill", {}) for cell in cells]
-    return bool(errors) or any(each.get("start_time", "") is None for each in about)
+    return bool(errors) or _unstarted(cells)
 
-# %% ../nbs/6_running/62_runs.ipynb #54862840
+# %% ../nbs/6_running/62_runs.ipynb #d3142deb
+def _keep_notebook(folder: Path, notebook: str) -> None:
+    "A finished notebook and its page in the run's folder. papermill writes it twice; the second time nothing is done."
+    (folder / "notebook-failed.ipynb").unlink(missing_ok=True)
+    kept = folder / "notebook.ipynb"
+    if not kept.exists() or kept.read_text(encoding="utf-8") != notebook:
+        write_atomic(kept, notebook)
+        write_atomic(folder / "report.html", _html(notebook))
+
+# %% ../nbs/6_running/62_runs.ipynb #cbd98e7e
 class RunNotebooks:
     "Writes papermill's output for the address `vlm-counting://VERB.ipynb` into the run's own folder."
 
@@ -522,58 +577,51 @@ class RunNotebooks:
 
     def write(self, buf: str, path: str) -> None:
         verb, meta = Path(path.removeprefix(_SCHEME)).stem, json.loads(buf)["metadata"]["papermill"]
-        parameters = check_parameters(verb, meta["parameters"])
-        folder = run_folder(parameters, verb)
-        partial = folder / f".notebook.{os.getpid()}.ipynb"
+        folder = run_folder(check_parameters(verb, meta["parameters"]), verb)
         if not meta.get("end_time"):
-            write_atomic(partial, buf)
+            write_atomic(folder / f".notebook.{os.getpid()}.ipynb", buf)
             return
         for left in folder.glob(".notebook.*.ipynb"):  # ours, and those of runs that were killed
             left.unlink(missing_ok=True)
         if meta.get("exception"):
             write_atomic(folder / "notebook-failed.ipynb", buf)
-            return
-        if _was_stopped(buf):
-            return
-        (folder / "notebook-failed.ipynb").unlink(missing_ok=True)
-        if not (folder / "notebook.ipynb").exists() or (folder / "notebook.ipynb").read_text(encoding="utf-8") != buf:
-            write_atomic(folder / "notebook.ipynb", buf)  # papermill writes the finished notebook twice
-            write_atomic(folder / "report.html", _html(buf))
+        elif not _was_stopped(buf):
+            _keep_notebook(folder, buf)
 
-# %% ../nbs/6_running/62_runs.ipynb #694d8e64
+# %% ../nbs/6_running/62_runs.ipynb #d07cdb61
 _TWO_VALUES = {"-p", "--parameters", "-r", "--parameters_raw"}
-_NO_VALUE = {
-    "--inject-input-path",
-    "--inject-output-path",
-    "--inject-paths",
-    "--request-save-on-cell-execute",
-    "--progress-bar",
-}
-_NO_VALUE |= {"--prepare-execute", "--log-output", "--report-mode"}
+_NO_VALUE = {"--inject-input-path", "--inject-output-path", "--inject-paths", "--request-save-on-cell-execute"}
+_NO_VALUE |= {"--progress-bar", "--prepare-execute", "--log-output", "--report-mode"}
 _UNTOUCHED = {"--help-notebook", "-h", "--help", "--version", "--prepare-only"}
 
-# %% ../nbs/6_running/62_runs.ipynb #ba518246
-def _with_output(
-    arguments: list[str],  # of papermill, without the program's name
-) -> list[str]:
-    "papermill's arguments, with our address as the output if they name one of our commands and no output."
-    positional, index = [], 0
+
+def _files_named(arguments: list[str]) -> list[str]:
+    "papermill's arguments that are no options, and no values of one. None where it is only asked for help."
+    found, index = [], 0
     while index < len(arguments):
         word = arguments[index]
         if word in _UNTOUCHED:
-            return arguments
+            return []
         if word == "-" or not word.startswith("-"):
-            positional.append(index)
+            found.append(word)
         elif word in _TWO_VALUES:
             index += 2
         elif not (word in _NO_VALUE or word.startswith("--no-") or "=" in word):
             index += 1
         index += 1
+    return found
+
+# %% ../nbs/6_running/62_runs.ipynb #7b75d8e7
+def _with_output(
+    arguments: list[str],  # of papermill, without the program's name
+) -> list[str]:
+    "papermill's arguments, with our address as the output if they name one of our commands and no output."
+    files = _files_named(arguments)
     verbs = {path.resolve(): verb for verb, path in RUNS.items()}
-    verb = verbs.get(Path(arguments[positional[0]]).resolve()) if len(positional) == 1 else None
+    verb = verbs.get(Path(files[0]).resolve()) if len(files) == 1 else None
     return [*arguments, f"{_SCHEME}{verb}.ipynb"] if verb else arguments
 
-
+# %% ../nbs/6_running/62_runs.ipynb #714f2316
 def _register() -> RunNotebooks:
     "What papermill loads when it starts (entry point `papermill.io`)."
     program = Path(sys.argv[0]).stem if sys.argv else ""
@@ -584,42 +632,7 @@ def _register() -> RunNotebooks:
 # %% ../nbs/6_running/62_runs.ipynb #e7f5c8ca
 PAPERMILL_IO = _register()  # the name that setup.py gives to papermill
 
-# %% ../nbs/6_running/62_runs.ipynb #8c625def
-def execute(
-    command: str,  # a name in `RUNS`
-    **parameters,  # of that command; what is left out keeps the notebook's default
-) -> Path:  # the run's folder
-    "Run a command's notebook in a kernel. Errors of `check_parameters`, or papermill's when a cell failed."
-    parameters = check_parameters(command, parameters)
-    with _shown_progress(command) as (channel, told):
-        _execute(command, parameters, channel, told)
-    return run_folder(parameters, command)
-
-
-def _execute(command: str, parameters: dict, channel: Path | None = None, told=None) -> None:
-    "Run a notebook with checked parameters; what it prints goes to `told`, a file, too, line by line."
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # as papermill's own command does
-    import papermill
-    from traitlets.config import Config
-
-    source, target = str(RUNS[command]), f"{_SCHEME}{command}.ipynb"
-    with tempfile.TemporaryDirectory(prefix="kernel-") as place, open(Path(place) / "log", "wb+") as log:
-        kernel = {"kernel_manager_class": _kernel_manager(channel, log)}
-        if os.name == "posix" and len(place) < 70:  # sockets in this folder, not an open TCP port; a path has its limit
-            kernel["config"] = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/ipc"}})
-        try:
-            done = papermill.execute_notebook(
-                source, target, parameters, progress_bar=False, stdout_file=told, **kernel
-            )
-        except RuntimeError as error:  # the kernel died
-            log.seek(0)
-            words = log.read().decode(errors="replace").strip().splitlines()
-            why = "Was there too little memory? The same command goes on from where it was."
-            raise RuntimeError(". ".join([str(error), *words[-1:], why])) from error
-    if any(cell["metadata"]["papermill"].get("start_time", "") is None for cell in done.cells):
-        raise KeyboardInterrupt  # heard by papermill, which then says that all went well
-
-# %% ../nbs/6_running/62_runs.ipynb #25d85f80
+# %% ../nbs/6_running/62_runs.ipynb #848ed138
 def _kernel_manager(channel: Path | None, log) -> type:
     "Who starts and ends the kernel: this very interpreter; it tells `channel` its progress, `log` its trouble."
     from ipykernel.kernelspec import get_kernel_dict
@@ -635,6 +648,33 @@ def _kernel_manager(channel: Path | None, log) -> type:
             await super().start_kernel(env=os.environ | environment, stdout=log, stderr=log, **options)
 
     return Ours
+
+
+def _last_words(error: RuntimeError, log) -> RuntimeError:
+    "An error of a kernel that died, with the last line of what it said, and what to do."
+    log.seek(0)
+    words = log.read().decode(errors="replace").strip().splitlines()
+    why = "Was there too little memory? The same command goes on from where it was."
+    return RuntimeError(". ".join([str(error), *words[-1:], why]))
+
+# %% ../nbs/6_running/62_runs.ipynb #88d29061
+def _execute(command: str, parameters: dict, channel: Path | None = None, told=None) -> None:
+    "Run a notebook with checked parameters; what it prints goes to `told`, a file, too, line by line."
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # as papermill's own command does
+    import papermill
+    from traitlets.config import Config
+
+    source, target = str(RUNS[command]), f"{_SCHEME}{command}.ipynb"
+    with tempfile.TemporaryDirectory(prefix="kernel-") as place, open(Path(place) / "log", "wb+") as log:
+        how = {"kernel_manager_class": _kernel_manager(channel, log), "progress_bar": False, "stdout_file": told}
+        if os.name == "posix" and len(place) < 70:  # sockets in this folder, not an open TCP port; a path has its limit
+            how["config"] = Config({"KernelManager": {"transport": "ipc", "ip": f"{place}/ipc"}})
+        try:
+            done = papermill.execute_notebook(source, target, parameters, **how)
+        except RuntimeError as error:  # the kernel died
+            raise _last_words(error, log) from error
+    if _unstarted(done.cells):
+        raise KeyboardInterrupt  # heard by papermill, which then says that all went well
 
 # %% ../nbs/6_running/62_runs.ipynb #4643bcd8
 class _Told:
@@ -703,18 +743,13 @@ def _shown_progress(command: str):
             over.set()
             follower.join(timeout=5)
 
-# %% ../nbs/6_running/62_runs.ipynb #a09024cd
-def read_word(
-    one: Parameter,  # the type of the parameter
-    text: str,  # as typed
-) -> Any:
-    "A word of the command line as a value: whole numbers, decimals, True, False, None (also 'all'), else text."
-    kinds = one.kind if isinstance(one.kind, tuple) else (one.kind,)
-    if None in one.also and (text == "None" or (text == "all" and str not in kinds)):
-        return None
-    if str in kinds:
-        return text
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return text
+# %% ../nbs/6_running/62_runs.ipynb #707f9adc
+def execute(
+    command: str,  # a name in `RUNS`
+    **parameters,  # of that command; what is left out keeps the notebook's default
+) -> Path:  # the run's folder
+    "Run a command's notebook in a kernel. Errors of `check_parameters`, or papermill's when a cell failed."
+    parameters = check_parameters(command, parameters)
+    with _shown_progress(command) as (channel, told):
+        _execute(command, parameters, channel, told)
+    return run_folder(parameters, command)
