@@ -55,7 +55,7 @@ def test_exported_and_read_again(samples, tmp_path):
         again = load_dataset(folder)
         assert [sample.target for sample in again] == COUNTS
         first = Image.open(again[0].image)
-        assert _lit_area(first.convert("RGB")) == vc.scene("red_stars", 1, seed=0).lit_area()
+        assert _lit_area(first.convert("RGB")) == vc.scene("red_stars", 1, seed=0).object_area()
 
 
 def test_fingerprints_are_of_what_is_seen():

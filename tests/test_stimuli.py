@@ -332,20 +332,20 @@ def test_two_groups_ask_both_kinds_of_one_picture():
 def test_area_matched_lights_the_same_area_for_every_count():
     areas = {}
     for row in planned("area_matched")[::7]:
-        areas.setdefault(row.factors["shape"], []).append(Scene.from_factors(row.factors).lit_area())
+        areas.setdefault(row.factors["shape"], []).append(Scene.from_factors(row.factors).object_area())
         assert max(row.factors["sizes"]) - min(row.factors["sizes"]) <= 4
     for shape, found in areas.items():
         one = _shape_mask(shape, 74).sum()
         assert max(abs(area / one - 1) for area in found) < 0.01, shape
     rows = FAMILIES["area_matched"](Plan("area_matched", image_size=224))
-    areas = [(row.factors["shape"], Scene.from_factors(row.factors).lit_area()) for row in list(rows)[::81]]
+    areas = [(row.factors["shape"], Scene.from_factors(row.factors).object_area()) for row in list(rows)[::81]]
     assert all(abs(area / _shape_mask(shape, 24).sum() - 1) < 0.02 for shape, area in areas)
 
 
-def test_lit_area_is_counted_in_the_picture():
+def test_object_area_is_counted_in_the_image():
     for family in ("balanced", "size_varied", "free", "distractors_5_large_red_star"):
         scene = Scene.from_factors(planned(family)[1234].factors)
-        assert scene.lit_area() == np.asarray(render(scene)).any(axis=2).sum()
+        assert scene.object_area() == np.asarray(render(scene)).any(axis=2).sum()
 
 
 def test_hull_matched_keeps_its_hull():
@@ -363,7 +363,7 @@ def test_free_scenes_have_no_grid_and_no_overlap():
     assert any(place % 1 for place in np.ravel(rows[-1].factors["positions"]))
     for row in rows[:729:8]:
         scene = Scene.from_factors(row.factors)  # refuses an overlap
-        assert scene.lit_area() == row.target * 4096 == np.asarray(render(scene)).any(axis=2).sum()
+        assert scene.object_area() == row.target * 4096 == np.asarray(render(scene)).any(axis=2).sum()
 
 
 def test_size_varied_keeps_the_size_of_a_nested_object():
