@@ -8,6 +8,7 @@ __all__ = ['COMMANDS']
 # %% ../nbs/6_running/66_commands.ipynb #071b7ddd
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,7 +70,7 @@ def _extract(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     how = {"layers": p.layers, "poolings": p.poolings, "batch_size": p.batch_size}
     return extract(open_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
 
-# %% ../nbs/6_running/66_commands.ipynb #7bdfaf4e
+# %% ../nbs/6_running/66_commands.ipynb #a6e10f33
 def _open_extraction(p: SimpleNamespace) -> Any:
     "The states that a run of `extract` left. `FileNotFoundError` says how to make them."
     from vlm_counting.extraction import open_states
@@ -77,9 +78,8 @@ def _open_extraction(p: SimpleNamespace) -> Any:
 
     home = run_folder(vars(p) | {"run": p.states})
     if not (home / "states" / "states.json").exists():
-        command = f"vlm-counting extract model={p.model} dataset={p.dataset}" + f" run={p.states}" * (
-            p.states != "extract"
-        )
+        name = "" if p.states == "extract" else f" run={p.states}"
+        command = f"vlm-counting extract model={p.model} dataset={p.dataset}{name}"
         raise FileNotFoundError(f"No states in {home}. Make them first: {command}")
     if "limit" not in RunRecord.load(home).parameters:
         raise ValueError(
@@ -88,11 +88,25 @@ def _open_extraction(p: SimpleNamespace) -> Any:
         )
     return open_states(home)
 
-# %% ../nbs/6_running/66_commands.ipynb #a0773017
+# %% ../nbs/6_running/66_commands.ipynb #95aaa63c
+def _fresh_reader(p: SimpleNamespace, states: Any, samples: list, seed: int, known: RunRecord) -> Callable:
+    "A function that reads the same samples with fresh weights into a folder; the record learns on which device."
+    from vlm_counting.extraction import extract_states
+
+    source = RunRecord.load(states.home).parameters
+    names = ("checkpoint", "dtype", "attention", "instruction", "prompt", "system")
+
+    def read(place: Path) -> Any:
+        vlm = load_model(p.model, device=p.device, untrained=seed, **{name: source.get(name) for name in names})
+        known.device = vlm.device_name  # of reading; probes are fitted on the CPU
+        return extract_states(vlm, samples, place, states.layers, states.poolings, lens=False)
+
+    return read
+
+
 @COMMANDS.add("probe")
 def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Read counts out of the states that `extract` left, out of those of fresh weights, and out of the images."
-    from vlm_counting.extraction import extract_states
     from vlm_counting.machines import connect
     from vlm_counting.probing import fresh_seed, probe
 
@@ -102,21 +116,20 @@ def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     samples = load_dataset(p.dataset, limit=source.parameters["limit"], seed=source.seeds["seed"])
     seed, why = fresh_seed(states, p.untrained)
     print(why, end="\n" * bool(why))
+    fresh = None if seed is None else _fresh_reader(p, states, samples, seed, known)
+    how = {"probe": p.probes, "rule": p.rules, "seed": p.seed, "jobs": p.jobs or None, "client": client}
+    return probe(states, samples=samples, untrained=fresh, path=folder, overwrite=p.overwrite, run=known, **how)
 
-    def fresh(place: Path) -> Any:
-        names = ("checkpoint", "dtype", "attention", "instruction", "prompt", "system")
-        vlm = load_model(
-            p.model, device=p.device, untrained=seed, **{name: source.parameters.get(name) for name in names}
-        )
-        known.device = vlm.device_name  # of reading; probes are fitted on the CPU
-        return extract_states(vlm, samples, place, states.layers, states.poolings, lens=False)
+# %% ../nbs/6_running/66_commands.ipynb #fc16d38b
+def _conditions(p: SimpleNamespace) -> dict[str, str]:
+    "What each set that is asked afterwards has in common with the training set, in words."
+    return {
+        "held-out": f"{p.training}: the condition it was trained in, other images",
+        "test": f"{p.dataset}: asked in the same way",
+        "transfer": f"{p.transfer}: another condition",
+    }
 
-    return probe(
-        states, probe=p.probes, rule=p.rules, seed=p.seed, untrained=None if seed is None else fresh, samples=samples,
-        path=folder, jobs=p.jobs or None, client=client, overwrite=p.overwrite, run=known,
-    )  # fmt: skip
 
-# %% ../nbs/6_running/66_commands.ipynb #80bc579a
 @COMMANDS.add("train")
 def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Retrain the output layer, as the training set says which of its samples are for validation."
@@ -124,19 +137,13 @@ def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
 
     test, transfer = (load_dataset(name, limit=p.limit, seed=p.seed) for name in (p.dataset, p.transfer))
     train, valid, held_out = split_samples(load_dataset(p.training, limit=p.training_limit, seed=p.seed))
-    conditions = {
-        "held-out": f"{p.training}: the condition it was trained in, other pictures",
-        "test": f"{p.dataset}: asked in the same way",
-        "transfer": f"{p.transfer}: another condition",
-    }
-    how = {"rate": p.learning_rate, "seed": p.training_seed, "kl_weight": p.teacher, "stop": p.stop}
-    return train_head(
-        open_model(p), train, test, valid=valid, held_out=held_out, transfer=transfer, conditions=conditions,
-        config=HeadConfig(p.part, p.epochs, **how), controls=p.controls, path=folder, batch_size=p.batch_size,
-        seed=p.seed, reload=lambda head: open_model(p, head=head), overwrite=p.overwrite, run=run,
-    )  # fmt: skip
+    learning = {"rate": p.learning_rate, "seed": p.training_seed, "kl_weight": p.teacher, "stop": p.stop}
+    sets = {"valid": valid, "held_out": held_out, "transfer": transfer, "conditions": _conditions(p)}
+    how = {"config": HeadConfig(p.part, p.epochs, **learning), "controls": p.controls, "batch_size": p.batch_size}
+    how |= {"seed": p.seed, "reload": lambda head: open_model(p, head=head)}
+    return train_head(open_model(p), train, test, path=folder, overwrite=p.overwrite, run=run, **sets, **how)
 
-# %% ../nbs/6_running/66_commands.ipynb #0fbe1eb0
+# %% ../nbs/6_running/66_commands.ipynb #c60e86f9
 @COMMANDS.add("diagnose")
 def _diagnose(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Weigh what a model does with one kind of object, with two, and with states exchanged between images."
@@ -150,7 +157,7 @@ def _diagnose(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     how = {"limit": p.limit, "seed": p.seed, "batch_size": p.batch_size, "overwrite": p.overwrite}
     return diagnose(open_model(p), alone, groups, pairs=pairs, path=folder, run=run, **how)
 
-
+# %% ../nbs/6_running/66_commands.ipynb #3b63974e
 @COMMANDS.add("report")
 def _report(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Put the paper together again from whatever runs there are."
@@ -158,7 +165,7 @@ def _report(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
 
     return report(folder, release=p.release, runs=p.runs, images=p.images)
 
-# %% ../nbs/6_running/66_commands.ipynb #e006d164
+# %% ../nbs/6_running/66_commands.ipynb #5637b2f6
 @dataclass(frozen=True)
 class Study:
     "What planting faults gave."
@@ -176,7 +183,7 @@ class Study:
     def __repr__(self) -> str:
         return f"Study: {len(self.table)} of {len(self.plan)} models examined"
 
-
+# %% ../nbs/6_running/66_commands.ipynb #f1cc8bbc
 def _planned(p: SimpleNamespace) -> list:
     "Which models are broken how; in a rehearsal four of them."
     from vlm_counting.diagnosis import plan_plantings
@@ -191,7 +198,7 @@ def _planned(p: SimpleNamespace) -> list:
     first = [one for one in plan if one.architecture == plan[0].architecture and one.seed == plan[0].seed]
     return [one for one in first if (one.recipe, one.step) in some]
 
-# %% ../nbs/6_running/66_commands.ipynb #8c89f9f6
+# %% ../nbs/6_running/66_commands.ipynb #886914fb
 def _healthy(names: list[str], folder: Path, full: bool) -> dict[str, Path]:
     "Folders of healthy models; in the full study brought up with two things put right, see `plant_faults`."
     from vlm_counting.models import twins_dir
@@ -205,7 +212,7 @@ def _healthy(names: list[str], folder: Path, full: bool) -> dict[str, Path]:
             world.evaluate_tiny(homes[name], {"balanced": 486, "two_groups": 1000})
     return homes
 
-
+# %% ../nbs/6_running/66_commands.ipynb #c1779a54
 def _claim_study(folder: Path, records: dict, shard: str) -> None:
     "`FileExistsError` if rows of another study are there."
     from vlm_counting.diagnosis import EVIDENCE
@@ -219,7 +226,7 @@ def _claim_study(folder: Path, records: dict, shard: str) -> None:
         raise FileExistsError(f"{folder} was made with another {differs}. Choose another folder, or delete it.")
     write_atomic(notes, json.dumps(made, indent=1) + "\n")
 
-# %% ../nbs/6_running/66_commands.ipynb #6f6f7462
+# %% ../nbs/6_running/66_commands.ipynb #fc16610b
 def _images_of(seed: int, full: bool) -> tuple:  # samples for planting; one kind; two kinds; pairs
     "The samples of one seed: some that the planting may look at, others for the examination."
     from vlm_counting.patching import count_pairs
@@ -231,7 +238,7 @@ def _images_of(seed: int, full: bool) -> tuple:  # samples for planting; one kin
     kinds = generate("balanced", seed=examined, limit=alone), generate("two_groups", seed=examined, limit=groups)
     return planting, *kinds, pairs
 
-
+# %% ../nbs/6_running/66_commands.ipynb #3396992b
 def _examined(vlm: VLM, planting: Any, shown: tuple) -> dict:
     "The evidence of one broken model."
     from vlm_counting import diagnosis
@@ -243,6 +250,11 @@ def _examined(vlm: VLM, planting: Any, shown: tuple) -> dict:
     return {name: round(value, 4) for name, value in evidence.items()}
 
 
+def _rows_file(folder: Path, shard: str) -> Path:
+    "Where a part of the study keeps its rows."
+    return folder / f"rows-{shard.replace('/', '-of-')}.jsonl"
+
+
 def _read_study(folder: Path, own: Path) -> dict:  # Planting -> evidence
     "What all parts have found so far. A torn last line is cut off our own file only: others may be writing."
     from vlm_counting.diagnosis import Planting
@@ -250,21 +262,12 @@ def _read_study(folder: Path, own: Path) -> dict:  # Planting -> evidence
     rows = [row for file in sorted(folder.glob("rows-*.jsonl")) for row in read_jsonl(file, repair=file == own)]
     return {Planting(**row["planting"]): row["evidence"] for row in rows}
 
-# %% ../nbs/6_running/66_commands.ipynb #63710cdb
-@COMMANDS.add("plant_faults")
-def _plant_faults(p: SimpleNamespace, folder: Path, run: RunRecord) -> Study:
-    "Examine every broken model of this part that was not examined yet, and put all parts together."
+# %% ../nbs/6_running/66_commands.ipynb #9013d2fb
+def _examine_left(left: list, homes: dict[str, Path], path: Path, full: bool) -> None:
+    "Plant and examine what is left, a row each."
     from vlm_counting import diagnosis
 
-    world = later("tiny_training.world")
-    full, folder = p.budget == "full", Path(p.folder) if p.folder else results_dir() / "planted" / p.budget
-    plan = _planned(p)
-    mine, current = shard_samples(plan, p.shard), None
-    homes = _healthy(list(dict.fromkeys(one.architecture for one in mine)), folder, full)
-    records = {name: world.read_training(home) for name, home in homes.items()}
-    _claim_study(folder, records, p.shard)
-    path = folder / f"rows-{p.shard.replace('/', '-of-')}.jsonl"
-    left = [one for one in mine if one not in _read_study(folder, path)]
+    current = None
     with progress_bar(len(left), label="planted", unit="model") as bar:
         for one in left:
             if current != (one.architecture, one.seed):
@@ -273,12 +276,15 @@ def _plant_faults(p: SimpleNamespace, folder: Path, run: RunRecord) -> Study:
                 vlm = diagnosis.remember_inputs(vlm)
             write_jsonl(path, [{"planting": asdict(one), "evidence": _examined(vlm, one, shown)}], append=True)
             bar.update(1)
-    found = _read_study(folder, path)
+
+
+def _collected(folder: Path, own: Path, plan: list, records: dict) -> Study:
+    "All rows of all parts, in the order of the plan; as evidence.csv, too."
+    found = _read_study(folder, own)
     table = pandas.DataFrame([asdict(one) | {"fault": one.fault} | found[one] for one in plan if one in found])
     write_atomic(folder / "evidence.csv", table.to_csv(index=False))
     exams = [{"twin": n, "balanced": each["exam"][0]["accuracy"]} | each["swap"][0] for n, each in records.items()]
-    study = Study(table, plan, pandas.DataFrame(exams), folder)
-    return _shipped(study, p.ship, full) if p.ship else study
+    return Study(table, plan, pandas.DataFrame(exams), folder)
 
 
 def _shipped(study: Study, name: str, full: bool) -> Study:
@@ -290,7 +296,28 @@ def _shipped(study: Study, name: str, full: bool) -> Study:
     study.table.to_csv(make_folder(planted_file().parent) / name, index=False)
     return study
 
-# %% ../nbs/6_running/66_commands.ipynb #a016f548
+# %% ../nbs/6_running/66_commands.ipynb #6d07f9d2
+@COMMANDS.add("plant_faults")
+def _plant_faults(p: SimpleNamespace, folder: Path, run: RunRecord) -> Study:
+    "Examine every broken model of this part that was not examined yet, and put all parts together."
+    world = later("tiny_training.world")
+    full, folder = p.budget == "full", Path(p.folder) if p.folder else results_dir() / "planted" / p.budget
+    plan = _planned(p)
+    mine, path = shard_samples(plan, p.shard), _rows_file(folder, p.shard)
+    homes = _healthy(list(dict.fromkeys(one.architecture for one in mine)), folder, full)
+    records = {name: world.read_training(home) for name, home in homes.items()}
+    _claim_study(folder, records, p.shard)
+    found = _read_study(folder, path)
+    _examine_left([one for one in mine if one not in found], homes, path, full)
+    study = _collected(folder, path, plan, records)
+    return _shipped(study, p.ship, full) if p.ship else study
+
+# %% ../nbs/6_running/66_commands.ipynb #5fc29a1d
+def _named(outcomes: list) -> str:
+    "The first ten, each with its error."
+    return "\n".join(f"{outcome.name}: {outcome.error}" for outcome in outcomes[:10])
+
+# %% ../nbs/6_running/66_commands.ipynb #493b497e
 @dataclass(frozen=True)
 class Grid:
     "What became of many runs."
@@ -322,8 +349,8 @@ class Grid:
         if not self.outcomes:
             return "Nothing was started: dry_run."
         if self.lost:
-            named = "\n".join(f"{outcome.name}: {outcome.error}" for outcome in self.lost[:10])
-            raise RuntimeError(f"{len(self.lost)} runs failed or were skipped; retry=True runs them again.\n{named}")
+            lost = f"{len(self.lost)} runs failed or were skipped; retry=True runs them again."
+            raise RuntimeError(f"{lost}\n{_named(self.lost)}")
         return f"{len(self.outcomes)} of {len(self.outcomes)} runs are done."
 
 # %% ../nbs/6_running/66_commands.ipynb #e1b87eba
@@ -366,30 +393,45 @@ class BuiltSet:
         table = pandas.crosstab(rows["label"], rows["count"])
         return table.loc[table.sum(axis=1).sort_values(ascending=False).index]
 
-# %% ../nbs/6_running/66_commands.ipynb #2784a349
+# %% ../nbs/6_running/66_commands.ipynb #094bb816
+def _build(p: SimpleNamespace, place: Path) -> pandas.DataFrame:  # one row a split
+    "Choose rows and fetch their images."
+    from vlm_counting.photographs import build_bpc, open_source
+
+    options = {name: getattr(p, name) for name in ("per_count", "categories", "duplicates", "per_label", "seed")}
+    with open_source(p.source, data_dir() / "example") as (table, hosts):
+        fetch = {"workers": p.workers, "again": p.again, "private_hosts": [*p.private_hosts, *hosts]}
+        return build_bpc(table, place, p.rule, p.released, p.revision, options, fetch)
+
+
+def _read_back(place: Path) -> tuple[list, list[str]]:
+    "The samples of all splits, as anybody would load them, and what was said while they were."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        samples = [sample for split in ("train", "valid", "test") for sample in load_dataset(f"{place}@{split}")]
+    return samples, [str(warning.message).partition(": ")[2] for warning in said]
+
+
+def _missing_rows(place: Path) -> pandas.DataFrame:  # split, and what the record says of each
+    "Rows without an image, and why."
+    parts = json.loads((place / "record.json").read_text(encoding="utf-8"))["splits"]
+    return pandas.DataFrame([{"split": split} | row for split, part in parts.items() for row in part["missing"]])
+
+# %% ../nbs/6_running/66_commands.ipynb #6f583c71
 @COMMANDS.add("build_bpc")
 def _build_bpc(p: SimpleNamespace, folder: Path, run: RunRecord) -> BuiltSet:
     "Choose rows, fetch their images, read the set as anybody would, and audit it."
     from vlm_counting.audit import audit
-    from vlm_counting.photographs import build_bpc, open_source
 
     if p.rule == "paper" and p.source == "example":
         raise ValueError(
             "The rehearsal has none of the paper's rows. Give the real table, source=hf:allenai/pixmo-count."
         )
-    options = {name: getattr(p, name) for name in ("per_count", "categories", "duplicates", "per_label", "seed")}
     place = Path(p.folder or data_dir() / ("pixmo-count-example" if p.source == "example" else "pixmo-count"))
-    with open_source(p.source, data_dir() / "example") as (table, hosts):
-        fetch = {"workers": p.workers, "again": p.again, "private_hosts": [*p.private_hosts, *hosts]}
-        built = build_bpc(table, place, p.rule, p.released, p.revision, options, fetch)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        samples = [sample for split in ("train", "valid", "test") for sample in load_dataset(f"{place}@{split}")]
-    parts = json.loads((place / "record.json").read_text(encoding="utf-8"))["splits"]
-    missing = pandas.DataFrame([{"split": split} | row for split, part in parts.items() for row in part["missing"]])
-    words = [str(warning.message).partition(": ")[2] for warning in said]
-    done = BuiltSet(built, samples, missing, audit(samples, counts=range(10)), words, place)
-    tables = {"built": built, "labels": done.labels().reset_index(), "audit": done.audited, "missing": missing}
+    built = _build(p, place)
+    samples, said = _read_back(place)
+    done = BuiltSet(built, samples, _missing_rows(place), audit(samples, counts=range(10)), said, place)
+    tables = {"built": built, "labels": done.labels().reset_index(), "audit": done.audited, "missing": done.missing}
     for name, table in tables.items():
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
     return done
