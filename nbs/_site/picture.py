@@ -120,7 +120,7 @@ def draw_twins(
             ax.text(left + 2.07, middle, f"{100 * share:.0f} %", fontsize=10, va="center")
         ax.text(10.1, middle, meaning, fontsize=10, va="center")
     small = {"fontsize": 8, "color": _FAINT, "va": "bottom"}
-    twins = f"{rows['twins'].min()} to {rows['twins'].max()} tiny twins of three architectures"
+    twins = f"{rows['twins'].min()} to {rows['twins'].max()} tiny models of three architectures"
     ax.text(0.15, 0.1, f"Means over {twins}; the faults were planted. Guessing gets {1 / 9:.0%}.", **small)
 
 
