@@ -741,7 +741,7 @@ def modes() -> dict[str, bytes]:
 def test_photographs_of_all_sizes_and_modes_in_one_batch(tmp_path):
     files = modes() | {"cut.jpg": modes()["plain.jpg"][:2000], "wrong.jpg": jpeg(1)}
     folder = pixmo(tmp_path / "set" / "test", files, **{"wrong.jpg": {"image_sha256": "0" * 64}})
-    with pytest.warns(UserWarning, match="8 of 10 images .* left out: 1 another picture, 1 broken"):
+    with pytest.warns(UserWarning, match="8 of 10 images .* left out: 1 another image, 1 broken"):
         samples = load_dataset(folder)
     vlm = load_model("tiny-qwen2-vl")
     together = predict(vlm, samples, tmp_path / "8.jsonl", batch_size=8)

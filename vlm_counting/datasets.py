@@ -137,8 +137,11 @@ def _flatten(
         seen.add(key)
     return leaves
 
-
-def _read_nested(path: Path, problems: list[str]) -> dict[tuple[str, ...], Any]:
+# %% ../nbs/1_data/14_datasets.ipynb #7e76c02f
+def _read_nested(
+    path: Path,  # questions.json or answers.json
+    problems: list[str],  # added to
+) -> dict[tuple[str, ...], Any]:  # as from `_flatten`
     "One of the two JSON files, flat. `ValueError` if it is not whole JSON, `FileNotFoundError` if it is missing."
     try:
         tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=tuple)
@@ -162,10 +165,51 @@ def _question_factors(
     form = {"form": "closed" if CHOICES.search(question) else "open"}
     return entity_factors(entity) | form | ({"options": options} if options else {})
 
+# %% ../nbs/1_data/14_datasets.ipynb #058efb50
+def _row_problem(
+    keys: tuple[str, ...],  # image id, entity, question type
+    question: Any,
+    answers: dict,  # keys -> number
+    images: dict,  # image id -> its file
+) -> str:  # "" if none
+    "What is wrong with one question, its answer or its image."
+    name = "/".join(keys)
+    if not isinstance(question, str) or not question.strip():
+        return f"questions.json: id '{name}': the question is {question!r}, expected a text."
+    if keys not in answers:
+        return f"answers.json: id '{name}' has no answer."
+    if problem := _count_problem(answers[keys]):
+        return f"answers.json: id '{name}': {problem}"
+    return "" if keys[0] in images else f"images/{keys[0]}.png is missing (id '{name}')."
+
+# %% ../nbs/1_data/14_datasets.ipynb #6dfc4a86
+def _twice(
+    samples: Iterable[Sample],
+    file: str,  # named in the problems
+) -> list[str]:
+    "One problem for each uid that occurs more than once."
+    times = Counter(sample.uid for sample in samples)
+    return [f"{file}: id '{uid}' occurs {number} times." for uid, number in times.items() if number > 1]
+
 # %% ../nbs/1_data/14_datasets.ipynb #6f354df1
 _IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
+def _released_sample(
+    keys: tuple[str, ...],  # image id, entity, question type
+    question: str,
+    answer: int,
+    image: Path,
+    shared: bool,  # whether the image has other questions too
+) -> Sample:
+    "One question of the released layout."
+    name = image.parent.parent.name
+    factors = {**_question_factors(keys[1], question), "released": list(keys)}
+    if shared:
+        factors["pair"] = f"{name}/{keys[0]}"
+    return Sample(f"{name}/{'-'.join(keys) if shared else keys[0]}", image, question, answer, factors)
+
+# %% ../nbs/1_data/14_datasets.ipynb #7e693c79
 def _read_released(
     folder: Path,  # with questions.json, answers.json, images/
 ) -> list[Sample]:
@@ -181,34 +225,25 @@ def _read_released(
     for keys, question in questions.items():
         if problem := _row_problem(keys, question, answers, images):
             problems.append(problem)
-            continue
-        factors = {**_question_factors(keys[1], question), "released": list(keys)}
-        if times[keys[0]] > 1:
-            factors["pair"] = f"{folder.name}/{keys[0]}"
-        uid = f"{folder.name}/{'-'.join(keys) if times[keys[0]] > 1 else keys[0]}"
-        samples.append(Sample(uid, images[keys[0]], question, answers[keys], factors))
+        else:
+            shared = times[keys[0]] > 1
+            samples.append(_released_sample(keys, question, answers[keys], images[keys[0]], shared))
     refuse(folder, problems + _twice(samples, "questions.json"))
     return samples
 
-# %% ../nbs/1_data/14_datasets.ipynb #058efb50
-def _row_problem(keys: tuple[str, ...], question: Any, answers: dict, images: dict) -> str:  # "" if none
-    "What is wrong with one question, its answer or its image."
-    name = "/".join(keys)
-    if not isinstance(question, str) or not question.strip():
-        return f"questions.json: id '{name}': the question is {question!r}, expected a text."
-    if keys not in answers:
-        return f"answers.json: id '{name}' has no answer."
-    if problem := _count_problem(answers[keys]):
-        return f"answers.json: id '{name}': {problem}"
-    return "" if keys[0] in images else f"images/{keys[0]}.png is missing (id '{name}')."
-
-
-def _twice(samples: Iterable[Sample], file: str) -> list[str]:
-    "One problem for each uid that occurs more than once."
-    times = Counter(sample.uid for sample in samples)
-    return [f"{file}: id '{uid}' occurs {number} times." for uid, number in times.items() if number > 1]
-
 # %% ../nbs/1_data/14_datasets.ipynb #5bcd19b7
+def _opened(
+    sample: Sample,
+) -> Sample:
+    "One sample without its choices, under a uid of its own; an open question stays as it is."
+    if not CHOICES.search(sample.question):
+        return sample
+    head, slash, rest = sample.uid.rpartition("/")
+    uid = f"{head}-open/{rest}" if slash else f"{rest}-open"
+    question = CHOICES.sub("", sample.question).strip()
+    return replace(sample, uid=uid, question=question, factors=sample.factors | {"form": "open"})
+
+# %% ../nbs/1_data/14_datasets.ipynb #85780f74
 def _as_form(
     samples: list[Sample],
     form: str | None,  # 'open': without the list of choices; 'closed': with it; None: as the source has it
@@ -224,17 +259,6 @@ def _as_form(
                     "Leave out form='closed'."
                 )
     return [_opened(sample) if form == "open" else sample for sample in samples]
-
-
-def _opened(sample: Sample) -> Sample:
-    "One sample without its choices, under a uid of its own; an open question stays as it is."
-    if not CHOICES.search(sample.question):
-        return sample
-    head, slash, rest = sample.uid.rpartition("/")
-    uid = f"{head}-open/{rest}" if slash else f"{rest}-open"
-    return replace(
-        sample, uid=uid, question=CHOICES.sub("", sample.question).strip(), factors=sample.factors | {"form": "open"}
-    )
 
 # %% ../nbs/1_data/14_datasets.ipynb #7f05997a
 def _plain(
@@ -270,12 +294,23 @@ class _Limited:
         return data
 
 # %% ../nbs/1_data/14_datasets.ipynb #70417a46
+def _check_limits(
+    number: int,  # members so far
+    total: int,  # bytes so far
+    size: int,  # bytes of this member
+    limits: tuple[int, int, int],  # members, bytes, bytes in one file
+) -> None:
+    "`ValueError` names the limit that is passed."
+    found = {"members": number, "bytes": total, "bytes in one file": size}
+    for (what, much), most in zip(found.items(), limits, strict=True):
+        if much > most:
+            raise ValueError(f"it has more than {most:,} {what}")
+
+# %% ../nbs/1_data/14_datasets.ipynb #3601e637
 def _unpack(
     archive: Path,
     target: Path,  # a folder to make
-    max_total: int,
-    max_file: int,
-    max_members: int,
+    limits: tuple[int, int, int],  # members, bytes, bytes in one file
 ) -> None:
     "Unpack an archive under the rules above. `ValueError` says which one was broken."
     target.mkdir(parents=True)
@@ -286,10 +321,7 @@ def _unpack(
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             for number, member in enumerate(tar, start=1):
                 total += member.size
-                found = {"members": number, "bytes": total, "bytes in one file": member.size}
-                for (what, size), most in zip(found.items(), (max_members, max_total, max_file), strict=True):
-                    if size > most:
-                        raise ValueError(f"it has more than {most:,} {what}")
+                _check_limits(number, total, member.size, limits)
                 stream.left = member.size + _MORE
                 tar.extract(member, target, set_attrs=False, filter=_plain)
         while stream.read(2**20):  # the rest, where gzip keeps its checksum
@@ -299,7 +331,9 @@ def _unpack(
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}  # ours -> folders that hold it
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:  # split -> its folder
+def _split_folders(
+    folder: Path,
+) -> dict[str, Path]:  # split -> its folder
     "The parts of a set in PixMo-Count's layout: folders with a samples.json."
     found = {split: [folder / name for name in names] for split, names in SPLITS.items()}
     there = {split: [path for path in paths if (path / "samples.json").is_file()] for split, paths in found.items()}
@@ -346,7 +380,7 @@ def extract_archive(
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place.parent) as temporary:
         whole = Path(temporary) / "whole"
         try:
-            _unpack(archive, whole / name, max_total, max_file, max_members)
+            _unpack(archive, whole / name, (max_members, max_total, max_file))
         except _WRONG as error:
             raise ValueError(
                 f"{archive} was not unpacked: {error}. Expected a whole .tar.gz of plain files with "
@@ -360,7 +394,42 @@ def extract_archive(
                 raise
     return _find_set(place, archive)
 
-# %% ../nbs/1_data/14_datasets.ipynb #7994065b
+# %% ../nbs/1_data/14_datasets.ipynb #d026ab87
+_KINDS_OF_FIELDS = {"uid": str, "image": str, "question": str, "factors": dict, "sha256": str}
+
+
+def _field_problem(
+    record: dict,  # one line of a manifest
+) -> str:  # "" if none
+    "What is wrong with its fields."
+    for name, kind in _KINDS_OF_FIELDS.items():
+        if name not in record:
+            continue
+        empty = name in ("uid", "question") and not record[name]
+        if empty or not isinstance(record[name], kind):
+            return f"'{name}' is {record[name]!r}, expected a {kind.__name__}."
+    if "target" not in record:
+        return "it has no 'target', the true count. To only ask, use vlm.ask or predict."
+    return _count_problem(record["target"])
+
+# %% ../nbs/1_data/14_datasets.ipynb #45e36ad2
+def _manifest_sample(
+    record: Any,  # one line of a manifest
+    folder: Path,  # that image paths are taken from
+) -> Sample:
+    "`ValueError` names its uid and what is wrong."
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object, found a {type(record).__name__}.")
+    uid = record.get("uid")
+    if problem := _field_problem(record):
+        raise ValueError(f"id '{uid}': {problem}")
+    try:
+        sample = from_record(Sample, record)
+    except ValueError as error:
+        raise ValueError(f"id '{uid}': {error}") from None
+    return replace(sample, image=folder / sample.image)
+
+# %% ../nbs/1_data/14_datasets.ipynb #1d4a31a9
 def _read_manifest(
     path: Path,  # a .jsonl file
 ) -> list[Sample]:
@@ -368,9 +437,7 @@ def _read_manifest(
     problems, samples = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            record = json.loads(line)
-            sample = _manifest_sample(record, path.parent)
-            samples.append(sample)
+            samples.append(_manifest_sample(json.loads(line), path.parent))
         except json.JSONDecodeError as error:
             problems.append(f"{path.name}, line {number} is not whole JSON: {error.msg} (column {error.colno}).")
         except ValueError as error:
@@ -380,27 +447,6 @@ def _read_manifest(
     refuse(path, problems + _twice(samples, path.name))
     return samples
 
-
-def _manifest_sample(record: Any, folder: Path) -> Sample:
-    "One line of a manifest. `ValueError` names its uid and what is wrong."
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object, found a {type(record).__name__}.")
-    uid = record.get("uid")
-    for name, kind in (("uid", str), ("image", str), ("question", str), ("factors", dict), ("sha256", str)):
-        if name in record and (
-            not isinstance(record[name], kind) or (name in ("uid", "question") and not record[name])
-        ):
-            raise ValueError(f"id '{uid}': '{name}' is {record[name]!r}, expected a {kind.__name__}.")
-    if "target" not in record:
-        raise ValueError(f"id '{uid}': it has no 'target', the true count. To only ask, use vlm.ask or predict.")
-    if problem := _count_problem(record["target"]):
-        raise ValueError(f"id '{uid}': {problem}")
-    try:
-        sample = from_record(Sample, record)
-    except ValueError as error:
-        raise ValueError(f"id '{uid}': {error}") from None
-    return replace(sample, image=folder / sample.image)
-
 # %% ../nbs/1_data/14_datasets.ipynb #ed45c67f
 _COLUMNS = {
     "image": ("image",),
@@ -408,6 +454,36 @@ _COLUMNS = {
     "target": ("target", "number", "count"),
 }
 _QUESTION = "How many {label} are there?"  # as the paper asks about PixMo-Count
+
+# %% ../nbs/1_data/14_datasets.ipynb #06a33f6b
+def _load_table(
+    source: str,  # folder, .parquet file, or hub id
+    hub: bool,  # whether it is an id
+    revision: str | None,  # commit on the hub
+) -> Any:  # datasets.Dataset or DatasetDict
+    "What `datasets` makes of a source."
+    import datasets
+
+    cache = str(data_dir() / "huggingface")
+    if hub:
+        return datasets.load_dataset(source, revision=revision, cache_dir=cache)
+    if any((Path(source) / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return datasets.load_from_disk(source)
+    if Path(source).is_file():
+        return datasets.load_dataset("parquet", data_files=source, cache_dir=cache)
+    return datasets.load_dataset(source, cache_dir=cache)
+
+# %% ../nbs/1_data/14_datasets.ipynb #ba73b6af
+def _pick_split(
+    data: dict,  # name -> table
+    source: str,  # named in the message
+    split: str | None,
+) -> Any:  # datasets.Dataset
+    "One split of several. `ValueError` if it is not clear which."
+    name = split or ("test" if "test" in data else next(iter(data)) if len(data) == 1 else "")
+    if name not in data:
+        raise ValueError(unknown("split", name, data, f"Say which, e.g. '{source}@{next(iter(data))}'."))
+    return data[name]
 
 # %% ../nbs/1_data/14_datasets.ipynb #62bb35ac
 def open_table(
@@ -418,18 +494,8 @@ def open_table(
     whole: bool = False,  # all splits, as a dict
 ) -> Any:  # datasets.Dataset
     "One split of a Hugging Face dataset. `ConnectionError` or `ValueError` says in one sentence what to do instead."
-    import datasets
-
-    cache = str(data_dir() / "huggingface")
     try:
-        if hub:
-            data = datasets.load_dataset(source, revision=revision, cache_dir=cache)
-        elif any((Path(source) / name).exists() for name in ("state.json", "dataset_dict.json")):
-            data = datasets.load_from_disk(source)
-        elif Path(source).is_file():
-            data = datasets.load_dataset("parquet", data_files=source, cache_dir=cache)
-        else:
-            data = datasets.load_dataset(source, cache_dir=cache)
+        data = _load_table(source, hub, revision)
     except ConnectionError as error:
         raise ConnectionError(
             f"Cannot reach the dataset '{source}' on the Hugging Face hub ({error}): fetch it where there is a "
@@ -438,12 +504,9 @@ def open_table(
     except Exception as error:  # `datasets` raises many kinds
         cause = error.__cause__ or error
         raise ValueError(f"{source} cannot be read as a Hugging Face dataset: {cause}") from error
-    if whole or not isinstance(data, dict):
-        return data if not whole or isinstance(data, dict) else {"train": data}
-    name = split or ("test" if "test" in data else next(iter(data)) if len(data) == 1 else "")
-    if name not in data:
-        raise ValueError(unknown("split", name, data, f"Say which, e.g. '{source}@{next(iter(data))}'."))
-    return data[name]
+    if whole:
+        return data if isinstance(data, dict) else {"train": data}
+    return _pick_split(data, source, split) if isinstance(data, dict) else data
 
 # %% ../nbs/1_data/14_datasets.ipynb #c3cfc956
 def _keep_image(
@@ -461,6 +524,24 @@ def _keep_image(
     return place
 
 # %% ../nbs/1_data/14_datasets.ipynb #65ebb65d
+def _row_factors(
+    row: dict,  # columns but the image
+    columns: dict[str, str],  # field -> name of its column
+    number: int,  # of the row
+) -> dict:
+    "What else the row says: its own factors, or all other columns of text and numbers."
+    known = {"uid", "factors", "sha256", *columns.values()} - {"label"}
+    factors = {key: value for key, value in row.items() if key not in known and isinstance(value, str | int | float)}
+    if columns["target"] == "number" and "text" in factors:  # CountBenchQA's name for the caption
+        factors["caption"] = factors.pop("text")
+    if columns["question"] == "label" and row["label"]:
+        factors["form"] = "open"
+    if "factors" not in row:
+        return factors | {"row": number}
+    own = row["factors"] or {}
+    return factors | (json.loads(own) if isinstance(own, str) else {k: v for k, v in own.items() if v is not None})
+
+# %% ../nbs/1_data/14_datasets.ipynb #08785154
 def _row_sample(
     row: dict,  # columns but the image
     uid: str,  # used if the table has none
@@ -468,29 +549,59 @@ def _row_sample(
     number: int,  # of the row
 ) -> Sample:  # its image is still to be found
     "One row of a table. `ValueError` names its uid and what is wrong."
-    known = {"uid", "factors", "sha256", *columns.values()} - {"label"}
-    factors = {key: value for key, value in row.items() if key not in known and isinstance(value, str | int | float)}
-    if columns["target"] == "number" and "text" in factors:  # CountBenchQA's name for the caption
-        factors["caption"] = factors.pop("text")
     asked = row[columns["question"]]
     if columns["question"] == "label" and asked:
-        asked, factors["form"] = _QUESTION.format(label=asked), "open"
-    if "factors" in row:
-        own = row["factors"] or {}
-        factors |= json.loads(own) if isinstance(own, str) else {k: v for k, v in own.items() if v is not None}
-    else:
-        factors["row"] = number
+        asked = _QUESTION.format(label=asked)
     record = {
         "uid": row.get("uid") or uid,
         "image": "",
         "question": asked,
         "target": row[columns["target"]],
-        "factors": factors,
+        "factors": _row_factors(row, columns, number),
         "sha256": row.get("sha256") or "",
     }
     return _manifest_sample(record, Path())
 
-# %% ../nbs/1_data/14_datasets.ipynb #dd0c29f1
+# %% ../nbs/1_data/14_datasets.ipynb #44c7e30c
+def _find_columns(
+    table: Any,  # from `open_table`
+    source: str,  # named in the message
+) -> dict[str, str]:  # field -> name of its column
+    "Which columns to use. `ValueError` if there is none for a field."
+    columns = {field: next((c for c in names if c in table.column_names), None) for field, names in _COLUMNS.items()}
+    for field, name in columns.items():
+        if name is None:
+            raise ValueError(
+                f"{source} has no column for the {field} (any of {', '.join(_COLUMNS[field])}); it has "
+                f"{', '.join(table.column_names)}. Rename one with `datasets`, or write a manifest; for a table of "
+                "links, such as PixMo-Count, there is `vlm-counting build_bpc`."
+            )
+    return columns
+
+# %% ../nbs/1_data/14_datasets.ipynb #de39ffe1
+def _table_samples(
+    table: Any,  # from `open_table`
+    source: str,  # named in the messages
+    columns: dict[str, str],  # field -> name of its column
+    name: str,  # that the uids begin with
+) -> list[Sample]:  # one a row; images are still to be found
+    "All rows but their images. `ValueError` names every row at fault."
+    import datasets
+
+    image = lambda column: isinstance(table.features[column], datasets.Image)  # noqa: E731
+    words = [column for column in table.column_names if column != columns["image"] and not image(column)]
+    problems, samples = [], {}
+    for number, row in enumerate(table.select_columns(words).to_list()):
+        try:
+            sample = _row_sample(row, f"{name}/{number}", columns, number)
+            problems += [f"{source}: id '{sample.uid}' occurs twice."] if sample.uid in samples else []
+            samples[sample.uid] = sample
+        except ValueError as error:
+            problems.append(f"{source}, row {number}: {error}")
+    refuse(source, problems or ([] if samples else [f"{source}: there is no row in it."]))
+    return list(samples.values())
+
+# %% ../nbs/1_data/14_datasets.ipynb #6cd586d2
 def _read_table(
     table: Any,  # from `open_table`
     source: str,  # named in the messages
@@ -501,33 +612,14 @@ def _read_table(
     "Samples of a Hugging Face dataset; only chosen images are written out. `ValueError` names column or row at fault."
     import datasets
 
-    name = name or Path(source).name.removesuffix(".parquet")
-    columns = {field: next((c for c in names if c in table.column_names), None) for field, names in _COLUMNS.items()}
-    if None in columns.values():
-        lost = next(field for field in columns if columns[field] is None)
-        raise ValueError(
-            f"{source} has no column for the {lost} (any of {', '.join(_COLUMNS[lost])}); it has "
-            f"{', '.join(table.column_names)}. Rename one with `datasets`, or write a manifest; for a table of links, "
-            "such as PixMo-Count, there is `vlm-counting build_bpc`."
-        )
-    words = [
-        c for c in table.column_names if c != columns["image"] and not isinstance(table.features[c], datasets.Image)
-    ]
-    problems, rows = [], {}
-    for number, row in enumerate(table.select_columns(words).to_list()):
-        try:
-            sample = _row_sample(row, f"{name}/{number}", columns, number)
-            problems += [f"{source}: id '{sample.uid}' occurs twice."] if sample.uid in rows else []
-            rows[sample.uid] = (number, sample)
-        except ValueError as error:
-            problems.append(f"{source}, row {number}: {error}")
-    refuse(source, problems or ([] if rows else [f"{source}: there is no row in it."]))
-    chosen = stratify([sample for _, sample in rows.values()], limit, seed)
-    pictures = table.cast_column(columns["image"], datasets.Image(decode=False)).select_columns([columns["image"]])
-    images = [_keep_image(pictures[rows[sample.uid][0]][columns["image"]]) for sample in chosen]
-    refuse(
-        source, [f"'{s.uid}': its image is missing." for s, image in zip(chosen, images, strict=True) if image is None]
-    )
+    columns = _find_columns(table, source)
+    samples = _table_samples(table, source, columns, name or Path(source).name.removesuffix(".parquet"))
+    rows = {sample.uid: number for number, sample in enumerate(samples)}
+    chosen = stratify(samples, limit, seed)
+    held = table.cast_column(columns["image"], datasets.Image(decode=False)).select_columns([columns["image"]])
+    images = [_keep_image(held[rows[sample.uid]][columns["image"]]) for sample in chosen]
+    lost = [sample.uid for sample, image in zip(chosen, images, strict=True) if image is None]
+    refuse(source, [f"'{uid}': its image is missing." for uid in lost])
     return [replace(sample, image=image) for sample, image in zip(chosen, images, strict=True)]
 
 # %% ../nbs/1_data/14_datasets.ipynb #997bf77f
@@ -536,8 +628,11 @@ DATASETS = Registry(
     "Or give a folder, a .tar.gz, a manifest (.jsonl), a Parquet folder, or 'hf:org/name' for one on the hub.",
 )
 
-
-def _family_reader(family: str, form: str) -> Callable[[int | None, int], list[Sample]]:
+# %% ../nbs/1_data/14_datasets.ipynb #c0bc9a39
+def _family_reader(
+    family: str,  # a name in `stimuli.FAMILIES`
+    form: str,  # 'closed' or 'open'
+) -> Callable[[int | None, int], list[Sample]]:
     "A reader that renders a synthetic family, only as many images as are asked for."
 
     def read(
@@ -549,40 +644,19 @@ def _family_reader(family: str, form: str) -> Callable[[int | None, int], list[S
     read.__doc__ = f"Synthetic family '{family}', {form} questions."
     return read
 
-
+# %% ../nbs/1_data/14_datasets.ipynb #dc1c669c
 for _family in stimuli.FAMILIES:
     DATASETS.add(_family, _family_reader(_family, "closed"))
     DATASETS.add(f"{_family}-open", _family_reader(_family, "open"))
 
-# %% ../nbs/1_data/14_datasets.ipynb #3ba019ff
-_KINDS = {".jsonl": "manifest", ".parquet": "table", ".tar.gz": "archive", ".tgz": "archive", ".tar": "archive"}
-
-
-def _find_source(
-    name_or_path: str | Path,  # a name in `DATASETS`, 'hf:org/name@split', a path, or 'path@split' for one part of it
-) -> tuple[str, str, str | None]:  # kind: name, hub, released, pixmo, manifest, archive, table; name, id or path; split
-    "What a source is. `UnknownName` gives the nearest name, `FileNotFoundError` or `ValueError` what was expected."
-    name = str(name_or_path)
-    if isinstance(name_or_path, str) and name in DATASETS:
-        return "name", name, None
-    if name.startswith("hf:"):
-        repository, _, split = name.removeprefix("hf:").partition("@")
-        if not repository.strip("/ "):
-            raise ValueError(f"'{name}' names no dataset on the hub. Expected 'hf:org/name' or 'hf:org/name@split'.")
-        return "hub", repository, split or None
-    path, split = Path(name).expanduser(), None
-    if not path.exists() and "@" in path.name:
-        before, _, split = path.name.rpartition("@")
-        path = path.with_name(before) if before else path
-    if not path.exists() and isinstance(name_or_path, str) and not re.search(r"[/.\\~]", name):
-        advice = f"They are all in: vlm-counting list datasets. {DATASETS.advice}"
-        raise UnknownName(unknown("dataset", name, DATASETS, advice))
-    if not path.exists():
-        raise FileNotFoundError(f"There is nothing at {path}. {DATASETS.advice}")
-    return _kind_of(path), str(path), split
-
 # %% ../nbs/1_data/14_datasets.ipynb #8ac1df21
-def _kind_of(path: Path) -> str:  # as in `_find_source`
+_KINDS = {".jsonl": "manifest", ".parquet": "table", ".tar.gz": "archive", ".tgz": "archive", ".tar": "archive"}
+_TABLES = ("*.json", "*.parquet", "*/*.parquet", "metadata.*", "*/metadata.*")
+
+
+def _kind_of(
+    path: Path,
+) -> str:  # released, pixmo, manifest, archive or table
     "What lies at a path. `ValueError` if it is no dataset."
     if path.is_file():
         if kind := next((kind for end, kind in _KINDS.items() if path.name.endswith(end)), None):
@@ -594,12 +668,43 @@ def _kind_of(path: Path) -> str:  # as in `_find_source`
         return "manifest"
     if (path / "samples.json").exists() or _split_folders(path):
         return "pixmo"
-    if any(any(path.glob(pattern)) for pattern in ("*.json", "*.parquet", "*/*.parquet", "metadata.*", "*/metadata.*")):
+    if any(any(path.glob(pattern)) for pattern in _TABLES):
         return "table"
     raise ValueError(
         f"{path} holds no dataset: neither questions.json, nor manifest.jsonl, nor samples.json, nor Parquet, nor a "
         "folder of `save_to_disk`. Is it one level too high?"
     )
+
+# %% ../nbs/1_data/14_datasets.ipynb #3ba019ff
+def _hub_source(
+    name: str,  # 'hf:org/name' or 'hf:org/name@split'
+) -> tuple[str, str, str | None]:  # 'hub', id, split
+    "A dataset on the hub; it is not asked whether it is there."
+    repository, _, split = name.removeprefix("hf:").partition("@")
+    if not repository.strip("/ "):
+        raise ValueError(f"'{name}' names no dataset on the hub. Expected 'hf:org/name' or 'hf:org/name@split'.")
+    return "hub", repository, split or None
+
+# %% ../nbs/1_data/14_datasets.ipynb #2b613335
+def _find_source(
+    name_or_path: str | Path,  # a name in `DATASETS`, 'hf:org/name@split', a path, or 'path@split' for one part of it
+) -> tuple[str, str, str | None]:  # kind: name, hub, released, pixmo, manifest, archive, table; name, id or path; split
+    "What a source is. `UnknownName` gives the nearest name, `FileNotFoundError` or `ValueError` what was expected."
+    name = str(name_or_path)
+    if isinstance(name_or_path, str) and name in DATASETS:
+        return "name", name, None
+    if name.startswith("hf:"):
+        return _hub_source(name)
+    path, split = Path(name).expanduser(), None
+    if not path.exists() and "@" in path.name:
+        before, _, split = path.name.rpartition("@")
+        path = path.with_name(before) if before else path
+    if path.exists():
+        return _kind_of(path), str(path), split
+    if isinstance(name_or_path, str) and not re.search(r"[/.\\~]", name):
+        advice = f"They are all in: vlm-counting list datasets. {DATASETS.advice}"
+        raise UnknownName(unknown("dataset", name, DATASETS, advice))
+    raise FileNotFoundError(f"There is nothing at {path}. {DATASETS.advice}")
 
 # %% ../nbs/1_data/14_datasets.ipynb #896c1fd1
 def check_source(
@@ -609,6 +714,24 @@ def check_source(
     _find_source(name)
 
 # %% ../nbs/1_data/14_datasets.ipynb #cfd85f35
+def _read_path(
+    kind: str,  # hub, table, manifest, archive, released or pixmo
+    source: str,  # path or id
+    split: str | None,
+    limit: int | None,  # for tables only, whose images are written out
+    seed: int,
+) -> list[Sample]:
+    "What lies at a place, by its kind."
+    if kind in ("hub", "table"):
+        return _read_table(open_table(source, split, kind == "hub"), source, limit, seed)
+    if kind == "manifest":
+        return _read_manifest(Path(source) / "manifest.jsonl" if Path(source).is_dir() else Path(source))
+    folder = extract_archive(source) if kind == "archive" else Path(source).resolve()
+    if (folder / "questions.json").exists() or (folder / "answers.json").exists():
+        return _read_released(folder)
+    return _read_pixmo(folder, split or "test")
+
+# %% ../nbs/1_data/14_datasets.ipynb #b98b8659
 def load_dataset(
     name_or_path: str | Path,  # a name in `DATASETS`, 'hf:org/name@split', or a folder or file (see the table above)
     limit: int | None = None,  # at most so many samples, balanced over counts (`stratify`); None: all
@@ -622,21 +745,15 @@ def load_dataset(
     if kind == "name":
         opened = f"{source}-open"
         samples = DATASETS[opened if form == "open" and opened in DATASETS else source](limit, seed)
-    elif kind in ("hub", "table"):
-        samples = _read_table(open_table(source, split, kind == "hub"), source, limit, seed)
-    elif kind == "manifest":
-        samples = _read_manifest(Path(source) / "manifest.jsonl" if Path(source).is_dir() else Path(source))
     else:
-        folder = extract_archive(source) if kind == "archive" else Path(source).resolve()
-        released = (folder / "questions.json").exists() or (folder / "answers.json").exists()
-        samples = _read_released(folder) if released else _read_pixmo(folder, split or "test")
+        samples = _read_path(kind, source, split, limit, seed)
     return _check_images(stratify(_as_form(samples, form), limit, seed), name_or_path)
 
 # %% ../nbs/1_data/14_datasets.ipynb #63ed11eb
 def _add_sizes(
     samples: list[Sample],
 ) -> list[Sample]:  # the same, with the factors width and height: pixels as stored, before any turning
-    "The size of each picture, from its header. `ValueError` names a file that is no readable image."
+    "The size of each image, from its header. `ValueError` names a file that is no readable image."
     sizes = {}
     for sample in samples:
         if image_key(sample) not in sizes:
@@ -675,7 +792,9 @@ _HEX = re.compile(r"[0-9a-f]{64}")  # a sha256
 PIXMO_COUNTS = range(10)  # rows with other counts are not part of the set, as in the paper
 
 
-def _pixmo_problem(row: Any) -> str:  # "" if none
+def _pixmo_problem(
+    row: Any,
+) -> str:  # "" if none
     "What is wrong with one row of PixMo-Count."
     if not isinstance(row, dict):
         return f"expected an object, found a {type(row).__name__}."
@@ -686,7 +805,7 @@ def _pixmo_problem(row: Any) -> str:  # "" if none
         return f"its image_sha256 is {row.get('image_sha256')!r}, expected 64 hex digits."
     return _count_problem(row.get("count"))
 
-
+# %% ../nbs/1_data/14_datasets.ipynb #79b6179e
 def check_rows(
     rows: list[dict],  # image_url, image_sha256, count, label; more is welcome
     source: str | Path,  # named in the message
@@ -734,7 +853,7 @@ def _pixmo_sample(
     uid = f"pixmo-count-{split}/{number}"
     return Sample(uid, image, _QUESTION.format(label=row["label"]), row["count"], factors, row["image_sha256"])
 
-
+# %% ../nbs/1_data/14_datasets.ipynb #26e9de1f
 def _list_pixmo(
     folder: str | Path,  # as for `split_rows`
     split: str = "test",
@@ -745,21 +864,23 @@ def _list_pixmo(
     return [_pixmo_sample(row, number, split, place) for number, row in kept]
 
 # %% ../nbs/1_data/14_datasets.ipynb #afb79903
-def _picture_problem(sample: Sample) -> str:  # "" if none
+def _image_problem(
+    sample: Sample,
+) -> str:  # "" if none
     "Why the image of a row cannot be used."
     digest, problem = inspect_image(sample.image)
     if not problem and digest != sample.sha256:
-        return "another picture"
+        return "another image"
     return ("broken" if sample.image.exists() else "not there") if problem else ""
 
-
+# %% ../nbs/1_data/14_datasets.ipynb #e73e5d77
 def _read_pixmo(
     folder: str | Path,  # as for `split_rows`
     split: str = "test",  # or several, joined: 'train+valid'
 ) -> list[Sample]:  # those whose image is there, whole and the right one; each knows the coverage
     "PixMo-Count as released with the paper, with what there is of its images. `ValueError` if there is none."
     samples = [sample for part in split.split("+") for sample in _list_pixmo(folder, part)]
-    problems = [_picture_problem(sample) for sample in samples]
+    problems = [_image_problem(sample) for sample in samples]
     good = [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
     told = ", ".join(f"{number} {why}" for why, number in sorted(Counter(filter(None, problems)).items()))
     if not good:
@@ -798,14 +919,12 @@ for _name, _split in {"": "test", "-valid": "valid", "-train": "train+valid"}.it
     DATASETS.add(f"pixmo-count{_name}", _pixmo_reader(_split))
 
 # %% ../nbs/1_data/14_datasets.ipynb #098773c3
-@contextmanager
-def _whole_folder(
+def _check_replaceable(
     folder: Path,
     patterns: tuple[str, ...],  # what such an export consists of, e.g. ('images/*',)
     overwrite: bool,
-) -> Iterator[Path]:  # an empty folder to write to
-    "All of an export or nothing. `FileExistsError` if something else is there."
-    folder = Path(folder).resolve()
+) -> None:
+    "`FileExistsError` if a folder holds anything that may not be replaced."
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Give a folder.")
     files = [path for path in folder.rglob("*") if not path.is_dir()]
@@ -819,77 +938,134 @@ def _whole_folder(
             f"{folder} also holds {strangers[0].relative_to(folder)}, which this export did not write, so "
             "it is not replaced. Choose another folder."
         )
+
+# %% ../nbs/1_data/14_datasets.ipynb #1905f131
+def _swap(
+    new: Path,  # folder
+    folder: Path,  # its place; what is there goes
+) -> None:
+    "Put a folder in its place. If that fails, what was there comes back."
+    former = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(former)
+    try:
+        new.rename(folder)
+    except OSError:
+        former.rename(folder)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+# %% ../nbs/1_data/14_datasets.ipynb #0ba3eb0f
+@contextmanager
+def _whole_folder(
+    folder: Path,
+    patterns: tuple[str, ...],  # what such an export consists of, e.g. ('images/*',)
+    overwrite: bool,
+) -> Iterator[Path]:  # an empty folder to write to
+    "All of an export or nothing. `FileExistsError` if something else is there."
+    folder = Path(folder).resolve()
+    _check_replaceable(folder, patterns, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, former = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        if folder.exists():
-            folder.rename(former)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            former.rename(folder)
-            raise
-        shutil.rmtree(former, ignore_errors=True)
+        _swap(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/1_data/14_datasets.ipynb #0ead530a
-def _as_files(samples: list[Sample]) -> list[Sample]:
+def _as_files(
+    samples: list[Sample],
+) -> list[Sample]:
     "What is only in memory as the bytes of a file, whose hash then is that of the file written."
     held = lambda sample: isinstance(sample.image, Path | bytes)  # noqa: E731
     return [s if held(s) else replace(s, image=image_file(s.image)[0], sha256="") for s in samples]
 
-
-def _released_keys(samples: list[Sample]) -> list[tuple[str, ...]]:
-    "image id -> entity -> question type for each sample. `ValueError` if two would be the same, or one has no entity."
-    numbers, keys = {}, {}
-    for sample in samples:
-        path = sample.factors.get("released")
-        if path is None:
-            if "entity" not in sample.factors:
-                raise ValueError(
-                    f"'{sample.uid}' has no factor 'entity', which the released layout needs. "
-                    "Use export_parquet instead."
-                )
-            number = str(numbers.setdefault(image_key(sample), len(numbers)))
-            path = (number, sample.factors["entity"], f"count_{sample.factors.get('form', 'open')}")
-        if Path(path[0]).name != path[0]:
-            raise ValueError(f"'{sample.uid}': its image id '{path[0]}' is no file name. Remove its factor 'released'.")
-        if tuple(path) in keys:
+# %% ../nbs/1_data/14_datasets.ipynb #d5f81cdd
+def _released_key(
+    sample: Sample,
+    numbers: dict,  # image -> its number; a new image gets the next
+) -> tuple[str, ...]:  # image id, entity, question type
+    "Where a sample stands in the two files. `ValueError` if it has no entity, or an id that is no file name."
+    keys = sample.factors.get("released")
+    if keys is None:
+        if "entity" not in sample.factors:
             raise ValueError(
-                f"'{keys[tuple(path)]}' and '{sample.uid}' would both be '{'/'.join(path)}'. "
-                "Write them to different folders."
+                f"'{sample.uid}' has no factor 'entity', which the released layout needs. Use export_parquet instead."
             )
-        keys[tuple(path)] = sample.uid
-    return list(keys)
+        number = str(numbers.setdefault(image_key(sample), len(numbers)))
+        keys = (number, sample.factors["entity"], f"count_{sample.factors.get('form', 'open')}")
+    if Path(keys[0]).name != keys[0]:
+        raise ValueError(f"'{sample.uid}': its image id '{keys[0]}' is no file name. Remove its factor 'released'.")
+    return tuple(keys)
+
+# %% ../nbs/1_data/14_datasets.ipynb #cbdeee05
+def _released_keys(
+    samples: list[Sample],
+) -> list[tuple[str, ...]]:
+    "The keys of each sample. `ValueError` if two would be the same."
+    numbers, taken = {}, {}
+    for sample in samples:
+        keys = _released_key(sample, numbers)
+        if keys in taken:
+            raise ValueError(
+                f"'{taken[keys]}' and '{sample.uid}' would both be '{'/'.join(keys)}'. Write them to different folders."
+            )
+        taken[keys] = sample.uid
+    return list(taken)
 
 # %% ../nbs/1_data/14_datasets.ipynb #de132e6d
+def _put(
+    tree: dict,  # changed
+    keys: tuple[str, ...],
+    value: Any,
+) -> None:
+    "A value at the end of a chain of keys."
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+# %% ../nbs/1_data/14_datasets.ipynb #963f7989
 def export_released(
     samples: list[Sample],
     folder: Path,  # its name is the name of the set when it is loaded again
     overwrite: bool = False,  # replace a former export
 ) -> Path:  # the folder
     "Write questions.json, answers.json and images/ as the paper released them. `FileExistsError`, `ValueError`."
-    keys, questions, answers, images = _released_keys(samples), {}, {}, {}
+    all_keys, questions, answers, images = _released_keys(samples), {}, {}, {}
     with _whole_folder(folder, ("questions.json", "answers.json", "images/*"), overwrite) as place:
         (place / "images").mkdir()
-        for path, sample in zip(keys, _check_images(_as_files(samples), "export_released"), strict=True):
-            for tree, value in ((questions, sample.question), (answers, sample.target)):
-                for key in path[:-1]:
-                    tree = tree.setdefault(key, {})
-                tree[path[-1]] = value
-            if images.setdefault(path[0], sample.sha256) != sample.sha256:
-                raise ValueError(f"'{sample.uid}': image id '{path[0]}' stands for two different images.")
+        for keys, sample in zip(all_keys, _check_images(_as_files(samples), "export_released"), strict=True):
+            _put(questions, keys, sample.question)
+            _put(answers, keys, sample.target)
+            if images.setdefault(keys[0], sample.sha256) != sample.sha256:
+                raise ValueError(f"'{sample.uid}': image id '{keys[0]}' stands for two different images.")
             data, suffix = image_file(sample.image)
-            (place / "images" / f"{path[0]}{suffix}").write_bytes(data)
+            (place / "images" / f"{keys[0]}{suffix}").write_bytes(data)
         for name, tree in (("questions.json", questions), ("answers.json", answers)):
             (place / name).write_text(json.dumps(tree, indent=4, ensure_ascii=False), encoding="utf-8")
     return Path(folder)
 
 # %% ../nbs/1_data/14_datasets.ipynb #9b656ed7
+def _parquet_schema() -> "pyarrow.Schema":  # noqa: F821
+    "The columns, so that `datasets` knows which of them is an image."
+    import datasets
+
+    texts = ("question", "uid", "factors", "sha256")
+    features = {"image": datasets.Image(), "target": datasets.Value("int64")}
+    return datasets.Features(features | {name: datasets.Value("string") for name in texts}).arrow_schema
+
+# %% ../nbs/1_data/14_datasets.ipynb #345eafc5
+def _parquet_row(
+    sample: Sample,
+) -> dict:
+    "One sample as the schema has it."
+    image = {"bytes": image_file(sample.image)[0], "path": getattr(sample.image, "name", None)}
+    return {**vars(sample), "image": image, "factors": json.dumps(sample.factors, ensure_ascii=False)}
+
+# %% ../nbs/1_data/14_datasets.ipynb #422801df
 def export_parquet(
     samples: list[Sample],
     folder: Path,
@@ -897,25 +1073,14 @@ def export_parquet(
     overwrite: bool = False,  # replace a former export
 ) -> Path:  # the folder, for `datasets.load_dataset(str(folder))`
     "Write a Hugging Face Parquet dataset: image, question, target, uid, factors (JSON), sha256. `FileExistsError`."
-    import datasets
     import pyarrow
     import pyarrow.parquet
 
-    texts = ("question", "uid", "factors", "sha256")
-    features = {"image": datasets.Image(), "target": datasets.Value("int64")}
-    schema = datasets.Features(features | {name: datasets.Value("string") for name in texts}).arrow_schema
-    samples = _check_images(_as_files(samples), "export_parquet")
+    schema, samples = _parquet_schema(), _check_images(_as_files(samples), "export_parquet")
     with _whole_folder(folder, ("data/*.parquet",), overwrite) as place:
         (place / "data").mkdir()
         with pyarrow.parquet.ParquetWriter(place / "data" / f"{split}-00000-of-00001.parquet", schema) as writer:
             for start in range(0, len(samples), 200):
-                rows = [
-                    {
-                        **vars(s),
-                        "image": {"bytes": image_file(s.image)[0], "path": getattr(s.image, "name", None)},
-                        "factors": json.dumps(s.factors, ensure_ascii=False),
-                    }
-                    for s in samples[start : start + 200]
-                ]
+                rows = [_parquet_row(sample) for sample in samples[start : start + 200]]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
     return Path(folder)
