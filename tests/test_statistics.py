@@ -38,7 +38,7 @@ from vlm_counting.statistics import (
     interval_of,
     minimum_effect,
     per_class,
-    pictures_needed,
+    images_needed,
     relatedness,
     score,
     tabulate,
@@ -545,19 +545,19 @@ def test_minimum_effect_against_statsmodels_and_simulation():
     assert np.mean(hits) == pytest.approx(0.8, abs=0.08)
 
 
-def test_pictures_needed_undoes_minimum_effect():
+def test_images_needed_undoes_minimum_effect():
     for plan in ({}, {"discordant": 0.3}, {"accuracy": 0.9},
                  {"discordant": 0.3, "layouts": 81, "entities": 24, "shared": (0.02, 0.01)}):  # fmt: skip
         effect = minimum_effect(2000, **plan)
-        assert pictures_needed(effect, **plan) == pytest.approx(2000, abs=2)
+        assert images_needed(effect, **plan) == pytest.approx(2000, abs=2)
         assert minimum_effect(4000, **plan) < effect < minimum_effect(2000, power=0.9, **plan)
     with pytest.raises(ValueError, match="at most 0.30"):
-        pictures_needed(0.4, discordant=0.3)
+        images_needed(0.4, discordant=0.3)
     with pytest.raises(ValueError, match="accuracy 1, expected a share"):
         minimum_effect(100, accuracy=1)
     with pytest.raises(ValueError, match="add up to less than 1"):
         minimum_effect(100, layouts=9, shared=(1.0, 0))
-    with pytest.raises(ValueError, match="Found 0 pictures"):
+    with pytest.raises(ValueError, match="Found 0 images"):
         minimum_effect(0)
     assert minimum_effect(100, entities=1) == minimum_effect(100) < minimum_effect(100, entities=3)
 

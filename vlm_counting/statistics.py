@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tabulate', 'interval', 'score', 'per_class', 'confusion', 'paired', 'mean_test', 'gain_test', 'compare', 'holm',
-           'contrast', 'equivalence', 'relatedness', 'minimum_effect', 'pictures_needed', 'interval_of']
+           'contrast', 'equivalence', 'relatedness', 'minimum_effect', 'images_needed', 'interval_of']
 
 # %% ../nbs/2_answers/26_statistics.ipynb #86273244
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ __getattr__ = moved(
     ),
 )
 
-# %% ../nbs/2_answers/26_statistics.ipynb #42a7bb1f
+# %% ../nbs/2_answers/26_statistics.ipynb #e8b747f0
 RULES = {"strict": "count", "paper": "count_paper"}  # parser -> field of `Prediction`; others are in its `counts`
 LARGEST = 2**53  # an answer of more digits is stored as this one: still far off, but safe in a float
 
@@ -33,7 +33,7 @@ LARGEST = 2**53  # an answer of more digits is stored as this one: still far off
 class TooFew(ValueError):
     "A statistic cannot be had: these answers are too few, or do not tell what it needs."
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #f835a1b6
 def _answer(
     prediction: Prediction,
     rule: str,  # 'strict', 'paper', or another parser that was asked for
@@ -51,42 +51,7 @@ def _value(
     value = getattr(prediction, name) if name in ("target", "model", "uid") else prediction.factors.get(name)
     return str(value) if isinstance(value, list | dict) else value
 
-# %% ../nbs/2_answers/26_statistics.ipynb #d9b4d726
-def tabulate(
-    predictions: Iterable[Prediction],
-    by: Sequence[str] | str = (),  # columns to keep: 'target', 'model', 'uid' or factors such as 'entity'
-    rule: str = "strict",  # or 'paper'
-) -> pd.DataFrame:  # the by-columns, then _target, _answer (NaN = unparsed), _correct, _layout, _entity
-    "One row a prediction. `ValueError` without any, `TypeError` for other things; `KeyError` names a missing factor."
-    predictions, by = _checked(predictions), [by] if isinstance(by, str) else list(by)
-    if not predictions:
-        raise ValueError("There are no predictions to score. Was the run's limit 0, or the filter too narrow?")
-    _check_answers(predictions, rule)
-    table = pd.DataFrame({name: [_value(row, name) for row in predictions] for name in by})
-    for name in by:
-        _check_factor(predictions, name, table[name])
-    table["_target"] = [row.target for row in predictions]
-    table["_answer"] = [_answer(row, rule) for row in predictions]
-    table["_correct"] = (table["_target"] == table["_answer"]).astype(float)
-    table["_layout"] = _layouts(predictions)
-    table["_entity"] = [row.factors.get("entity", row.factors.get("label")) for row in predictions]
-    return table
-
-# %% ../nbs/2_answers/26_statistics.ipynb #17f1620d
-def _check_answers(predictions: list[Prediction], rule: str) -> None:
-    "`UnknownName` if some answer was not parsed so; `ValueError` if it is not known what would be right."
-    if rule not in RULES and (lacking := [row for row in predictions if rule not in row.counts]):
-        known = [*RULES, *dict.fromkeys(name for row in predictions for name in row.counts)]
-        raise UnknownName(
-            unknown("parser", rule, known, f"'{lacking[0].uid}' was parsed by no other; ask for it in `evaluate`.")
-        )
-    if unknown_counts := [row.uid for row in predictions if row.target is None]:
-        raise ValueError(
-            f"{len(unknown_counts)} of {len(predictions)} predictions have no target, the first is "
-            f"'{unknown_counts[0]}': only answers to samples whose true count is known can be scored."
-        )
-
-
+# %% ../nbs/2_answers/26_statistics.ipynb #25a2954b
 def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
     "A list of predictions, or those of an `Evaluation`. `TypeError` names the first thing that is none."
     predictions = getattr(predictions, "answers", getattr(predictions, "predictions", predictions))
@@ -98,6 +63,20 @@ def _checked(predictions: Iterable[Prediction]) -> list[Prediction]:
             "`load_predictions(path)`, or make one of a dict with `from_record(Prediction, row)`."
         )
     return rows
+
+
+def _check_answers(predictions: list[Prediction], rule: str) -> None:
+    "`UnknownName` if some answer was not parsed so; `ValueError` if it is not known what would be right."
+    if rule not in RULES and (lacking := [row for row in predictions if rule not in row.counts]):
+        known = [*RULES, *dict.fromkeys(name for row in predictions for name in row.counts)]
+        raise UnknownName(
+            unknown("parser", rule, known, f"'{lacking[0].uid}' was parsed by no other; ask for it in `evaluate`.")
+        )
+    if untold := [row.uid for row in predictions if row.target is None]:
+        raise ValueError(
+            f"{len(untold)} of {len(predictions)} predictions have no target, the first is "
+            f"'{untold[0]}': only answers to samples whose true count is known can be scored."
+        )
 
 # %% ../nbs/2_answers/26_statistics.ipynb #7a94819b
 def _groups(table: pd.DataFrame, by: Sequence[str] | str) -> Iterator[tuple[dict, pd.DataFrame]]:
@@ -119,7 +98,7 @@ def _check_factor(predictions: list[Prediction], name: str, column: pd.Series) -
             "Score the sets that have it on their own."
         )
 
-# %% ../nbs/2_answers/26_statistics.ipynb #0c908967
+# %% ../nbs/2_answers/26_statistics.ipynb #3c795ba4
 def _joined(*labellings: Sequence) -> list[str]:  # one family name an answer
     "Families of answers that agree in some label, directly or through others. None agrees with nothing."
     from scipy.sparse import coo_array
@@ -136,9 +115,9 @@ def _joined(*labellings: Sequence) -> list[str]:  # one family name an answer
     graph = coo_array((np.ones(len(links)), (answers, nodes)), shape=(size, size))
     return [f"family {number}" for number in connected_components(graph, directed=False)[1][:count]]
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #e232603f
 def _layouts(predictions: list[Prediction]) -> list:
-    "The layout family of each answer: its layout's number, or where a picture is asked twice, see above."
+    "The layout family of each answer: its layout's number, or where an image is asked twice, see above."
     layouts = [_value(row, "layout") for row in predictions]
     if all(row.factors.get("pair") is None for row in predictions):
         return layouts
@@ -148,6 +127,27 @@ def _layouts(predictions: list[Prediction]) -> list:
         pairs.append(None if pair is None else (family, pair))
         places.append(layout if pair is None or layout is None else (family, row.target, layout))
     return _joined(pairs, places)
+
+# %% ../nbs/2_answers/26_statistics.ipynb #d9b4d726
+def tabulate(
+    predictions: Iterable[Prediction],
+    by: Sequence[str] | str = (),  # columns to keep: 'target', 'model', 'uid' or factors such as 'entity'
+    rule: str = "strict",  # or 'paper'
+) -> pd.DataFrame:  # the by-columns, then _target, _answer (NaN = unparsed), _correct, _layout, _entity
+    "One row a prediction. `ValueError` without any, `TypeError` for other things; `KeyError` names a missing factor."
+    predictions, by = _checked(predictions), [by] if isinstance(by, str) else list(by)
+    if not predictions:
+        raise ValueError("There are no predictions to score. Was the run's limit 0, or the filter too narrow?")
+    _check_answers(predictions, rule)
+    table = pd.DataFrame({name: [_value(row, name) for row in predictions] for name in by})
+    for name in by:
+        _check_factor(predictions, name, table[name])
+    table["_target"] = [row.target for row in predictions]
+    table["_answer"] = [_answer(row, rule) for row in predictions]
+    table["_correct"] = (table["_target"] == table["_answer"]).astype(float)
+    table["_layout"] = _layouts(predictions)
+    table["_entity"] = [row.factors.get("entity", row.factors.get("label")) for row in predictions]
+    return table
 
 # %% ../nbs/2_answers/26_statistics.ipynb #9da409fe
 def _codes(labels: Sequence) -> np.ndarray:  # (n,) int, 0..levels - 1
@@ -171,18 +171,16 @@ def _linear(
 
     if len(values) <= design.shape[1]:
         return float(wanted @ np.linalg.pinv(design) @ values), np.nan, 0
-    fitted, ways = (
-        OLS(values, design).fit(),
-        [codes for codes in clusters if codes.max() > 0] or [np.arange(len(values))],
-    )
+    fitted = OLS(values, design).fit()
+    ways = [codes for codes in clusters if codes.max() > 0] or [np.arange(len(values))]
     covariances = [cov_cluster(fitted, ways[0])] if len(ways) == 1 else cov_cluster_2groups(fitted, *ways)
     variance = max(0, *(wanted @ covariance @ wanted for covariance in covariances))
     return float(wanted @ fitted.params), float(variance**0.5), int(min(codes.max() for codes in ways))
 
-# %% ../nbs/2_answers/26_statistics.ipynb #6f1e9872
+# %% ../nbs/2_answers/26_statistics.ipynb #29a146e6
 FEW = 10  # fewer answers in a stratum cannot show how much it varies: the strata are then left out
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #fa7d35a8
 def _large(strata: np.ndarray) -> np.ndarray:
     "The strata, or a single one where some stratum has less than `FEW` answers."
     return strata if np.bincount(strata).min() >= FEW else np.zeros_like(strata)
@@ -195,10 +193,10 @@ def _strata_design(
     strata = _large(strata)
     return np.eye(strata.max() + 1)[strata], np.bincount(strata) / len(strata)
 
-# %% ../nbs/2_answers/26_statistics.ipynb #5c0f9d26
+# %% ../nbs/2_answers/26_statistics.ipynb #38bb3b4c
 INTERVALS = Registry("interval", "An interval is a function of values, clusters, strata and level.")
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #90e7c167
 @INTERVALS.add("symmetric")
 def _symmetric(values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, level: float) -> tuple[float, float]:
     "As far to one side as to the other: the clustered error times Student's t. NaN from a single value."
@@ -293,7 +291,7 @@ def interval(
     strata = given.pop() if strata is not None else np.zeros(len(values), dtype=int)
     return INTERVALS[method](values, given, strata, level)
 
-# %% ../nbs/2_answers/26_statistics.ipynb #777e2548
+# %% ../nbs/2_answers/26_statistics.ipynb #b888adc3
 def _classes(target: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:  # each (true counts that occur,)
     "Precision, recall, F1 and support of each true count; 0 where nothing was answered. Unparsed belongs to no class."
     counts, support = np.unique(target, return_counts=True)
@@ -303,7 +301,7 @@ def _classes(target: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:  
     f1 = 2 * hits / (support + answered)
     return {"target": counts, "precision": precision, "recall": hits / support, "f1": f1, "support": support}
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #d4ad4989
 def _ends(group: pd.DataFrame, column: str, method: str, strata: pd.Series | None = None) -> tuple[float, float]:
     "95 % interval of the mean of a column, with layouts and entities as families."
     return interval(group[column], (group["_layout"], group["_entity"]), strata, method)
@@ -394,31 +392,38 @@ def unlike(
     first: Prediction,
     second: Prediction,
 ) -> str | None:  # 'target', 'entity', 'layout' or 'positions'; None: nothing
-    "What shows that two answers are about different pictures. Of what only one side knows, nothing can be said."
+    "What shows that two answers are about different images. Of what only one side knows, nothing can be said."
     for name in ("target", "entity", "layout", "positions"):
         one, other = (row.target if name == "target" else row.factors.get(name) for row in (first, second))
         if None not in (one, other) and one != other and not np.array_equal(one, other):  # a list equals its tuple
             return name
     return None
 
-# %% ../nbs/2_answers/26_statistics.ipynb #40a9b843
+# %% ../nbs/2_answers/26_statistics.ipynb #a16b56fe
+def _check_same(one: dict[str, Prediction], two: dict[str, Prediction], shared: list[str]) -> None:
+    "`ValueError` names the first pair that is not of one image, and how many there are."
+    wrong = [(uid, name) for uid in shared if (name := unlike(one[uid], two[uid]))]
+    if wrong:
+        uid, name = wrong[0]
+        here, there = (_value(side[uid], name) for side in (one, two))
+        raise ValueError(
+            f"Image {uid} has {name} {here} on one side and {there} on the other, and {len(wrong)} of {len(shared)} "
+            "differ in some such way. Expected the same images: ask both about one dataset made with one `seed`."
+        )
+
+
 def paired(
     first: Iterable[Prediction],  # of one model in one run
     second: Iterable[Prediction],  # of another; paired with `first` by uid
     by: Sequence[str] | str = (),  # columns to keep, as in `tabulate`
     rule: str = "strict",  # or 'paper'
 ) -> pd.DataFrame:  # as `tabulate` of the first; with _second (0 or 1, is the other right?), _gain (_second - _correct)
-    "One row a picture that both saw. `ValueError` if they share none, or if some picture is another one, see `unlike`."
+    "One row an image that both saw. `ValueError` if they share none, or if some image is another one, see `unlike`."
     one, two = _by_uid(first, "first"), _by_uid(second, "second")
     shared = [uid for uid in one if uid in two]
     if not shared:
         raise ValueError("The two sides have no uid in common. Were they run on the same dataset and form?")
-    if wrong := [(uid, name) for uid in shared if (name := unlike(one[uid], two[uid]))]:
-        (uid, name), (here, there) = wrong[0], (_value(side[wrong[0][0]], wrong[0][1]) for side in (one, two))
-        raise ValueError(
-            f"Picture {uid} has {name} {here} on one side and {there} on the other, and {len(wrong)} of {len(shared)} "
-            "differ in some such way. Expected the same pictures: ask both about one dataset made with one `seed`."
-        )
+    _check_same(one, two, shared)
     table = tabulate([one[uid] for uid in shared], by, rule)
     table["_second"] = tabulate([two[uid] for uid in shared], (), rule)["_correct"]
     table["_gain"] = table["_second"] - table["_correct"]
@@ -493,7 +498,7 @@ def compare(
 ) -> (
     pd.DataFrame
 ):  # by, n, first, second (accuracies), difference (second - first), low, high, only_first, only_second, p
-    "Paired comparison on the pictures both saw; p as in `gain_test`. Errors as in `paired`."
+    "Paired comparison on the images both saw; p as in `gain_test`. Errors as in `paired`."
     table = paired(first, second, by, rule)
     return pd.DataFrame([head | _paired(group) for head, group in _groups(table, by)])
 
@@ -509,17 +514,11 @@ def holm(
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return adjusted
 
-# %% ../nbs/2_answers/26_statistics.ipynb #143a3ae2
-def contrast(
-    first: Iterable[Prediction],  # of one side
-    second: Iterable[Prediction],  # of the other; other pictures, or the same
-    rule: str = "strict",  # or 'paper'
-    equal_counts: bool = True,  # hold the true count fixed; False where the sides have different counts
-    same_layouts: bool = False,  # is a layout's number the same layout on both sides?
-) -> dict[
-    str, float
-]:  # n_first, n_second, first, second (accuracies), difference (second - first), low, high (95 %), p
-    "Two sides that saw different pictures, of the kinds that both saw. `ValueError` where they share none or no count."
+# %% ../nbs/2_answers/26_statistics.ipynb #163cf6c8
+def _both_sides(
+    first: Iterable[Prediction], second: Iterable[Prediction], rule: str, equal_counts: bool
+) -> pd.DataFrame:
+    "Both sides in one table (`_side` 0 and 1), without counts and kinds of objects that only one of them has."
     sides = [tabulate(rows, rule=rule).assign(_side=side) for side, rows in enumerate((first, second))]
     table = pd.concat(sides, ignore_index=True)
     for column, wanted in (("_target", equal_counts), ("_entity", True)):
@@ -528,12 +527,31 @@ def contrast(
             table = table[table[column].isin(both[0] & both[1])]
     if table["_side"].nunique() < 2:
         raise ValueError("The two sides share no true count, or no kind of object: there is nothing to compare.")
-    levels = np.eye(table["_target"].nunique())[_codes(table["_target"])] if equal_counts else np.ones((len(table), 1))
-    design = np.column_stack([table["_side"], levels])
+    return table
+
+
+def _side_families(table: pd.DataFrame, same_layouts: bool) -> list[np.ndarray]:
+    "Layouts, of one side unless they are the same on both, and entities, which recur on both."
     layouts = list(zip(table["_side"] * (not same_layouts), table["_layout"], strict=True))
     layouts = [None if pd.isna(layout[1]) else layout for layout in layouts]
-    clusters = [_codes(layouts), _codes(table["_entity"])]
-    found, error, freedom = _linear(table["_correct"].to_numpy(), design, np.eye(design.shape[1])[0], clusters)
+    return [_codes(layouts), _codes(table["_entity"])]
+
+# %% ../nbs/2_answers/26_statistics.ipynb #143a3ae2
+def contrast(
+    first: Iterable[Prediction],  # of one side
+    second: Iterable[Prediction],  # of the other; other images, or the same
+    rule: str = "strict",  # or 'paper'
+    equal_counts: bool = True,  # hold the true count fixed; False where the sides have different counts
+    same_layouts: bool = False,  # is a layout's number the same layout on both sides?
+) -> dict[
+    str, float
+]:  # n_first, n_second, first, second (accuracies), difference (second - first), low, high (95 %), p
+    "Two sides that saw different images, of the kinds that both saw. `ValueError` where they share none or no count."
+    table = _both_sides(first, second, rule, equal_counts)
+    levels = np.eye(table["_target"].nunique())[_codes(table["_target"])] if equal_counts else np.ones((len(table), 1))
+    design = np.column_stack([table["_side"], levels])
+    wanted, clusters = np.eye(design.shape[1])[0], _side_families(table, same_layouts)
+    found, error, freedom = _linear(table["_correct"].to_numpy(), design, wanted, clusters)
     halves = [table.loc[table["_side"] == side, "_correct"] for side in (0, 1)]
     row = {f"n_{name}": len(half) for name, half in zip(("first", "second"), halves, strict=True)}
     row |= {"first": halves[0].mean(), "second": halves[1].mean(), "difference": found}
@@ -589,7 +607,22 @@ def equivalence(
         rows.append(head | {"n": len(group)} | row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/2_answers/26_statistics.ipynb #827fd33d
+# %% ../nbs/2_answers/26_statistics.ipynb #ab8717b0
+def _intraclass(values: pd.Series, labels: Sequence) -> float:  # 0..1
+    "The share of the variance that belongs to the labels, by analysis of variance. Source: Donner 1986."
+    groups = values.groupby(_codes(labels))
+    sizes, count = groups.size(), groups.ngroups
+    if count < 2 or count == len(values):
+        raise ValueError(
+            f"Found {count} families of {len(values)} answers, expected at least two, and some with two or more."
+        )
+    between = (sizes * (groups.mean() - values.mean()) ** 2).sum() / (count - 1)
+    within = ((values - groups.transform("mean")) ** 2).sum() / (len(values) - count)
+    size = (len(values) - (sizes**2).sum() / len(values)) / (count - 1)
+    total = between + (size - 1) * within
+    return float(max(0, between - within) / total) if total > 0 else 0.0
+
+
 def relatedness(
     values: Sequence[float],  # (n,) such as `_correct` of `tabulate` or `_gain` of `paired`
     clusters: Sequence[Sequence],  # sets of (n,) labels, such as layouts and entities
@@ -599,24 +632,11 @@ def relatedness(
     values = pd.Series(np.asarray(values, dtype=float))
     if strata is not None:
         values = values - values.groupby(_codes(strata)).transform("mean")
-    shares = []
-    for labels in clusters:
-        groups = values.groupby(_codes(labels))
-        sizes, count = groups.size(), groups.ngroups
-        if count < 2 or count == len(values):
-            raise ValueError(
-                f"Found {count} families of {len(values)} answers, expected at least two, and some with two or more."
-            )
-        between = (sizes * (groups.mean() - values.mean()) ** 2).sum() / (count - 1)
-        within = ((values - groups.transform("mean")) ** 2).sum() / (len(values) - count)
-        size = (len(values) - (sizes**2).sum() / len(values)) / (count - 1)
-        total = between + (size - 1) * within
-        shares.append(float(max(0, between - within) / total) if total > 0 else 0.0)
-    return tuple(shares)
+    return tuple(_intraclass(values, labels) for labels in clusters)
 
-# %% ../nbs/2_answers/26_statistics.ipynb #16295b36
+# %% ../nbs/2_answers/26_statistics.ipynb #4ddc043e
 def _own_share(families: tuple[int | None, int | None], shared: tuple[float, float]) -> tuple[float, float]:
-    "The error variance that more pictures do not take away, and the share of the variance that they do."
+    "The error variance that more images do not take away, and the share of the variance that they do."
     if min(shared) < 0 or sum(shared) >= 1:
         raise ValueError(f"Found shared variance {shared}, expected two shares from 0 that add up to less than 1.")
     for name, count, share in zip(("layouts", "entities"), families, shared, strict=True):
@@ -633,7 +653,7 @@ def _stricter(level: float, families: tuple[int | None, int | None]) -> float:
     counts = [count for count in families if count and count > 1]
     return 2 * norm.sf(t.ppf(1 - level / 2, min(counts) - 1)) if counts else level
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #1034195d
 def _spreads(effect: float, accuracy: float, discordant: float | None) -> tuple[float, float]:
     "Standard deviation of a single comparison when there is no effect, and when there is."
     if discordant is not None:
@@ -652,11 +672,10 @@ def _largest(accuracy: float, discordant: float | None) -> float:
 
 # %% ../nbs/2_answers/26_statistics.ipynb #7bba1266
 def minimum_effect(
-    pictures: int,  # in all; of each side, where the two sides see different ones
+    images: int,  # in all; of each side, where the two sides see different ones
     accuracy: float = 0.5,  # of the first model, 0..1; matters only without `discordant`
-    discordant: float
-    | None = None,  # share of pictures only one of the two gets right; None: sides see different pictures
-    layouts: int | None = None,  # how many the pictures come from
+    discordant: float | None = None,  # share of images only one of the two gets right; None: the sides see others
+    layouts: int | None = None,  # how many the images come from
     entities: int | None = None,  # the same
     shared: tuple[float, float] = (0.0, 0.0),  # variance that belongs to layouts and entities, see `relatedness`
     power: float = 0.8,  # wanted chance of finding it
@@ -666,10 +685,10 @@ def minimum_effect(
     from scipy.optimize import brentq
     from statsmodels.stats.power import normal_power_het
 
-    if pictures < 1:
-        raise ValueError(f"Found {pictures} pictures, expected at least one.")
+    if images < 1:
+        raise ValueError(f"Found {images} images, expected at least one.")
     (fixed, own), largest = _own_share((layouts, entities), shared), _largest(accuracy, discordant)
-    worth, strict = 1 / (fixed + own / pictures), _stricter(level, (layouts, entities))
+    worth, strict = 1 / (fixed + own / images), _stricter(level, (layouts, entities))
 
     def lacking(effect: float) -> float:
         spreads = np.maximum(_spreads(effect, accuracy, discordant), 1e-9)
@@ -677,25 +696,24 @@ def minimum_effect(
 
     if lacking(largest) < 0:
         raise ValueError(
-            f"{pictures} pictures are worth {worth:.0f} independent ones; even the largest difference possible, "
+            f"{images} images are worth {worth:.0f} independent ones; even the largest difference possible, "
             f"{largest:.2f}, would be found with a chance of {lacking(largest) + power:.0%} only. "
-            "Plan for more pictures, layouts or entities."
+            "Plan for more images, layouts or entities."
         )
     return float(brentq(lacking, 1e-9, largest))
 
 # %% ../nbs/2_answers/26_statistics.ipynb #775968be
-def pictures_needed(
+def images_needed(
     effect: float,  # difference of accuracies to be found, 0..1
     accuracy: float = 0.5,  # of the first model, 0..1; matters only without `discordant`
-    discordant: float
-    | None = None,  # share of pictures only one of the two gets right; None: sides see different pictures
-    layouts: int | None = None,  # how many the pictures come from
+    discordant: float | None = None,  # share of images only one of the two gets right; None: the sides see others
+    layouts: int | None = None,  # how many the images come from
     entities: int | None = None,  # the same
     shared: tuple[float, float] = (0.0, 0.0),  # variance that belongs to layouts and entities, see `relatedness`
     power: float = 0.8,  # wanted chance of finding it
     level: float = 0.05,  # of the two-sided test
-) -> int:  # pictures in all; of each side, where the two sides see different ones
-    "How many pictures a comparison needs. `ValueError` where the effect cannot be, or more pictures do not help."
+) -> int:  # images in all; of each side, where the two sides see different ones
+    "How many images a comparison needs. `ValueError` where the effect cannot be, or more images do not help."
     from statsmodels.stats.power import normal_sample_size_one_tail
 
     (fixed, own), largest = _own_share((layouts, entities), shared), _largest(accuracy, discordant)
@@ -705,13 +723,13 @@ def pictures_needed(
     worth = float(normal_sample_size_one_tail(effect, power, strict / 2, *_spreads(effect, accuracy, discordant)))
     if 1 / worth <= fixed:
         raise ValueError(
-            f"A difference of {effect} needs the worth of {worth:.0f} independent pictures. From {layouts} layouts and "
-            f"{entities} entities that share {shared} of the variance, no number of pictures is worth more than "
+            f"A difference of {effect} needs the worth of {worth:.0f} independent images. From {layouts} layouts and "
+            f"{entities} entities that share {shared} of the variance, no number of images is worth more than "
             f"{1 / fixed:.0f}. Plan for more of them."
         )
     return int(np.ceil(own / (1 / worth - fixed)))
 
-# %% ../nbs/2_answers/26_statistics.ipynb #5c681ad1
+# %% ../nbs/2_answers/26_statistics.ipynb #e183bde8
 def _crossed(ways: list[np.ndarray]) -> np.ndarray:  # (n,) int
     "One number for each cell of crossed families."
     return np.unique(np.column_stack(ways), axis=0, return_inverse=True)[1].ravel()
@@ -729,18 +747,28 @@ def _redrawn(
     for _ in range(draws):
         weights = rng.multinomial(size, np.full(size, 1 / size))[families].astype(float)
         now = np.bincount(strata, weights, len(held))
-        figures.append(statistic(weights * np.divide(held, now, out=np.zeros(len(held)), where=now > 0)[strata]))
+        scale = np.divide(held, now, out=np.zeros(len(held)), where=now > 0)
+        figures.append(statistic(weights * scale[strata]))
     return np.array(figures) if size > 1 else np.full((draws, len(figures[0])), np.nan)
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #28bb782c
 def _widening(families: int, level: float) -> float:
     "How much the squared reach of a bootstrap from few families must grow."
     from scipy.stats import norm, t
 
+    if families < 2:
+        return 1.0
     quantile = (1 + level) / 2
-    return (
-        families / (families - 1) * (t.ppf(quantile, families - 1) / norm.ppf(quantile)) ** 2 if families > 1 else 1.0
-    )
+    return families / (families - 1) * (t.ppf(quantile, families - 1) / norm.ppf(quantile)) ** 2
+
+
+def _shift_and_reach(drawn: np.ndarray, found: np.ndarray, families: int, level: float) -> tuple:  # (k,), (2, k)
+    "The bias that draws show, and how far they reach to both sides, squared."
+    with catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # a figure that no draw has is NaN, as promised
+        centre = np.nanmean(drawn, axis=0)
+        ends = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return centre - found, (ends - centre) ** 2 * _widening(families, level)
 
 # %% ../nbs/2_answers/26_statistics.ipynb #5c671d55
 def interval_of(
@@ -752,19 +780,14 @@ def interval_of(
     cells: bool | Sequence[bool] = True,  # take the noise of cells off, which both ways have counted? (k,): by figure
 ) -> np.ndarray:  # (3, k): the figures, low ends, high ends
     "Two-way clustered bootstrap of any figures, with room for bias; NaN from one family. True counts stay fixed."
-    strata, ways = _codes(table["_target"]), [_codes(table[name]) for name in ("_layout", "_entity")]
-    strata = _large(strata)
+    strata, ways = _large(_codes(table["_target"])), [_codes(table[name]) for name in ("_layout", "_entity")]
     ways = [codes for codes in ways if codes.max() > 0] or [np.arange(len(table))]
     if len(ways) == 2:
         ways.append(_crossed(ways))
     found, parts = np.asarray(statistic(np.ones(len(table))), dtype=float), []
     for codes in ways:
         drawn = _redrawn(statistic, codes, strata, draws, seed)
-        with catch_warnings():
-            simplefilter("ignore", RuntimeWarning)  # a figure that no draw has is NaN, as promised
-            centre = np.nanmean(drawn, axis=0)
-            ends = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        parts.append((centre - found, (ends - centre) ** 2 * _widening(codes.max() + 1, level)))
+        parts.append(_shift_and_reach(drawn, found, codes.max() + 1, level))
     (bias, reach), *others = parts
     if others:  # two ways, less their cells, which both have counted
         bias = bias + others[0][0] - others[1][0]
