@@ -546,6 +546,7 @@ def test_only_predictions(chromium, run, tmp_path):
     assert chromium.left == 10 and chromium.errors() == []
 
 
+@pytest.mark.slow
 def test_seventeen_thousand_answers(chromium, run, tmp_path):
     samples, rows = run
     many_samples = [replace(samples[n % 70], uid=f"many/{n}", target=samples[n % 70].target) for n in range(17_496)]

@@ -904,6 +904,7 @@ def diagnosed(vlm, few):
     return diagnose(vlm, **few)
 
 
+@pytest.mark.slow
 def test_a_diagnosis_in_memory_is_that_in_a_folder(vlm, few, diagnosed, tmp_path):
     kept = diagnose(vlm, **few, path=tmp_path / "run")
     kept.figures()

@@ -10,10 +10,19 @@ from notebook_cells import named, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = docs.chapters(ROOT)
+# 20 s and more: run with -m slow
+LONG = {"32_probing", "34_training", "42_diagnosis", "56_figures", "58_pages", "70_world"}
+
+
+def marked(notebook: Path) -> object:
+    "A notebook that takes long is run with the slow tests; what it defines has quicker tests of its own."
+    marks = [pytest.mark.slow] if notebook.stem in LONG else []
+    return pytest.param(notebook, id=named(notebook), marks=marks)
 
 
 def test_there_are_notebooks():
     assert NOTEBOOKS, "no numbered notebook in nbs/"
+    assert {path.stem for path in NOTEBOOKS} > LONG
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def fresh_package():
     sys.modules.update(ours)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+@pytest.mark.parametrize("notebook", map(marked, NOTEBOOKS))
 def test_notebook(notebook, fresh_package, monkeypatch, capsys):
     here = os.getcwd()
     passed = run_notebook(notebook, monkeypatch)

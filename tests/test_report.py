@@ -94,18 +94,22 @@ def report(results) -> Path:
         return execute("report", images="some")
 
 
-def test_the_report_has_every_table_figure_and_conclusion(report):
-    page = (report / "report.html").read_text(encoding="utf-8")
-    ended = pd.read_csv(report / "conclusions.csv")
-    assert set(ended["claim"]) == set(CLAIMS) and all(says in page for says in ended["says"])
+def test_the_report_has_every_table_figure_and_conclusion(made):
+    assert set(pd.read_csv(made.folder / "conclusions.csv")["claim"]) == set(CLAIMS)
     for name in ("headline", "shapes", "colours", "spacing", "forms", "distractor_types", "distractor_numbers",
                  "tuning_synthetic", "tuning_real", "errors", "errors_elsewhere"):  # fmt: skip
-        assert (report / f"table_{name}.csv").exists(), name
+        assert (made.folder / f"table_{name}.csv").exists(), name
     for name in ("f1_per_count_the_paper", "f1_closed_open_the_paper", "distractors_the_paper", "gain_real_the_paper",
                  "layers_qwen2-vl-7b_the_paper", "map_internvl3-8b_the_paper", "objects_CoCa_the_paper",
                  "response_balanced_our_runs", "break_balanced_our_runs", "reliability_balanced_our_runs",
                  "places_balanced_CLIP_our_runs", "regression", "claim_spacing"):  # fmt: skip
-        assert (report / f"{name}.png").exists() and (report / f"{name}.svg").exists(), name
+        assert (made.folder / f"{name}.png").exists() and (made.folder / f"{name}.svg").exists(), name
+
+
+@pytest.mark.slow
+def test_the_page_says_every_conclusion(report):
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert all(says in page for says in pd.read_csv(report / "conclusions.csv")["says"])
     assert "Traceback" not in page and "Warning" not in page
 
 
@@ -121,6 +125,7 @@ def test_the_function_leaves_what_the_command_leaves(report, made):
     assert one.keys() == two.keys() and [name for name in one if one[name] != two[name]] == []
 
 
+@pytest.mark.slow
 def test_a_report_in_memory_is_that_in_a_folder(results, made):
     alone = pages.report(results=results, progress=False)
     assert alone.folder is None and alone.tables().keys() == made.tables().keys()
@@ -192,6 +197,7 @@ def test_a_report_that_cannot_be_made(results, tmp_path):
     assert sorted(path.name for path in taken.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_ours_stand_beside_the_papers(report):
     table = pd.read_csv(report / "table_spacing.csv", index_col=[0, 1])
     assert (
@@ -200,6 +206,7 @@ def test_ours_stand_beside_the_papers(report):
     assert table.loc[("the paper", "average"), "clustered"] == pytest.approx(59.12, abs=0.005)
 
 
+@pytest.mark.slow
 def test_links_lead_to_pages_of_runs(report):
     links = [link for link in Links((report / "report.html").read_text(encoding="utf-8")).found if "browser" in link]
     assert len(links) == 3 and all((report / link).is_file() for link in links)
@@ -220,6 +227,7 @@ def test_only_what_was_run_is_judged(results):
     assert _draw_compared(table).keys() == {"regression"} and _draw_compared(table[table["ours"].isna()]) == {}
 
 
+@pytest.mark.slow
 def test_pictures_of_answers_rest_on_answers(results):
     material = own_material(results)
     names = {name for draw in PAGES.values() for name in draw(material)}
@@ -298,6 +306,7 @@ def test_more_models_than_colours_share_several_pictures():
         assert all(f"model {model}" in told for model in range(7)) and "mute" in told, (name, told)
 
 
+@pytest.mark.slow
 def test_seven_models_fit_into_a_picture():
     "The legend of seven breaks was higher than the figure, and the axes were pressed flat."
     rows = [row for model in range(7) for row in asked(f"model {model}", "balanced", 54, model)[1]]

@@ -220,6 +220,7 @@ def test_help_names_every_parameter(capsys):
     assert all(f"{name}=" in printed for name in declared_parameters("evaluate"))
 
 
+@pytest.mark.slow
 def test_own_data_without_colours_and_shapes_is_scored(tmp_path):
     "A folder in the released layout about things that are no stimuli of ours."
     from PIL import Image

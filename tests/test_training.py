@@ -478,6 +478,7 @@ def contents(folder: Path) -> dict:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
 
 
+@pytest.mark.slow
 def test_an_experiment_in_memory_is_that_in_a_folder(vlm, taught, sets, result, tmp_path):
     kept = train_head(vlm, taught, **sets, config=QUICK, controls=True, path=tmp_path / "run", progress=False)
     kept.figures()
@@ -656,6 +657,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_read(vlm, taught, 
         train_head(Deaf(load_model("tiny-clip", device="cpu")), train, **given)
 
 
+@pytest.mark.slow
 def test_one_model_is_held_at_a_time(taught, sets, tmp_path):
     "A command loads three, one after the other: with 7 B parameters each, two at once are 30 GB."
     made, loads = [], []

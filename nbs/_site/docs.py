@@ -263,15 +263,23 @@ class Links:
                 data["text/markdown"] = link_names("".join(data["text/markdown"]), self.places)
 
 
+def is_plumbing(
+    node: ast.stmt,  # of an exported cell
+) -> bool:
+    "Whether it only imports, or says where names have moved: nothing that a reader of the page looks for."
+    moved = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__getattr__"
+    return moved or isinstance(node, ast.Import | ast.ImportFrom)
+
+
 def unfold_exports(
     nb,  # a notebook as nbdev reads it
 ) -> str:  # the source of its exported cells
-    "Show the source of exported cells, also internal ones, except of those that only import: nbdev's `exports`."
+    "Show the source of exported cells, also internal ones (nbdev's `exports`), unless all of it is plumbing."
     exported = []
     for cell in nb.cells:
         if cell.cell_type == "code" and re.match(r"#\|\s*export[si]?\s*\n", cell.source):
             exported.append(cell.source)
-            if not all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(cell.source).body):
+            if not all(is_plumbing(node) for node in ast.parse(cell.source).body):
                 cell.source = re.sub(r"^#\|\s*export[si]?\s*\n", "#| exports\n", cell.source)
     return "\n\n".join(exported)
 
