@@ -74,17 +74,6 @@ from vlm_counting.paper.findings import (
 from ..published import check_reports, regression_table
 
 # %% ../../nbs/5_paper/58_pages.ipynb #d56a0cb2
-from vlm_counting.curves import (
-    break_point,
-    calibration,
-    edge_cells,
-    position_contrast,
-    position_map,
-    reliability,
-    response_curve,
-    scaling,
-    seam_cells,
-)
 from vlm_counting.paper.tables import (
     COLOURS,
     HEADLINE,
@@ -99,7 +88,6 @@ from vlm_counting.paper.tables import (
     gain_rows,
     group_rows,
 )
-from ..statistics import TooFew, confusion, score
 
 # %% ../../nbs/5_paper/58_pages.ipynb #92af15bc
 def _known(
@@ -246,6 +234,20 @@ def _draw_layers(
     for model, lens in material.lenses.items():
         figures[f"lens_{model}"] = plot_lens_curves(lens_curves(lens), title=_title(model, "lens")).figure
     return figures
+
+# %% ../../nbs/5_paper/58_pages.ipynb #353d9a4d
+from vlm_counting.curves import (
+    break_point,
+    calibration,
+    edge_cells,
+    position_contrast,
+    position_map,
+    reliability,
+    response_curve,
+    scaling,
+    seam_cells,
+)
+from ..statistics import TooFew, confusion, score
 
 # %% ../../nbs/5_paper/58_pages.ipynb #d1de8154
 _ASKED = HEADLINE[:-2]  # sets that a model is asked with its own head
