@@ -704,7 +704,7 @@ def test_annotate_reads_the_released_pictures():
     assert all(len(s.factors["positions"]) == s.target and s.factors["distractors"] == 1 for s in samples)
     assert {s.factors["distractor"] for s in samples} == {"small_red_star"}
     wrong = [replace(samples[0], target=7)]
-    with pytest.raises(ValueError, match="the picture shows 1 magenta_circles, the answer is 7"):
+    with pytest.raises(ValueError, match="the image shows 1 magenta_circles, the answer is 7"):
         annotate(wrong)
 
 

@@ -599,7 +599,7 @@ def test_audit_finds_the_duplicates_and_overlaps_of_the_paper():
     assert len(samples) == 3893 and len({sample.uid for sample in samples}) == 3893
     found = audit(samples, counts=PIXMO_COUNTS)
     rows = audit_summary(found).set_index("flaw")["rows"]
-    assert rows["row repeats a picture of its split"] == 21 and rows["image missing or broken"] == 3893
+    assert rows["row repeats an image of its split"] == 21 and rows["image missing or broken"] == 3893
     assert rows["asked most: people"] == 993 and rows["words disagree with the answer"] == 0
     overlaps = found[found["across"] & (found["split"] == "test")]
     assert sorted(zip(overlaps["label"], overlaps["target"], strict=True)) == [("people", 9), ("scallops", 3)]

@@ -27,11 +27,33 @@ from .stimuli import CHOICES, read_options
 from .datasets import image_key, inspect_image, refuse
 
 # %% ../nbs/1_data/16_audit.ipynb #65a610c5
+def _sizes_seen(
+    sizes: list[str | int],  # of the objects that are asked about
+) -> dict:
+    "Factors for the sizes: one for all if they agree."
+    if not sizes:
+        return {}
+    return {"size": sizes[0]} if len(set(sizes)) == 1 else {"size": "varied", "sizes": sizes}
+
+# %% ../nbs/1_data/16_audit.ipynb #e7051223
+def _others_seen(
+    groups: dict[stimuli.Entity, list],  # kind -> its places: everything but what is asked about
+    asked: set[str],  # every entity that some question to this image asks for
+) -> dict:
+    "Factors for the other objects: distractors, or other groups."
+    if len(groups) == 1 and not asked & {kind.name for kind in groups}:
+        (kind, places), *_ = groups.items()
+        name = f"{kind.size}_{kind.colour}_{kind.shape}"
+        return {"distractors": len(places), "distractor": name, "distractor_positions": places}
+    others = [{"entity": kind.name, "count": len(places), "positions": places} for kind, places in groups.items()]
+    return {"others": others} if others else {}
+
+# %% ../nbs/1_data/16_audit.ipynb #6da2feac
 def _seen(
     sample: Sample,
     asked: set[str],  # every entity that some question to this image asks for
-) -> dict:  # factors; {} if the picture is no scene. `ValueError` if the answer does not agree with it
-    "What the picture of one sample shows."
+) -> dict:  # factors; {} if the image is no scene. `ValueError` if the answer does not agree with it
+    "What the image of one sample shows."
     try:
         scene = stimuli.Scene.from_image(load_image(sample.image))
     except ValueError:
@@ -39,33 +61,29 @@ def _seen(
     wanted = [item for item in scene.objects if item.entity.name == sample.factors.get("entity")]
     if len(wanted) != sample.target:
         raise ValueError(
-            f"the picture shows {len(wanted)} {sample.factors.get('entity')}, the answer is {sample.target}."
+            f"the image shows {len(wanted)} {sample.factors.get('entity')}, the answer is {sample.target}."
         )
-    sizes, groups = [item.entity.size for item in wanted], {}
+    groups = {}
     for item in scene.objects:
         if item not in wanted:
             groups.setdefault(item.entity, []).append([item.row, item.column])
-    factors = {
-        "positions": [[item.row, item.column] for item in wanted],
-        "grid": scene.grid,
-        "image_size": scene.image_size,
-    }
-    if sizes:
-        factors |= {"size": sizes[0]} if len(set(sizes)) == 1 else {"size": "varied", "sizes": sizes}
-    if len(groups) == 1 and not asked & {kind.name for kind in groups}:
-        (kind, places), *_ = groups.items()
-        name = f"{kind.size}_{kind.colour}_{kind.shape}"
-        factors |= {"distractors": len(places), "distractor": name, "distractor_positions": places}
-    elif groups:
-        others = [{"entity": kind.name, "count": len(places), "positions": places} for kind, places in groups.items()]
-        factors["others"] = others
-    return factors
+    positions = [[item.row, item.column] for item in wanted]
+    factors = {"positions": positions, "grid": scene.grid, "image_size": scene.image_size}
+    return factors | _sizes_seen([item.entity.size for item in wanted]) | _others_seen(groups, asked)
 
 # %% ../nbs/1_data/16_audit.ipynb #fb03f8fd
+def _number_layout(
+    factors: dict,  # of one sample, from `_seen`: changed
+    layouts: dict[str, int],  # positions -> number, of this count so far
+) -> None:
+    "Which layout this is."
+    factors["layout"] = layouts.setdefault(json.dumps(factors["positions"]), len(layouts))
+
+# %% ../nbs/1_data/16_audit.ipynb #6d0bf0ec
 def annotate(
     samples: list[Sample],  # e.g. of a released folder
 ) -> list[Sample]:  # the same, with more factors; a factor that is there already is kept
-    "Read positions, size, distractors and layout off the pictures. `ValueError` if an answer disagrees with one."
+    "Read positions, size, distractors and layout off the images. `ValueError` if an answer disagrees with one."
     asked, layouts, variants, problems, unread, annotated = {}, {}, Counter(), [], 0, []
     for sample in samples:
         asked.setdefault(image_key(sample), set()).add(sample.factors.get("entity"))
@@ -78,11 +96,10 @@ def annotate(
             continue
         unread += not factors
         if factors:
-            places = layouts.setdefault(sample.target, {})
-            factors["layout"] = places.setdefault(json.dumps(factors["positions"]), len(places))
-            if "distractors" in factors:
-                key = (sample.factors.get("entity"), sample.target, factors["layout"])
-                factors["variant"], variants[key] = variants[key], variants[key] + 1
+            _number_layout(factors, layouts.setdefault(sample.target, {}))
+        if "distractors" in factors:
+            key = (sample.factors.get("entity"), sample.target, factors["layout"])
+            factors["variant"], variants[key] = variants[key], variants[key] + 1
         annotated.append(replace(sample, factors=factors | sample.factors))
     refuse("The dataset", problems)
     if unread:
@@ -92,9 +109,6 @@ def annotate(
     return annotated
 
 # %% ../nbs/1_data/16_audit.ipynb #e210de13
-_NEAR = 10  # of 256 bits
-
-
 def _difference_hash(
     image: "PIL.Image.Image",  # noqa: F821
 ) -> "numpy.ndarray":  # (4,) uint64  # noqa: F821
@@ -104,12 +118,15 @@ def _difference_hash(
     dots = numpy.asarray(image.convert("L").resize((17, 16)), dtype=int)
     return numpy.packbits(dots[:, 1:] > dots[:, :-1]).view(numpy.uint64)
 
+# %% ../nbs/1_data/16_audit.ipynb #97db14c6
+_NEAR = 10  # of 256 bits
+
 
 def _near_pairs(
-    hashes: "numpy.ndarray",  # (pictures, 4) uint64  # noqa: F821
+    hashes: "numpy.ndarray",  # (images, 4) uint64  # noqa: F821
     bits: int = _NEAR,  # that may differ
 ) -> list[tuple[int, int]]:  # first < second, sorted
-    "All pairs of pictures that nearly agree."
+    "All pairs of images that nearly agree."
     import numpy
 
     pairs = []
@@ -130,15 +147,20 @@ def _tells(
     spelt = [str(target), *_SPELT[target : target + 1]]
     return re.search(rf"(?<![\w.,])({'|'.join(spelt)})(?![\w]|[.,]\d)", text, re.IGNORECASE) is not None
 
-
-def _told(sample: Sample) -> str:  # e.g. 'caption'; "" if nothing tells
+# %% ../nbs/1_data/16_audit.ipynb #e3c0a9ce
+def _told(
+    sample: Sample,
+) -> str:  # e.g. 'caption'; "" if nothing tells
     "Which words of a sample give its answer away."
     words = {"question": CHOICES.sub("", sample.question)}
     words |= {name: sample.factors[name] for name in ("caption", "label") if name in sample.factors}
     return ", ".join(name for name, text in words.items() if _tells(str(text), sample.target))
 
-
-def _disagrees(sample: Sample, counts: range) -> str:  # "" if nothing disagrees
+# %% ../nbs/1_data/16_audit.ipynb #204195c4
+def _disagrees(
+    sample: Sample,
+    counts: range,  # that an answer may be
+) -> str:  # "" if nothing disagrees
     "What in a sample contradicts its answer."
     factors, options = sample.factors, read_options(sample.question)
     kind = str(factors.get("label") or factors.get("entity") or "").replace("_", " ")
@@ -152,25 +174,49 @@ def _disagrees(sample: Sample, counts: range) -> str:  # "" if nothing disagrees
     return "; ".join(what for what, is_wrong in wrong.items() if is_wrong)
 
 # %% ../nbs/1_data/16_audit.ipynb #cf020545
-def _look(path: Any, digest: str) -> dict:  # width, height, mode, sha256, error; _bits: its difference hash, or None
+def _is_photograph(image: "PIL.Image.Image") -> bool:  # noqa: F821
+    "Whether an image has more than the few colours of a drawn scene."
+    return image.getcolors(16) is None
+
+# %% ../nbs/1_data/16_audit.ipynb #cd09fc6d
+def _look(
+    path: Any,  # of the image, or the image itself
+    digest: str,  # its sha256 as the row has it
+) -> dict:  # width, height, mode, sha256, error; _bits: its difference hash, or None
     "What one image is, decoded. Where there is no file, its sha256 is what the row says."
     seen = {"width": 0, "height": 0, "mode": "", "sha256": digest, "error": "", "_bits": None}
     found, seen["error"] = inspect_image(path)
     seen["sha256"] = found or ("" if not isinstance(path, Path) or path.exists() else digest)
     try:
-        picture = load_image(path)
-        seen["width"], seen["height"] = picture.size
+        decoded = load_image(path)
+        seen["width"], seen["height"] = decoded.size
         with open_image(path) as image:
             seen["mode"] = image.mode
-        seen["_bits"] = _difference_hash(picture) if _is_photograph(picture) else None
+        seen["_bits"] = _difference_hash(decoded) if _is_photograph(decoded) else None
     except (OSError, ValueError) as problem:
         seen["error"] = seen["error"] or str(problem)
     return seen
 
+# %% ../nbs/1_data/16_audit.ipynb #88c00e69
+def _look_alike(
+    table: "pandas.DataFrame",  # of `audit`, with _bits  # noqa: F821
+) -> "pandas.DataFrame":  # noqa: F821
+    "The table of `audit` with its columns near and across."
+    import numpy
 
-def _is_photograph(picture: "PIL.Image.Image") -> bool:  # noqa: F821
-    "Whether a picture has more than the few colours of a drawn scene."
-    return picture.getcolors(16) is None
+    images = table[table["sha256"] != ""].groupby("sha256", sort=False)
+    bits = {digest: value for digest, value in images["_bits"].first().items() if value is not None}
+    names, like = list(bits), {digest: {digest} for digest in table["sha256"]}
+    for first, second in _near_pairs(numpy.array(list(bits.values()))) if bits else ():
+        like[names[first]].add(names[second])
+        like[names[second]].add(names[first])
+    splits = images["split"].agg(set).to_dict()
+    table["near"] = [len(like[digest]) - 1 for digest in table["sha256"]]
+    table["across"] = [
+        bool(set.union(*(splits.get(other, set()) for other in like[digest])) - {split})
+        for digest, split in zip(table["sha256"], table["split"], strict=True)
+    ]
+    return table
 
 # %% ../nbs/1_data/16_audit.ipynb #bae7d7bf
 def audit(
@@ -178,7 +224,7 @@ def audit(
     counts: range = range(21),  # that an answer may be
 ) -> "pandas.DataFrame":  # noqa: F821
     """One row a sample: width, height, mode, sha256, error, copies (same bytes), contradicted (other answer), near
-    (pictures that look the same), across (a copy or near copy in another split), tells, disagrees."""
+    (images that look the same), across (a copy or near copy in another split), tells, disagrees."""
     import pandas
 
     seen = {image_key(sample): sample for sample in samples}
@@ -197,42 +243,29 @@ def audit(
     table.loc[table["sha256"] == "", ["copies", "contradicted"]] = [1, False]  # files that are not there
     return _look_alike(table).drop(columns="_bits")
 
-# %% ../nbs/1_data/16_audit.ipynb #88c00e69
-def _look_alike(table: "pandas.DataFrame") -> "pandas.DataFrame":  # noqa: F821
-    "The table of `audit` with its columns near and across."
-    import numpy
-
-    pictures = table[table["sha256"] != ""].groupby("sha256", sort=False)
-    bits = {digest: value for digest, value in pictures["_bits"].first().items() if value is not None}
-    names, like = list(bits), {digest: {digest} for digest in table["sha256"]}
-    for first, second in _near_pairs(numpy.array(list(bits.values()))) if bits else ():
-        like[names[first]].add(names[second])
-        like[names[second]].add(names[first])
-    splits = pictures["split"].agg(set).to_dict()
-    table["near"] = [len(like[digest]) - 1 for digest in table["sha256"]]
-    table["across"] = [
-        bool(set.union(*(splits.get(other, set()) for other in like[digest])) - {split})
-        for digest, split in zip(table["sha256"], table["split"], strict=True)
-    ]
-    return table
-
 # %% ../nbs/1_data/16_audit.ipynb #37f7d425
+def _flaws(
+    table: "pandas.DataFrame",  # from `audit`  # noqa: F821
+) -> "dict[str, pandas.Series]":  # flaw -> which rows have it  # noqa: F821
+    "What may be wrong, in words."
+    return {
+        "image missing or broken": table["error"] != "",
+        "row repeats an image of its split": table["copies"].gt(1) & table.duplicated(["sha256", "split"]),
+        "image has two answers": table["contradicted"],
+        "image has a near copy": table["near"] > 0,
+        "image is also in another split": table["across"],
+        "words tell the answer": table["tells"] != "",
+        "words disagree with the answer": table["disagrees"] != "",
+    }
+
+# %% ../nbs/1_data/16_audit.ipynb #56a0e2bd
 def audit_summary(
     table: "pandas.DataFrame",  # from `audit`  # noqa: F821
 ) -> "pandas.DataFrame":  # flaw, rows, share, first (its uid)  # noqa: F821
     "How many rows have each flaw."
     import pandas
 
-    flaws = {
-        "image missing or broken": table["error"] != "",
-        "row repeats a picture of its split": table["copies"].gt(1) & table.duplicated(["sha256", "split"]),
-        "picture has two answers": table["contradicted"],
-        "picture has a near copy": table["near"] > 0,
-        "picture is also in another split": table["across"],
-        "words tell the answer": table["tells"] != "",
-        "words disagree with the answer": table["disagrees"] != "",
-    }
-    kind = table["label"].fillna(table["entity"])
+    flaws, kind = _flaws(table), table["label"].fillna(table["entity"])
     if kind.notna().any():
         most = kind.value_counts().index[0]
         flaws[f"asked most: {most}"] = kind == most
