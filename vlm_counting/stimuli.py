@@ -627,6 +627,21 @@ def _thumbnail(
     square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return square
 
+# %% ../nbs/1_data/12_stimuli.ipynb #0cd7f2b6
+def _sheet_titles(
+    samples: list[Sample | Scene],
+    titles: list[str] | None,  # None: captions of samples, nothing under scenes
+    captions: bool,
+) -> list[str]:
+    "One text for each image. `ValueError` if there are no images, or if titles do not match."
+    if not samples or (titles is not None and len(titles) != len(samples)):
+        raise ValueError(
+            f"Found {len(samples)} samples and {len(titles or ())} titles; expected at least one, and as many titles."
+        )
+    if titles is not None:
+        return titles
+    return [_caption(sample) if captions and isinstance(sample, Sample) else "" for sample in samples]
+
 # %% ../nbs/1_data/12_stimuli.ipynb #16daadc2
 def contact_sheet(
     samples: list[Sample | Scene],  # in reading order
@@ -636,12 +651,7 @@ def contact_sheet(
     titles: list[str] | None = None,  # one text for each image instead, lines split by newline
 ) -> Image.Image:  # RGB
     "Many images on one white sheet. `ValueError` if there are none, or if titles do not match."
-    if not samples or (titles is not None and len(titles) != len(samples)):
-        raise ValueError(
-            f"Found {len(samples)} samples and {len(titles or ())} titles; expected at least one, and as many titles."
-        )
-    if titles is None:
-        titles = [_caption(sample) if captions and isinstance(sample, Sample) else "" for sample in samples]
+    titles = _sheet_titles(samples, titles, captions)
     font, gap = ImageFont.load_default(max(9, size // 11)), max(4, size // 16)
     line, lines = round(1.3 * font.size), max(len(title.splitlines()) for title in titles)
     height, rows, columns = size + lines * line + gap, -(-len(samples) // columns), min(columns, len(samples))
@@ -1024,6 +1034,19 @@ def _partner(
     shape = entity.shape if relation == "shape" else _another(entity.shape, _SHAPES, step)
     return Entity(colour, shape)
 
+# %% ../nbs/1_data/12_stimuli.ipynb #43af60c9
+def _paired_cells(
+    plan: Plan,
+    counts: list[int],
+) -> list[tuple[int, int, list]]:  # how many of either kind; [row, column] of all, the first kind's first
+    "Every ordered pair of different counts, with random cells for both kinds."
+    _need_cells(plan, 2 * max(counts) - 1)
+    shuffle, pairs = plan.random("two groups"), []
+    for first, second in permutations(counts, 2):
+        cells = shuffle(plan.grid**2)[: first + second]
+        pairs.append((first, second, [list(divmod(cell, plan.grid)) for cell in cells]))
+    return pairs
+
 # %% ../nbs/1_data/12_stimuli.ipynb #442a6bbf
 def _both_asked(
     plan: Plan,
@@ -1041,18 +1064,15 @@ def _both_asked(
 @FAMILIES.add("two_groups")
 def two_groups(plan: Plan) -> Iterator[Row]:
     "Two kinds in one image in different numbers, both asked: samples 2 i and 2 i + 1 share image i."
-    counts, shuffle = list(plan.counts or range(1, 10)), plan.random("two groups")
-    _need_cells(plan, 2 * max(counts) - 1)
-    numbers = list(permutations(counts, 2))
-    drawn = [shuffle(plan.grid**2)[: sum(both)] for both in numbers]
-    orders = [[list(divmod(cell, plan.grid)) for cell in cells] for cells in drawn]
-    size = 3 * len(numbers)
+    counts = list(plan.counts or range(1, 10))
+    pairs = _paired_cells(plan, counts)
+    relations = list(product(("colour", "shape", "nothing"), range(len(pairs))))
+    size = len(relations)
     lists = _candidate_lists(counts, 2 * size, plan.random(f"candidates {counts}"))
-    relations = list(product(("colour", "shape", "nothing"), range(len(numbers))))
     for block, entity in plan.blocks(ENTITIES):
         for asked, (relation, step) in enumerate(relations):
             image = block * size + asked
-            (first, second), cells = numbers[step], orders[step]
+            first, second, cells = pairs[step]
             groups = [(entity, first, cells[:first]), (_partner(entity, relation, step), second, cells[first:])]
             for turn, (count, factors) in enumerate(_both_asked(plan, counts, groups)):
                 about = {"pair": str(image), "relation": relation, "options": lists[2 * asked + turn]}
