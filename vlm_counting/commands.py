@@ -103,7 +103,7 @@ def _fresh_reader(p: SimpleNamespace, states: Any, samples: list, seed: int, kno
 
     return read
 
-
+# %% ../nbs/6_running/66_commands.ipynb #e23419b3
 @COMMANDS.add("probe")
 def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Read counts out of the states that `extract` left, out of those of fresh weights, and out of the images."
@@ -129,7 +129,7 @@ def _conditions(p: SimpleNamespace) -> dict[str, str]:
         "transfer": f"{p.transfer}: another condition",
     }
 
-
+# %% ../nbs/6_running/66_commands.ipynb #9d1542da
 @COMMANDS.add("train")
 def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Retrain the output layer, as the training set says which of its samples are for validation."
@@ -277,7 +277,7 @@ def _examine_left(left: list, homes: dict[str, Path], path: Path, full: bool) ->
             write_jsonl(path, [{"planting": asdict(one), "evidence": _examined(vlm, one, shown)}], append=True)
             bar.update(1)
 
-
+# %% ../nbs/6_running/66_commands.ipynb #69667c51
 def _collected(folder: Path, own: Path, plan: list, records: dict) -> Study:
     "All rows of all parts, in the order of the plan; as evidence.csv, too."
     found = _read_study(folder, own)
@@ -403,7 +403,7 @@ def _build(p: SimpleNamespace, place: Path) -> pandas.DataFrame:  # one row a sp
         fetch = {"workers": p.workers, "again": p.again, "private_hosts": [*p.private_hosts, *hosts]}
         return build_bpc(table, place, p.rule, p.released, p.revision, options, fetch)
 
-
+# %% ../nbs/6_running/66_commands.ipynb #a09070eb
 def _read_back(place: Path) -> tuple[list, list[str]]:
     "The samples of all splits, as anybody would load them, and what was said while they were."
     with warnings.catch_warnings(record=True) as said:

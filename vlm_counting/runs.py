@@ -358,7 +358,7 @@ def _stated(source: str) -> list[tuple]:  # (name, annotation or None, default o
         (to.id, getattr(node, "annotation", None), node.value, node) for to, node in zip(targets, body, strict=True)
     ]
 
-
+# %% ../nbs/6_running/62_runs.ipynb #fed78a2d
 @lru_cache
 def _declared_in(source: str) -> dict[str, Declared]:
     "The parameters of a cell of assignments, or of a function's signature; nothing is run."

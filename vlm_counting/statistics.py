@@ -216,7 +216,7 @@ def _least(values: np.ndarray, strata: np.ndarray) -> float:
     share = (right + number / len(values)) / (number + 2 * number / len(values))
     return float((number * share * (1 - share)).sum() / len(values) ** 2)
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #afca8315
 def _share_ends(
     share: float,  # found, 0..1
     variance: float,  # of it; above 0
@@ -438,7 +438,7 @@ def _tested(estimate: float, error: float, freedom: int, level: float = 0.95) ->
     p = 2 * t.sf(abs(estimate) / error, freedom) if error else 1.0 if estimate == 0 else 2 * 0.5 ** (freedom + 1)
     return {"low": estimate - reach, "high": estimate + reach, "p": float(min(p, 1))}
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #6d8c1e32
 def mean_test(
     values: Sequence[float],  # (n,) differences of accuracies, at least two; no NaN
     clusters: Sequence[Sequence] = (),  # up to two sets of (n,) labels; equal = related; () = each on its own
@@ -622,7 +622,7 @@ def _intraclass(values: pd.Series, labels: Sequence) -> float:  # 0..1
     total = between + (size - 1) * within
     return float(max(0, between - within) / total) if total > 0 else 0.0
 
-
+# %% ../nbs/2_answers/26_statistics.ipynb #d24f577f
 def relatedness(
     values: Sequence[float],  # (n,) such as `_correct` of `tabulate` or `_gain` of `paired`
     clusters: Sequence[Sequence],  # sets of (n,) labels, such as layouts and entities
@@ -770,6 +770,16 @@ def _shift_and_reach(drawn: np.ndarray, found: np.ndarray, families: int, level:
         ends = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return centre - found, (ends - centre) ** 2 * _widening(families, level)
 
+# %% ../nbs/2_answers/26_statistics.ipynb #7d3d3df5
+def _combined(parts: list[tuple], cells: bool | Sequence[bool]) -> tuple:  # bias (k,), reach (2, k)
+    "Two ways, less their cells, which both have counted; never less than one of the two alone."
+    (bias, reach), *others = parts
+    if others:
+        bias = bias + others[0][0] - others[1][0]
+        whole = reach + others[0][1] - np.asarray(cells) * others[1][1]
+        reach = np.maximum(whole, np.maximum(reach, others[0][1]))
+    return bias, reach**0.5
+
 # %% ../nbs/2_answers/26_statistics.ipynb #5c671d55
 def interval_of(
     statistic: Callable[[np.ndarray], np.ndarray],  # from (n,) weights of the answers to (k,) figures
@@ -788,10 +798,5 @@ def interval_of(
     for codes in ways:
         drawn = _redrawn(statistic, codes, strata, draws, seed)
         parts.append(_shift_and_reach(drawn, found, codes.max() + 1, level))
-    (bias, reach), *others = parts
-    if others:  # two ways, less their cells, which both have counted
-        bias = bias + others[0][0] - others[1][0]
-        whole = reach + others[0][1] - np.asarray(cells) * others[1][1]
-        reach = np.maximum(whole, np.maximum(reach, others[0][1]))
-    reach = reach**0.5
+    bias, reach = _combined(parts, cells)
     return np.array([found, found - np.maximum(bias, 0) - reach[0], found - np.minimum(bias, 0) + reach[1]])
