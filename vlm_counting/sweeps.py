@@ -245,6 +245,26 @@ PAPER_SIZES = {  # scale -> sizes; None: all
     "full": {"limit": None, "crowded": None, "training": None, "epochs": 50, "probes": "svm"},  # as in the paper
 }
 
+# %% ../nbs/6_running/64_sweeps.ipynb #9cb388b4
+def _answer_grids(asked: list[str], writing: list[str], photographs: bool, size: dict) -> list[dict]:
+    "What models are asked: the controlled sets, distractors, and in open form those that write."
+    crowded = [name for name in FAMILIES if name.startswith("distractors_")]
+    countbench, pixmo = (["CountBenchQA"], ["pixmo-count"]) if photographs else ([], [])
+    sets, limit = ["balanced", "clustered", "scattered", *countbench], {"limit": size["limit"]}
+    return [
+        {"verb": "evaluate", "model": asked, "dataset": sets} | limit,
+        {"verb": "evaluate", "model": asked, "dataset": crowded, "limit": size["crowded"]},
+        {"verb": "evaluate", "model": writing, "dataset": ["balanced-open", *pixmo]} | limit,
+    ]
+
+
+def _training_grids(writing: list[str], photographs: bool, size: dict) -> list[dict]:
+    "What output layers are trained with: our own images and, where they are there, photographs."
+    how = {"limit": size["limit"], "epochs": size["epochs"], "controls": False}
+    real = {"training": "pixmo-count-train", "dataset": "pixmo-count", "transfer": "CountBenchQA"}
+    grids = [{"verb": "train", "model": writing, "training_limit": size["training"]} | how]
+    return grids + [{"verb": "train", "model": writing} | how | real] * photographs
+
 # %% ../nbs/6_running/64_sweeps.ipynb #84de0066
 def paper_grids(
     models: str = "twins",  # as for `choose_models`
@@ -256,18 +276,12 @@ def paper_grids(
     "Everything that the paper did, and `diagnose`, with the chosen models."
     asked, size = choose_models(models), PAPER_SIZES[scale]
     writing = [name for name in asked if find_entry(name).kind == "generative"]
-    crowded = [name for name in FAMILIES if name.startswith("distractors_")]
-    countbench, pixmo = (["CountBenchQA"], ["pixmo-count"]) if photographs else ([], [])
-    limit, heads = {"limit": size["limit"]}, {"epochs": size["epochs"], "controls": False}
-    real = {"training": "pixmo-count-train", "dataset": "pixmo-count", "transfer": "CountBenchQA"}
+    reading = {"states": f"{run}-extract", "probes": size["probes"]}
     grids = [
-        {"verb": "evaluate", "model": asked, "dataset": ["balanced", "clustered", "scattered", *countbench]} | limit,
-        {"verb": "evaluate", "model": asked, "dataset": crowded, "limit": size["crowded"]},
-        {"verb": "evaluate", "model": writing, "dataset": ["balanced-open", *pixmo]} | limit,
-        {"verb": "extract", "model": asked} | limit,
-        {"verb": "probe", "model": asked, "states": f"{run}-extract", "probes": size["probes"]},
-        {"verb": "train", "model": writing, "training_limit": size["training"]} | limit | heads,
-        *([{"verb": "train", "model": writing} | limit | heads | real] if photographs else []),
+        *_answer_grids(asked, writing, photographs, size),
+        {"verb": "extract", "model": asked, "limit": size["limit"]},
+        {"verb": "probe", "model": asked} | reading,
+        *_training_grids(writing, photographs, size),
         {"verb": "diagnose", "model": asked},
         {"verb": "report", "release": release, "runs": f"{run}-*"},
     ]
@@ -639,7 +653,7 @@ def _unmeasured(cells: list[Cell], runs: list[dict] | None, why: str) -> str:  #
         why = "nobody knows how many samples its sets have before they are read"
     return why or ("" if runs else "it was not tried")
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #eec14a84
 def _cost(model: str, command: str, cells: list[Cell], found: dict) -> Cost:
     "What cells of one command and model cost, from what few images did."
     runs = found["runs"].get(command)
@@ -670,7 +684,7 @@ def _to_try(named: list[Cell], largest: dict[str, Cell], commands: list[str], wh
     chosen = [cell for cell in named if cell is largest[cell.verb]]
     return [cell for cell in chosen if cell.verb in needed and not why[cell.verb]]
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #6096c4ad
 def _measure_model(model: str, named: list[Cell], going: list[Cell], images: int) -> list[Cost]:
     "Costs of the cells of one model that are to be done; `named` are all that it has in the plan."
     commands = list(dict.fromkeys(cell.verb for cell in going))
@@ -1007,7 +1021,7 @@ def _settled(cell: Cell, retry: bool) -> Outcome | None:
         return Outcome(cell.name, "failed", None, "", cell.error)
     return None
 
-
+# %% ../nbs/6_running/64_sweeps.ipynb #e6a5f1b2
 def sweep(
     cells: list[Cell],  # from `plan_sweep`
     workers: int | str = 1,  # processes on this machine; 'auto': as many as GPUs, or as processors and memory
