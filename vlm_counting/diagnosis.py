@@ -42,6 +42,7 @@ from .curves import chances
 from .evaluation import load_predictions, parse_count, predict
 from vlm_counting.extraction import (
     POOLINGS,
+    choose_layers,
     extract_states,
     lens_curves,
     open_states,
@@ -56,6 +57,7 @@ from vlm_counting.patching import (
     count_pairs,
     device_inputs,
     effects,
+    exchangeable_layers,
     pairs_at_once,
     patch,
 )
@@ -380,7 +382,8 @@ def _patch_evidence(
 def _eager(model) -> Iterator[None]:
     "While this lasts, attention is computed step by step, so that its weights can be seen."
     config = model.config
-    before = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
     before[""] = config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -416,7 +419,7 @@ def _looks(vlm, samples: list[Sample]) -> list:  # of torch (samples, image toke
     def note(module, args, out):
         seen[module] = _look(out[1], masks)
 
-    attention = [block.self_attn for block in hooks.blocks]
+    attention = [block.self_attn for block in hooks.blocks if hasattr(block, "self_attn")]  # not of linear ones
     with torch.inference_mode(), _eager(vlm.model), ExitStack() as stack:
         for module in attention:
             stack.enter_context(module.register_forward_hook(note))
@@ -515,9 +518,14 @@ def _state_evidence(vlm, one, alone: list[Sample], two, groups: list[Sample], si
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #c9127c50
 def _pair_evidence(vlm, pairs: list[Pair], layers, positions, size: int) -> tuple[dict, dict]:
-    "Patching and attention."
-    patches = patch(vlm, pairs, layers, positions, size)
+    "Patching and attention, as far as the image goes through states that can be read and exchanged."
+    if "image" not in vlm.hooks.tokens:
+        return {}, {}
     found = _attention_evidence(vlm, pairs, size)
+    sound = exchangeable_layers(vlm, pairs, choose_layers(vlm.hooks, layers))
+    if halfway(vlm) not in sound:
+        return found, {}
+    patches = patch(vlm, pairs, sound, positions, size)
     return found | _patch_evidence(patches, halfway(vlm)), {"patches": patches}
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #c0c6b48e

@@ -184,6 +184,9 @@ def _add_tiny_models() -> None:
 _add_tiny_models()
 
 # %% ../nbs/2_answers/20_models.ipynb #bd7d4b58
+_CONFIGS = ("config.json", "open_clip_config.json")  # one of them makes a folder a checkpoint
+
+
 def find_entry(
     name: str,  # a name in `MODELS`, 'hf:org/name', or a local checkpoint folder
 ) -> ModelSpec:
@@ -192,7 +195,7 @@ def find_entry(
         return MODELS[name]
     if name.startswith("hf:"):
         return ModelSpec(repo=name[3:], dtype="auto")
-    if (Path(name).expanduser() / "config.json").exists():
+    if any((Path(name).expanduser() / config).exists() for config in _CONFIGS):
         return ModelSpec(repo=f"folder:{name}", dtype="auto")
     raise UnknownName(unknown("model", name, MODELS, MODELS.advice))
 
@@ -216,9 +219,6 @@ def choose_models(
     return list(dict.fromkeys(chosen))
 
 # %% ../nbs/2_answers/20_models.ipynb #89e23715
-_CONFIGS = ("config.json", "open_clip_config.json")  # one of them makes a folder a checkpoint
-
-
 def _as_checkpoint(
     folder: Path,
     name: str,  # of the model, for the message
@@ -260,6 +260,37 @@ def find_checkpoint(
         return _fetch(spec, name)
     folder = checkpoint or (twins_dir() / rest if where == "twin" else rest)
     return _as_checkpoint(Path(folder).expanduser(), name)
+
+# %% ../nbs/2_answers/20_models.ipynb #a6ac4cc6
+_TASKS = {  # a task of transformers -> how its models are loaded
+    "IMAGE_TEXT_TO_TEXT": {},
+    "MULTIMODAL_LM": {"model_class": "AutoModelForMultimodalLM"},
+    "ZERO_SHOT_IMAGE_CLASSIFICATION": {"kind": "contrastive", "model_class": "AutoModel"},
+}
+
+
+def _task_models(task: str):  # {type of architecture: class}
+    "The architectures of a task."
+    from transformers.models.auto import modeling_auto
+
+    return getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {})
+
+
+def _recognise(spec: ModelSpec, folder: Path) -> ModelSpec:
+    "How a checkpoint without an entry is loaded, by its configuration. `ValueError` for a model that takes no images."
+    import json
+
+    if not (folder / "config.json").exists():
+        return replace(spec, kind="contrastive", library="open_clip")
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    for task, how in _TASKS.items():
+        if kind in _task_models(task):
+            return replace(spec, **how)
+    what = "a language model without eyes" if kind in _task_models("CAUSAL_LM") else "no model of images and text"
+    raise ValueError(
+        f"{folder} is {what}, by its model_type {kind!r}. Expected one that takes an image and a question "
+        "(in transformers: 'image-text-to-text'), or one that ranks captions ('zero-shot-image-classification')."
+    )
 
 # %% ../nbs/2_answers/20_models.ipynb #640ab6ce
 _WEIGHTS = (".safetensors", ".bin")
@@ -324,6 +355,17 @@ def _pick_device(device: str = "auto") -> str:  # 'cuda', 'mps' or 'cpu'
     return device
 
 # %% ../nbs/2_answers/20_models.ipynb #a09b3a53
+def _find_template(processor, folder: Path) -> None:
+    "A chat template stands with the processor, in older folders with the tokenizer. `ValueError` if with neither."
+    own = getattr(processor, "chat_template", None)
+    processor.chat_template = own or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if not processor.chat_template:
+        raise ValueError(
+            f"{folder} has no chat template, so nobody knows how to ask it. Add an entry with `prompt=` "
+            "to MODELS in nbs/2_answers/20_models.ipynb."
+        )
+
+
 def _load_processor(spec: ModelSpec, folder: Path):
     "The processor of a checkpoint, its entry's options in force. `ValueError` names one that it does not have."
     import transformers
@@ -337,6 +379,8 @@ def _load_processor(spec: ModelSpec, folder: Path):
                 f"{folder} ({type(images).__name__}). Correct processor_options in its ModelSpec."
             )
         setattr(images, name, type(found)(**wanted) if is_dataclass(found) else deepcopy(wanted))
+    if spec.kind == "generative" and not spec.prompt:
+        _find_template(processor, folder)
     return processor
 
 # %% ../nbs/2_answers/20_models.ipynb #4c00ad19
@@ -436,24 +480,50 @@ class DualEncoder:
 
 # %% ../nbs/2_answers/20_models.ipynb #2f786e46
 def _vision(tower) -> dict:
-    "What `DualEncoder` says of a vision tower of transformers."
-    parts = tower.embeddings
+    "What `DualEncoder` says of a vision tower of transformers. Without blocks (a convolutional one): asked, not read."
+    parts, blocks = tower.embeddings, getattr(getattr(tower, "encoder", None), "layers", None)
+    positions = getattr(parts, "num_positions", None)
+    if blocks is None or positions is None:
+        return {"blocks": [], "tokens": 0, "front": 0, "dim": 0}
     return {
-        "blocks": list(tower.encoder.layers),
-        "tokens": parts.num_positions,
-        "front": parts.num_positions - parts.num_patches,
+        "blocks": list(blocks),
+        "tokens": positions,
+        "front": positions - parts.num_patches,
         "dim": tower.config.hidden_size,
     }
 
 
+def _padding(model, processor) -> str | bool:  # for the processor
+    "Texts are padded to the longest, or in full where that changes what they mean (SigLIP is trained with it)."
+    import torch
+
+    def embed(padding):
+        tokens = processor(text=["two"], padding=padding, truncation=True, return_tensors="pt").to(model.device)
+        return model.get_text_features(**tokens).pooler_output
+
+    if processor.tokenizer.model_max_length > 1024:  # unknown to the tokenizer
+        return True
+    with torch.inference_mode():
+        apart = (embed(True) - embed("max_length")).abs().max()
+    return True if apart <= 1e-2 else "max_length"
+
+
 def _text_embedder(model, processor):
     "The function from texts to their embeddings, of transformers."
+    padding = _padding(model, processor)
 
     def embed_texts(texts: list[str]):
-        tokens = processor(text=texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        tokens = processor(text=texts, padding=padding, truncation=True, return_tensors="pt").to(model.device)
         return model.get_text_features(**tokens).pooler_output
 
     return embed_texts
+
+
+def _cosine_scale(model) -> float:
+    "The factor of the cosine: CLIP keeps its logarithm, ALIGN its inverse."
+    if hasattr(model, "logit_scale"):
+        return float(model.logit_scale.detach().exp())
+    return 1 / float(model.temperature.detach())
 
 # %% ../nbs/2_answers/20_models.ipynb #0556333d
 def _load_transformers(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:
@@ -466,16 +536,23 @@ def _load_transformers(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:
         pixels=lambda images: processor(images=images, return_tensors="pt")["pixel_values"].to(model.dtype),
         embed_pixels=lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
         embed_texts=_text_embedder(model, processor),
-        scale=float(model.logit_scale.detach().exp()),
+        scale=_cosine_scale(model),
         **_vision(model.vision_model),
     )
     return model, encoder, missing
 
 # %% ../nbs/2_answers/20_models.ipynb #8f0d4d35
 def _open_clip_vision(tower) -> dict:
-    "What `DualEncoder` says of a vision tower of open_clip, which has one class token."
-    tokens, dim = tower.positional_embedding.shape
-    return {"blocks": list(tower.transformer.resblocks), "tokens": tokens, "front": 1, "dim": dim}
+    "The same of a tower of open_clip: its own (one class token), one of timm, or one without blocks."
+    if hasattr(tower, "transformer"):
+        tokens, dim = tower.positional_embedding.shape
+        return {"blocks": list(tower.transformer.resblocks), "tokens": tokens, "front": 1, "dim": dim}
+    trunk = getattr(tower, "trunk", None)
+    if getattr(trunk, "blocks", None) is None or getattr(trunk, "pos_embed", None) is None:
+        return {"blocks": [], "tokens": 0, "front": 0, "dim": 0}
+    front = trunk.num_prefix_tokens
+    tokens = trunk.patch_embed.num_patches + front
+    return {"blocks": list(trunk.blocks), "tokens": tokens, "front": front, "dim": trunk.embed_dim}
 
 # %% ../nbs/2_answers/20_models.ipynb #979f2fe1
 _PRECISIONS = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}  # open_clip's words
@@ -528,12 +605,7 @@ def _chat_prompt(
     text: str,  # the user's turn
     system: str,  # "" for no system turn
 ) -> str:
-    "A user's turn as the checkpoint's template has it, the image where the model wants it. `ValueError` without one."
-    if not processor.chat_template:
-        raise ValueError(
-            "This checkpoint has no chat template, so nobody knows how to ask it. Add an entry with `prompt=` "
-            "to MODELS in nbs/2_answers/20_models.ipynb."
-        )
+    "A user's turn as the checkpoint's template has it, the image where the model wants it."
     render = partial(processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
@@ -622,28 +694,58 @@ def _cropped_cache(
     return {named: out[named]}
 
 # %% ../nbs/2_answers/20_models.ipynb #8c4305ec
-def _next_logprobs(
-    vlm,  # a loaded generative model
-    inputs: dict,  # of one batch
-    out,  # what `generate` returned for it, with logits and cache
-    prefix: tuple[int, ...],  # tokens said before
-):  # torch tensor (samples, vocabulary)
-    "Log-probabilities of the token after prompt and prefix, from the cache that `generate` left."
+def _extended(inputs: dict, prefix: tuple[int, ...]) -> dict:
+    "Inputs with tokens behind the prompt. Whatever says something of each token says the last thing once more."
     import torch
 
-    if not prefix:
-        return out.logits[0].float().log_softmax(-1)
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    added = torch.tensor(prefix, device=ids.device).expand(len(ids), -1)
-    again = vlm.model.generate(
-        input_ids=torch.cat([ids, added], dim=1),
-        attention_mask=torch.cat([mask, torch.ones_like(added)], dim=1),
-        **_cropped_cache(out, ids.shape[1]),
-        **_WITH_SCORES,
-        max_new_tokens=1,
-        pad_token_id=vlm.tokenizer.pad_token_id,
-    )
-    return again.logits[0].float().log_softmax(-1)
+    ids = inputs["input_ids"]
+    longer = {"input_ids": torch.cat([ids, torch.tensor(prefix, device=ids.device).expand(len(ids), -1)], dim=1)}
+    for name, tensor in inputs.items():
+        if name != "input_ids" and tensor.shape[:2] == ids.shape:
+            longer[name] = torch.cat([tensor, *[tensor[:, -1:]] * len(prefix)], dim=1)
+    return dict(inputs) | longer
+
+
+def _continue(vlm, inputs: dict, prefix: tuple[int, ...], cache: dict):  # torch tensor (samples, vocabulary)
+    "Log-probabilities of the token after prompt and prefix. `cache`: {} reads the prompt again, image and all."
+    longer = _extended(inputs, prefix)
+    if cache:
+        longer = {name: longer[name] for name in ("input_ids", "attention_mask")} | cache
+    pad = vlm.tokenizer.pad_token_id
+    out = vlm.model.generate(**longer, **_WITH_SCORES, max_new_tokens=1, pad_token_id=pad)
+    return out.logits[0].float().log_softmax(-1)
+
+# %% ../nbs/2_answers/20_models.ipynb #0dd408ab
+def _after_crop(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (samples, vocabulary)
+    "From the cache of the answer, cut back to the prompt."
+    return {
+        prefix: _continue(vlm, inputs, prefix, _cropped_cache(out, inputs["input_ids"].shape[1])) for prefix in prefixes
+    }
+
+
+def _after_copy(vlm, inputs: dict, out, prefixes: list) -> dict:
+    "From copies of a cache that holds the prompt and nothing else."
+    out = vlm.model.generate(**inputs, **_WITH_SCORES, max_new_tokens=1, pad_token_id=vlm.tokenizer.pad_token_id)
+    named = "cache" if hasattr(out, "cache") else "past_key_values"
+    return {prefix: _continue(vlm, inputs, prefix, {named: deepcopy(out[named])}) for prefix in prefixes}
+
+
+def _after_again(vlm, inputs: dict, out, prefixes: list) -> dict:
+    "Without a cache."
+    return {prefix: _continue(vlm, inputs, prefix, {}) for prefix in prefixes}
+
+
+_CONTINUED = {"crop": _after_crop, "copy": _after_copy, "again": _after_again}  # the cheapest first
+
+# %% ../nbs/2_answers/20_models.ipynb #a41650ae
+def _following(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (samples, vocabulary) log-probabilities
+    "Of the token after each prefix, in the way that this model allows."
+    try:
+        return _CONTINUED[vlm._continued](vlm, inputs, out, prefixes)
+    except RuntimeError as error:  # a sliding window is only full with a long prompt
+        if vlm._continued != "crop" or "crop" not in str(error):
+            raise
+        return _after_copy(vlm, inputs, out, prefixes)
 
 # %% ../nbs/2_answers/20_models.ipynb #26e76879
 def _count_logprobs(
@@ -656,7 +758,8 @@ def _count_logprobs(
 
     tokens_of = vlm.count_token_ids.values()
     prefixes = sorted({tokens[:end] for tokens in tokens_of for end in range(len(tokens))}, key=len)
-    following = {prefix: _next_logprobs(vlm, inputs, out, prefix) for prefix in prefixes}
+    following = {(): out.logits[0].float().log_softmax(-1)}
+    following |= _following(vlm, inputs, out, prefixes[1:])
     digits = sorted({tokens[0] for tokens in tokens_of})
     return torch.stack([_count_logprob(tokens, following, digits) for tokens in tokens_of], dim=1)
 
@@ -673,20 +776,43 @@ class ModelHooks:
     forward: object  # function: inputs -> (samples, ...), logits at the last position, or embeddings; one plain pass
     settings: dict  # dtype and attention, which can change a state
     head: object = None  # function: normed states (..., dim) -> logits (..., vocabulary); None: it writes no words
+    scale: float = 1.0  # what the output layer's scores are multiplied with, as `head` does
     cap: float | None = None  # c of the soft cap behind the head, c * tanh(logits / c); None: there is none
     counts: dict = field(default_factory=dict)  # count -> number of its token; only counts that are one token
     words: object = None  # function: list of token numbers -> list of str
 
 # %% ../nbs/2_answers/20_models.ipynb #30a74b42
+def _longest_list(module) -> tuple:  # the part that owns the list, the list; () without one
+    "The longest list of modules in a decoder: its blocks, whatever they are called."
+    from torch.nn import ModuleList
+
+    found = [(owner, part) for owner in module.modules() for part in owner.children() if isinstance(part, ModuleList)]
+    return max(found, key=lambda pair: len(pair[1]), default=())
+
+
+_USUAL = {"blocks": "layers", "norm": "norm"}  # an entry that says something else means it
+
+
+def _guessed_part(module, what: str):
+    "The blocks of a decoder that calls them something else, or the norm that stands beside them; None: neither."
+    owner, blocks = _longest_list(module) or (None, None)
+    if what == "blocks" or owner is None:
+        return blocks
+    norms = [part for name, part in owner.named_children() if "norm" in name and part is not blocks]
+    return norms[-1] if norms else None
+
+
 def _find_part(
     spec: ModelSpec,
     module,  # a decoder
     what: str,  # field of the entry: 'blocks' or 'norm'
 ):
-    "The part of a decoder that its entry names. `AttributeError` says what is missing."
+    "The part of a decoder that its entry names, or that looks like it. `AttributeError` says what is missing."
     found, path = module, getattr(spec, what)
     for step in path.split("."):
         found = getattr(found, step, None)
+    if found is None and path == _USUAL[what]:
+        found = _guessed_part(module, what)
     if found is None:
         raise AttributeError(
             f"{type(module).__name__} of '{spec.repo}' has no '{path}' for its {what}. Say where it is, {what}='...', "
@@ -707,32 +833,61 @@ def _states(output):
     return output[0] if isinstance(output, tuple) else output
 
 # %% ../nbs/2_answers/20_models.ipynb #f0d71618
-def _image_token_id(vlm) -> int:
-    "The number of the token that stands for a piece of the image, from its text."
-    return vlm.tokenizer.convert_tokens_to_ids(vlm.spec.image_token or vlm.processor.image_token)
+def _named_image_ids(vlm) -> tuple[int, ...]:
+    "Number of the token for a piece of the image, as entry, configuration or processor name it; () if none does."
+    names = ("image_token_id", "image_token_index", "image_patch_id")
+    numbers = [getattr(vlm.model.config, name, None) for name in names]
+    numbers = [number for number in numbers if isinstance(number, int)]
+    if numbers and not vlm.spec.image_token:
+        return tuple(numbers[:1])
+    text = vlm.spec.image_token or getattr(vlm.processor, "image_token", None)
+    number = vlm.tokenizer.convert_tokens_to_ids(str(text)) if text else None
+    return () if number is None else (number,)
 
 
-def _decoder_masks(image: int):  # number of the image's token
+def _is_image(vlm, ids):  # torch (samples, tokens) of token numbers -> bool, the same shape
+    "Which tokens of a prompt carry the image."
+    import torch
+
+    return torch.isin(ids, torch.tensor(vlm.image_ids, dtype=ids.dtype, device=ids.device))
+
+
+def _decoder_masks(vlm):
     "The function from inputs to the kinds of their tokens."
 
     def masks(inputs: dict) -> dict:
         real = inputs["attention_mask"].bool()
-        return {"real": real, "prompt": real, "image": real & (inputs["input_ids"] == image)}
+        return {"real": real, "prompt": real, "image": real & _is_image(vlm, inputs["input_ids"])}
 
     return masks
 
 # %% ../nbs/2_answers/20_models.ipynb #959c858d
 def _last_logits(vlm):
     "The function from inputs to the logits at the last position: one plain pass."
+    import torch
+
     model, device = vlm.model, vlm.device
 
     def forward(inputs: dict):
         inputs = {name: value.to(device) for name, value in inputs.items()}
-        return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        last = torch.tensor(
+            [inputs["input_ids"].shape[1] - 1], device=device
+        )  # a number would let Gemma 4 cut blocks short
+        return model(**inputs, use_cache=False, logits_to_keep=last).logits[:, -1]
 
     return forward
 
 # %% ../nbs/2_answers/20_models.ipynb #e1b6d8d8
+def _output_layer(model, scale: float):
+    "The function from normed states to logits, before the soft cap."
+
+    def head(states):
+        logits = model.get_output_embeddings()(states)
+        return logits if scale == 1 else logits * scale
+
+    return head
+
+
 def _decoder_hooks(vlm) -> ModelHooks:
     "Of a model that writes: its language model."
     model, tokenizer = vlm.model, vlm.tokenizer
@@ -742,11 +897,12 @@ def _decoder_hooks(vlm) -> ModelHooks:
         blocks=list(_find_part(vlm.spec, decoder, "blocks")),
         norm=_find_part(vlm.spec, decoder, "norm"),
         dim=config.hidden_size,
-        tokens=("real", "prompt", "image"),
-        masks=_decoder_masks(_image_token_id(vlm)),
+        tokens=("real", "prompt", "image")[: 2 + bool(vlm.image_ids)],
+        masks=_decoder_masks(vlm),
         forward=_last_logits(vlm),
         settings=_settings(model),
-        head=lambda states: model.get_output_embeddings()(states),
+        head=_output_layer(model, vlm.logit_scale),
+        scale=vlm.logit_scale,
         cap=getattr(config, "final_logit_softcapping", None),
         counts=one_token,
         words=lambda tokens: [tokenizer.decode([token]) for token in tokens],
@@ -849,6 +1005,7 @@ def _set_up(self: VLM) -> None:
     if self.tokenizer.pad_token_id is None:
         self.tokenizer.pad_token = self.tokenizer.eos_token
     self.count_token_ids = _count_tokens(self.tokenizer)
+    self.image_ids, self.logit_scale, self._continued = _named_image_ids(self), 1.0, "crop"  # `load_model` looks closer
     self.token_budget = 16384 if self.device.type == "cuda" else 2048
 
 # %% ../nbs/2_answers/20_models.ipynb #96b876d7
@@ -863,7 +1020,7 @@ def _encode(
     alone = [[image] for image in images]
     inputs = vlm.processor(text=prompts, images=alone, padding=True, return_tensors="pt", **once)
     inputs.pop("labels", None)  # PaliGemma's processor adds them; with them the loss is computed, as nan
-    return inputs
+    return inputs.to(vlm.model.dtype)  # pixels in the model's precision; whole numbers stay
 
 
 @patch
@@ -892,7 +1049,7 @@ def image_tokens(
 
     if size not in vlm._image_tokens:
         inputs = _encode(vlm, ["?"], [Image.new("RGB", size)])
-        vlm._image_tokens[size] = int((inputs["input_ids"] == _image_token_id(vlm)).sum())
+        vlm._image_tokens[size] = int(_is_image(vlm, inputs["input_ids"]).sum())
     return vlm._image_tokens[size]
 
 # %% ../nbs/2_answers/20_models.ipynb #5a1baf4e
@@ -1260,16 +1417,169 @@ def head_error(
             again = hooks.cap * (again / hooks.cap).tanh()  # Gemma 2 squeezes its logits
     return float((logits - again).abs().max()), float(logits.abs().max())
 
-# %% ../nbs/2_answers/20_models.ipynb #1aca511b
-def _check_prompt_image(vlm: VLM, inputs: dict) -> None:
-    "`ValueError` if the image does not reach the prompt."
-    if not (inputs["input_ids"] == _image_token_id(vlm)).any():
+# %% ../nbs/2_answers/20_models.ipynb #fbc6730d
+def _measured_scale(vlm: VLM, inputs: dict) -> float:
+    "What the output layer's scores are multiplied with to become logits, by least squares."
+    import torch
+
+    seen, hooks = [], vlm.hooks
+    hook = hooks.blocks[-1].register_forward_hook(lambda module, args, out: seen.append(_states(out)))
+    with torch.inference_mode():
+        logits = hooks.forward(inputs).double()
+        hook.remove()
+        scores = hooks.head(hooks.norm(seen[-1][:, -1:]))[:, 0].double().to(logits.device)
+    if hooks.cap:
+        logits = hooks.cap * (logits / hooks.cap).clamp(-1 + 1e-9, 1 - 1e-9).atanh()
+    return float((logits * scores).sum() / (scores * scores).sum())
+
+
+def _learn_scale(vlm: VLM, inputs: dict) -> None:
+    "Where states and logits disagree, by a constant."
+    error, largest = head_error(vlm, inputs)
+    if error > 1e-3 * max(1.0, largest):
+        vlm.logit_scale = _measured_scale(vlm, inputs)
+        vlm.hooks = _HOOKS[vlm.spec.kind](vlm)
+
+# %% ../nbs/2_answers/20_models.ipynb #2444e52a
+def _two_images() -> list:
+    "A black image and one of noise, of one size."
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    return [Image.new("RGB", (224, 224)), Image.fromarray(noise)]
+
+
+def _entering(vlm: VLM, inputs: dict) -> tuple:  # torch (tokens, dim) before the first block, (vocabulary,) logits
+    "What the blocks are given for one prompt, and what comes of it."
+    import torch
+
+    seen = []
+
+    def note(module, args, named):
+        seen.append(args[0] if args else named["hidden_states"])
+
+    hook = vlm.hooks.blocks[0].register_forward_pre_hook(note, with_kwargs=True)
+    with torch.inference_mode():
+        logits = vlm.hooks.forward(inputs)
+    hook.remove()
+    return seen[0][0], logits[0]
+
+# %% ../nbs/2_answers/20_models.ipynb #61a4617f
+def _bare_prompt(vlm: VLM, image) -> dict:
+    "The shortest question about an image, on the model's device."
+    return _encode(vlm, ["How many?"], [image]).to(vlm.device)
+
+
+def _carriers(vlm: VLM) -> tuple[tuple[int, ...], bool]:  # numbers of tokens, whether the image changes the answer
+    "The tokens of a prompt whose states change with the image, before any of them has seen another."
+    black, noise = (_bare_prompt(vlm, image) for image in _two_images())
+    ids = black["input_ids"][0]
+    if ids.shape != noise["input_ids"][0].shape:
+        return (), False
+    one, other = _entering(vlm, black), _entering(vlm, noise)
+    changed = (one[0] != other[0]).flatten(1).any(-1)
+    if changed.all():  # the question's words, too: the image is in no token of its own
+        changed[:] = False
+    return tuple(sorted(set(ids[changed.to(ids.device)].tolist()))), bool((one[1] != other[1]).any())
+
+# %% ../nbs/2_answers/20_models.ipynb #8f021be3
+def _learn_image_tokens(vlm: VLM) -> None:
+    "Which tokens carry the image, by looking. `ValueError` if the image does not reach the prompt."
+    found, matters = _carriers(vlm)
+    named = vlm.spec.image_token or getattr(vlm.processor, "image_token", "")
+    reached = found or matters or _is_image(vlm, _bare_prompt(vlm, _two_images()[0])["input_ids"]).any()
+    if not reached:
         raise ValueError(
-            f"The prompt of '{vlm.name}' has no image token {vlm.spec.image_token!r}. Check the chat template and "
-            "`image_token` in its ModelSpec."
+            f"The prompt of '{vlm.name}' has no image token {named!r}. Check the chat template and `image_token` "
+            "in its ModelSpec."
+        )
+    if found or matters:
+        vlm.image_ids = found
+        vlm.hooks = _HOOKS[vlm.spec.kind](vlm)
+
+# %% ../nbs/2_answers/20_models.ipynb #d32d6431
+def _learn_continuation(vlm: VLM, inputs: dict) -> None:
+    "The cheapest way to read a prefix behind the prompt that agrees with reading everything again."
+    import torch
+
+    prefixes = sorted({tokens[:1] for tokens in vlm.count_token_ids.values() if len(tokens) > 1})[:1]
+    exact = next(vlm.model.parameters()).dtype == torch.float32
+    with torch.inference_mode():
+        out = vlm.model.generate(**inputs, **_WITH_SCORES, max_new_tokens=2, pad_token_id=vlm.tokenizer.pad_token_id)
+        for prefix in prefixes:
+            right = _after_again(vlm, inputs, out, [prefix])[prefix]
+            vlm._continued = next(
+                way for way in _CONTINUED if _agrees(vlm, way, inputs, out, prefix, right, 0.01 if exact else 0.3)
+            )
+
+
+def _agrees(vlm: VLM, way: str, inputs: dict, out, prefix: tuple[int, ...], right, most: float) -> bool:
+    "Whether a way of reading a prefix gives the right log-probabilities."
+    try:
+        return _difference(right, _CONTINUED[way](vlm, inputs, out, [prefix])[prefix]) <= most
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
+        return way == "again"
+
+
+def _last_logprobs(vlm: VLM, questions: list[str], images: list):
+    "(questions, vocabulary) log-probabilities of the next token, in float32, on the CPU."
+    import torch
+
+    with torch.inference_mode():
+        logits = _last_logits(vlm)(_encode(vlm, questions, images))
+    return logits.float().log_softmax(-1).cpu()
+
+
+def _difference(one, other) -> float:
+    "Largest difference of log-probabilities, over the tokens that are likely in the first."
+    likely = one > one.max(-1, keepdim=True).values - 10
+    return float((one - other)[likely].abs().max())
+
+# %% ../nbs/2_answers/20_models.ipynb #f062c53b
+def _learn_batching(vlm: VLM) -> None:
+    "Whether a batch of two sizes answers as two questions do; if not, one is asked at a time, and a warning says so."
+    import torch
+
+    questions = ["How many?", "How many are there in all?"]
+    images = [_two_images()[1], _two_images()[1].resize((280, 168))]
+    exact = next(vlm.model.parameters()).dtype == torch.float32
+    together = _last_logprobs(vlm, questions, images)
+    alone = torch.cat([_last_logprobs(vlm, [one], [image]) for one, image in zip(questions, images, strict=True)])
+    worst = _difference(alone, together)
+    if worst > (2e-3 if exact else 0.5):
+        vlm.token_budget = 1
+        warnings.warn(
+            f"'{vlm.name}' answers otherwise in a batch (log-probabilities up to {worst:.2g} apart); asked one by one.",
+            stacklevel=4,
         )
 
+# %% ../nbs/2_answers/20_models.ipynb #a45d687f
+def _template_ids(
+    vlm: VLM, question: str, image
+):  # torch (tokens,); None: no template, or one that is not to be had in this way
+    "The prompt as the library tokenises it."
+    if vlm.spec.prompt or vlm.wording.system:
+        return None
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": vlm.wording.text(question)}]
+    turn = {"role": "user", "content": parts if vlm.spec.image_first else parts[::-1]}
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    try:
+        return vlm.processor.apply_chat_template([turn], **options)["input_ids"][0]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
+
+def _check_ids(vlm: VLM, inputs: dict, image) -> None:
+    "`ValueError` if a prompt is not what the template gives."
+    ids, right = inputs["input_ids"][0].tolist(), _template_ids(vlm, "How many?", image)
+    if right is not None and ids != right.tolist():
+        raise ValueError(
+            f"'{vlm.name}': its prompt has {len(ids)} tokens beginning {ids[:4]}, but the library makes "
+            f"{len(right)} of its chat template, beginning {right[:4].tolist()}. Is it made for this tokenizer?"
+        )
+
+# %% ../nbs/2_answers/20_models.ipynb #1aca511b
 def _check_hooks(vlm: VLM, inputs: dict) -> None:
     "`ValueError` if states and logits do not agree."
     error, largest = head_error(vlm, inputs)
@@ -1279,23 +1589,44 @@ def _check_hooks(vlm: VLM, inputs: dict) -> None:
             "Its hidden states cannot be trusted with this version of transformers."
         )
 
+# %% ../nbs/2_answers/20_models.ipynb #bd7df341
+def _try_out(vlm: VLM, image) -> dict:  # inputs of the shortest prompt
+    "One plain pass. `ValueError` if the library cannot ask this architecture so."
+    import torch
+
+    try:
+        inputs = _bare_prompt(vlm, image)
+        with torch.inference_mode():
+            vlm.hooks.forward(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"'{vlm.name}' cannot be asked: with one image and one question in its chat template, "
+            f"{type(vlm.model).__name__} of transformers fails ({type(error).__name__}: {said})."
+        ) from error
+    return inputs
+
 # %% ../nbs/2_answers/20_models.ipynb #bf433679
 def _check_model(
     vlm: VLM,
     missing: list[str],  # names of weights
 ) -> None:
     "`ValueError` if weights are missing, the image does not reach the prompt, or states and logits do not agree."
-    from PIL import Image
-
     if missing:
         raise ValueError(
             f"{vlm.folder} lacks the weights '{missing[0]}' ({len(missing)} in all); they would be random. "
             "Expected a complete checkpoint; download it again."
         )
     if vlm.spec.kind == "generative":
-        inputs = _encode(vlm, ["How many?"], [Image.new("RGB", (224, 224))]).to(vlm.device)
-        _check_prompt_image(vlm, inputs)
+        inputs = _try_out(vlm, _two_images()[0])
+        _learn_scale(vlm, inputs)
         _check_hooks(vlm, inputs)
+        _learn_image_tokens(vlm)
+        _check_ids(vlm, inputs, _two_images()[0])
+        _learn_continuation(vlm, inputs)
+        _learn_batching(vlm)
 
 # %% ../nbs/2_answers/20_models.ipynb #6324b083
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -1372,6 +1703,7 @@ def load_model(
     name = str(name)
     spec = find_entry(name)
     folder = find_checkpoint(name, spec, checkpoint)
+    spec = spec if name in MODELS else _recognise(spec, folder)
     how = _choose_loading(spec, str(device), dtype, attention, whole_number(untrained))
     vlm, missing = _assemble(name, spec, folder, how, head and Path(head))
     vlm = vlm.reworded(**told)
@@ -1405,22 +1737,6 @@ def _test_batch() -> tuple[list[str], list]:  # questions, PIL images
     "Four questions about 2, 3, 4 and 5 white squares."
     return _test_questions(), [_test_image(count) for count in range(2, 6)]
 
-# %% ../nbs/2_answers/20_models.ipynb #3d4ff6b9
-def _last_logprobs(vlm: VLM, questions: list[str], images: list):
-    "(questions, vocabulary) log-probabilities of the next token, in float32, on the CPU."
-    import torch
-
-    with torch.inference_mode():
-        inputs = _encode(vlm, questions, images).to(vlm.device)
-        logits = vlm.model(**inputs, use_cache=False).logits[:, -1]
-    return logits.float().log_softmax(-1).cpu()
-
-
-def _difference(one, other) -> float:
-    "Largest difference of log-probabilities, over the tokens that are likely in the first."
-    likely = one > one.max(-1, keepdim=True).values - 10
-    return float((one - other)[likely].abs().max())
-
 # %% ../nbs/2_answers/20_models.ipynb #eb65b956
 def _check_row(check: str, value, expected: str, ok: bool | None) -> dict:
     "A row of the doctor's table."
@@ -1446,8 +1762,9 @@ def _batches(vlm: VLM) -> tuple:
 def _kernels(model) -> dict[str, str]:
     "Attention kernel of each part of a model of transformers; '' is the whole."
     config = model.config
-    parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
-    return parts | {"": config._attn_implementation}
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}  # None: Gemma 4 without ears
+    kernels = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    return kernels | {"": config._attn_implementation}
 
 
 def _eager_logprobs(vlm: VLM):
@@ -1539,6 +1856,8 @@ def _image_row(vlm: VLM) -> dict:
     sizes = (336, 336), (672, 672), (1344, 672)
     tokens = [image_tokens(vlm, size) for size in sizes]
     named = "image tokens at 336x336, 672x672, 1344x672"
+    if not vlm.image_ids:
+        return _check_row(named, "none: the image comes in beside the prompt", "reported", None)
     return _check_row(named, ", ".join(map(str, tokens)), "more than 0", min(tokens) > 0)
 
 # %% ../nbs/2_answers/20_models.ipynb #f662adc8

@@ -309,6 +309,46 @@ def _patch_batch(vlm, pairs: Sequence[Pair], layers: list[int], positions: list[
             rows.append(found)
     return pd.concat(rows)
 
+# %% ../nbs/3_states/36_patching.ipynb #34b2fbac
+_CUT = 0.02  # share of the difference between two answers that may be left when every state is exchanged
+
+
+def _left_over(vlm, pair: Pair, layers: list[int]) -> dict[int, float]:  # layer -> share, 0: the donor's answer
+    "What an exchange of every state at a layer leaves of the difference to the donor's answer."
+    import torch
+
+    hooks, states, left = vlm.hooks, {}, {}
+    given, kept = _inputs_of_both(vlm, [pair])
+    with torch.inference_mode():
+        with record_states(hooks, layers, states):
+            donor = hooks.forward(given).float()
+        apart = float((hooks.forward(kept).float() - donor).abs().max())
+        everything = hooks.masks(kept)["real"]
+        for layer in layers:
+            with at_layer(hooks, layer, partial(_exchange, everything, states[layer])):
+                left[layer] = float((hooks.forward(kept).float() - donor).abs().max()) / max(apart, 1e-9)
+    return left
+
+# %% ../nbs/3_states/36_patching.ipynb #6cb14fb1
+def exchangeable_layers(
+    vlm,  # a loaded generative model
+    pairs: Sequence[Pair],  # the first one with two different images is tried
+    layers: list[int],
+) -> list[int]:  # those of the layers at which an exchange of every state gives the donor's answer
+    "The layers that everything about the image goes through."
+    pair = next((pair for pair in pairs if pair.donor.uid != pair.recipient.uid), pairs[0])
+    return [layer for layer, left in _left_over(vlm, pair, layers).items() if left <= _CUT]
+
+
+def _check_cuts(vlm, pairs: Sequence[Pair], layers: list[int]) -> None:
+    "`ValueError` for layers at which an exchange would not mean what it says."
+    sound = exchangeable_layers(vlm, pairs, layers)
+    if around := [layer for layer in layers if layer not in sound]:
+        raise ValueError(
+            f"The image gets around the states at layer {', '.join(map(str, around))} of '{vlm.name}': exchanging all "
+            f"of them does not give the donor's answer. Layers of these at which it does: {sound or 'none'}."
+        )
+
 # %% ../nbs/3_states/36_patching.ipynb #ef82b20a
 def check_vlm(
     vlm,  # what was passed as a model
@@ -381,6 +421,14 @@ def _check_numbers(vlm, pairs: Sequence[Pair]) -> None:
     if long := sorted(numbers - set(hooks.counts)):
         raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Leave such images out.")
 
+
+def _check_image_states(vlm, positions: list[str]) -> None:
+    "`ValueError` if states of the image are asked for and there are none."
+    if "image" in positions and "image" not in vlm.hooks.tokens:
+        raise ValueError(
+            f"'{vlm.name}' has no states of image tokens: its image comes in by cross-attention. Leave 'image' out."
+        )
+
 # %% ../nbs/3_states/36_patching.ipynb #4ead850d
 def patch(
     vlm,  # a loaded generative model: needs `prepare(samples)`, `device` and `hooks`
@@ -389,12 +437,14 @@ def patch(
     positions: Iterable[str] | str = ("last", "image"),  # names in `POSITIONS`
     batch_size: int | str = 27,  # pairs at once; 'auto': by their length in tokens, 27 at most
 ) -> pd.DataFrame:  # pair, layer, position, donor, recipient (counts), shift, full, apart, moved
-    "Answer with a donor's states in one place. `ValueError`: prompts differ in length, or the model writes no words."
+    "Answer with a donor's states in one place. `ValueError`: it would not mean what it says."
     check_vlm(vlm)
     pairs = as_pairs(pairs)
     _check_numbers(vlm, pairs)
     layers = choose_layers(vlm.hooks, None if layers is None else _several(layers))
     positions, size = _as_positions(positions), pairs_at_once(vlm, pairs, batch_size)
+    _check_image_states(vlm, positions)
+    _check_cuts(vlm, pairs, layers)
     rows = []
     for start in range(0, len(pairs), size):
         found = _patch_batch(vlm, pairs[start : start + size], layers, positions)

@@ -55,6 +55,7 @@ class Head:
     weight: object  # (vocabulary, dim)
     bias: object = None  # (vocabulary,) or None
     softcap: float = 0.0  # scores are squeezed to softcap * tanh(score / softcap); 0: left as they are
+    scale: float = 1.0  # what the scores are multiplied with, before the soft cap
 
     def to(self, device: str) -> "Head":
         "The same head on another device."
@@ -65,7 +66,8 @@ class Head:
         "Scores before the soft cap."
         from torch.nn.functional import linear
 
-        return linear(states, self.weight, self.bias)
+        scores = linear(states, self.weight, self.bias)
+        return scores if self.scale == 1 else scores * self.scale
 
 # %% ../nbs/3_states/34_training.ipynb #8243d7ee
 def _soft_cap(
@@ -163,7 +165,9 @@ def _save_head(
 ) -> Path:
     "A safetensors file with the head and its record. It can be put back: `load_model(name, head=path)`."
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(head).items()}
-    _save_tensors(tensors, Path(path), record | {"softcap": head.softcap, "bias": head.bias is not None})
+    about = {"softcap": head.softcap, "bias": head.bias is not None}
+    about |= {"scale": head.scale} if head.scale != 1 else {}
+    _save_tensors(tensors, Path(path), record | about)
     return Path(path)
 
 # %% ../nbs/3_states/34_training.ipynb #e31e5ae6
@@ -184,7 +188,7 @@ def head_of(
     "The output layer as it is in memory, in float32 on the CPU."
     layer = vlm.model.get_output_embeddings()
     bias = None if layer.bias is None else layer.bias.detach().float().cpu().clone()
-    return Head(layer.weight.detach().float().cpu().clone(), bias, vlm.hooks.cap or 0.0)
+    return Head(layer.weight.detach().float().cpu().clone(), bias, vlm.hooks.cap or 0.0, vlm.hooks.scale)
 
 # %% ../nbs/3_states/34_training.ipynb #831c3752
 def _same_rounded(
@@ -218,7 +222,7 @@ def _own_head(vlm) -> Head:
         kept = load_head(Path(vlm.folder))
     except (OSError, ValueError):
         return held
-    return kept if _same_rounded(kept, held, numbers) else held
+    return replace(kept, scale=held.scale) if _same_rounded(kept, held, numbers) else held
 
 # %% ../nbs/3_states/34_training.ipynb #2367b5d0
 def load_head(
@@ -232,7 +236,7 @@ def load_head(
         return _checkpoint_head(source)
     record = _read_head_record(source)
     bias = _read_tensor(source, "bias") if record["bias"] else None
-    return Head(_read_tensor(source, "weight"), bias, record["softcap"])
+    return Head(_read_tensor(source, "weight"), bias, record["softcap"], record.get("scale", 1.0))
 
 # %% ../nbs/3_states/34_training.ipynb #772885a8
 def _one_token(count_token_ids: dict[int, tuple[int, ...]]) -> dict[int, int]:  # count -> token
@@ -387,7 +391,7 @@ def _begin_counts(head: Head, ids, config) -> dict:
 def _counts_scores(head: Head, ids, new: dict, states):
     "The head's scores, those of the counts from the rows."
     bias = None if head.bias is None else head.bias[ids]
-    own = Head(new["rows"], bias).scores(states)
+    own = replace(head, weight=new["rows"], bias=bias).scores(states)
     return head.scores(states).index_copy(1, ids, own)
 
 
@@ -414,7 +418,7 @@ def _begin_low_rank(head: Head, ids, config: HeadConfig) -> dict:
 def _low_rank_scores(head: Head, ids, new: dict, states):
     "The head's scores and those of the change."
     change = states @ new["down"].T @ new["up"].T
-    return head.scores(states) + change
+    return head.scores(states) + (change if head.scale == 1 else head.scale * change)
 
 
 def _merge_low_rank(head: Head, ids, new: dict) -> Head:
@@ -447,7 +451,7 @@ def _fresh_head(head: Head, seed: int) -> Head:
     fresh = torch.empty(head.weight.shape)
     torch.nn.init.uniform_(fresh, -1, 1, generator=torch.Generator().manual_seed(seed))
     fresh = fresh.div(fresh.shape[1] ** 0.5)
-    return Head(fresh.to(head.weight), None, head.softcap)
+    return Head(fresh.to(head.weight), None, head.softcap, head.scale)
 
 # %% ../nbs/3_states/34_training.ipynb #df1b0721
 def _optimiser(tensors: list, config: HeadConfig) -> tuple:
