@@ -323,7 +323,7 @@ def _left_over(vlm, pair: Pair, layers: list[int]) -> dict[int, float]:  # layer
         with record_states(hooks, layers, states):
             donor = hooks.forward(given).float()
         apart = float((hooks.forward(kept).float() - donor).abs().max())
-        everything = hooks.masks(kept)["real"]
+        everything = POSITIONS["all"](hooks.masks(kept))
         for layer in layers:
             with at_layer(hooks, layer, partial(_exchange, everything, states[layer])):
                 left[layer] = float((hooks.forward(kept).float() - donor).abs().max()) / max(apart, 1e-9)
