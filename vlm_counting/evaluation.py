@@ -252,7 +252,8 @@ def plan_samples(
     if hasattr(vlm, "length"):
         lengths = [_length(vlm, sample) for sample in samples]
         budget = getattr(vlm, "token_budget", _TOKEN_BUDGET)
-    batches = [[samples[position] for position in batch] for batch in plan_batches(lengths, batch_size, budget)]
+    size = 1 if getattr(vlm, "alone", False) else batch_size  # of a model that answers otherwise in a batch
+    batches = [[samples[position] for position in batch] for batch in plan_batches(lengths, size, budget)]
     return batches, {sample.uid: length for sample, length in zip(samples, lengths, strict=True)}
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #b358ee89

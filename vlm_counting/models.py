@@ -976,6 +976,8 @@ def _name_device(
 class VLM(_Identity):
     "A loaded generative model: `answer(samples)` gives what it says and how likely it found each count."
 
+    alone = False  # whether each question has to be asked on its own
+
     def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path, wording: Wording = Wording()):
         self._later = {}
         self.name, self.folder = name, Path(folder)
@@ -1548,7 +1550,7 @@ def _learn_batching(vlm: VLM) -> None:
     alone = torch.cat([_last_logprobs(vlm, [one], [image]) for one, image in zip(questions, images, strict=True)])
     worst = _difference(alone, together)
     if worst > (2e-3 if exact else 0.5):
-        vlm.token_budget = 1
+        vlm.alone = True
         warnings.warn(
             f"'{vlm.name}' answers otherwise in a batch (log-probabilities up to {worst:.2g} apart); asked one by one.",
             stacklevel=4,

@@ -367,6 +367,8 @@ def pairs_at_once(
     batch_size: int | str,  # or 'auto'
 ) -> int:
     "Pairs that are answered together; 'auto': as many as a batch may have tokens, 27 at most."
+    if getattr(vlm, "alone", False):
+        return 1
     if batch_size == "auto":
         return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient))) if pairs else 1
     return at_least("batch_size", batch_size, also="'auto' or ")
