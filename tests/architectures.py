@@ -1276,3 +1276,100 @@ def build(name, folder):
     if getattr(processor, "chat_template", None) and not list(folder.glob("chat_template*")):
         (folder / "chat_template.jinja").write_text(processor.chat_template)
     return folder
+
+
+# fmt: off
+CONTRASTIVE = {}  # name -> builder: no arguments, gives a model and a processor
+
+
+def contrastive(make):
+    "Adds a builder to `CONTRASTIVE`."
+    CONTRASTIVE[make.__name__.removeprefix('build_')] = make
+    return make
+
+
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56,
+    patch_size=14)
+
+
+def caption(words, **more):
+    "A text tower."
+    words.tok.model_max_length = 64
+    return dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, vocab_size=words.V, pad_token_id=words.pad) | more
+
+
+def ends(words):
+    "Numbers of the tokens around a text."
+    return dict(eos_token_id=words.eos, bos_token_id=words.bos)
+
+
+@contrastive
+def build_clip():
+    words = Words(bos='<|startoftext|>', eos='<|endoftext|>', add_bos=True)
+    config = tf.CLIPConfig(text_config=caption(words, **ends(words)), vision_config=VISION, projection_dim=32)
+    return tf.CLIPModel(config), tf.CLIPProcessor(tf.CLIPImageProcessor(**CLIP_SIZES), words.tok)
+
+
+@contrastive
+def build_metaclip_2():
+    words = Words(bos='<s>', eos='</s>', add_bos=True)
+    config = tf.MetaClip2Config(text_config=caption(words, **ends(words)), vision_config=VISION, projection_dim=32)
+    return tf.MetaClip2Model(config), tf.CLIPProcessor(tf.CLIPImageProcessor(**CLIP_SIZES), words.tok)
+
+
+@contrastive
+def build_siglip():
+    words = Words(eos='</s>')
+    told = caption(words, projection_size=32, eos_token_id=words.eos, bos_token_id=words.eos)
+    words.tok.model_max_length = 32
+    config = tf.SiglipConfig(text_config=told, vision_config=VISION)
+    return tf.SiglipModel(config), tf.SiglipProcessor(tf.SiglipImageProcessor(size=square(56)), words.tok)
+
+
+@contrastive
+def build_siglip2():
+    words = Words(eos='<eos>')
+    told = caption(words, projection_size=32, eos_token_id=words.eos, bos_token_id=words.eos)
+    seen = {name: value for name, value in VISION.items() if name != 'image_size'} | {'num_patches': 16}
+    images = tf.Siglip2ImageProcessor(patch_size=14, max_num_patches=16)
+    config = tf.Siglip2Config(text_config=told, vision_config=seen)
+    return tf.Siglip2Model(config), tf.Siglip2Processor(images, words.tok)
+
+
+@contrastive
+def build_altclip():
+    words = Words(bos='<s>', eos='</s>', add_bos=True)
+    told = caption(words, project_dim=32, **ends(words))
+    config = tf.AltCLIPConfig(text_config=told, vision_config=VISION, projection_dim=32)
+    return tf.AltCLIPModel(config), tf.AltCLIPProcessor(tf.CLIPImageProcessor(**CLIP_SIZES), words.tok)
+
+
+@contrastive
+def build_chinese_clip():
+    words = Words(bos='[CLS]', eos='[SEP]', add_bos=True)
+    config = tf.ChineseCLIPConfig(text_config=caption(words), vision_config=VISION, projection_dim=32)
+    images = tf.ChineseCLIPImageProcessor(**CLIP_SIZES)
+    return tf.ChineseCLIPModel(config), tf.ChineseCLIPProcessor(images, words.tok)
+
+
+@contrastive
+def build_align():
+    words = Words(bos='[CLS]', eos='[SEP]', add_bos=True)
+    seen = dict(image_size=64, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=32, kernel_sizes=[3, 3],
+        in_channels=[32, 16], out_channels=[16, 24], strides=[1, 2], num_block_repeats=[1, 1], expand_ratios=[1, 6],
+        depthwise_padding=[])
+    config = tf.AlignConfig(text_config=caption(words), vision_config=seen, projection_dim=24)
+    images = tf.EfficientNetImageProcessor(size=square(64), do_center_crop=False)
+    return tf.AlignModel(config), tf.AlignProcessor(images, words.tok)
+# fmt: on
+
+
+def build_contrastive(name, folder):
+    "A checkpoint of a model that ranks captions; the folder."
+    torch.manual_seed(0)
+    model, processor = CONTRASTIVE[name]()
+    spread(model.eval())
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -3,9 +3,13 @@
 import warnings
 
 import pytest
+import torch
+import transformers
 from architecture_checks import compare
-from architectures import ARCHITECTURES, build
+from architectures import ARCHITECTURES, CONTRASTIVE, build, build_contrastive
 
+from vlm_counting.core import load_image
+from vlm_counting.extraction import extract
 from vlm_counting.models import doctor, load_model
 from vlm_counting.patching import count_pairs, exchangeable_layers, patch
 from vlm_counting.stimuli import generate
@@ -109,3 +113,32 @@ def test_image_tokens_are_those_that_carry_the_image(checkpoint):
     assert mllama.image_ids == () and "image" not in mllama.hooks.tokens
     (row,) = [row for row in doctor(mllama) if row["check"].startswith("image tokens")]
     assert row["value"] == "none: the image comes in beside the prompt"
+
+
+@pytest.mark.parametrize("name", sorted(set(CONTRASTIVE) - {"siglip2"}))
+def test_who_ranks_captions_is_known_by_its_folder(name, tmp_path):
+    "Scores are those of the library's own `logits_per_image`, texts padded as it was trained with (SigLIP in full)."
+    vlm = loaded(build_contrastive(name, tmp_path / name))
+    samples = generate("balanced", limit=12)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / name)
+    padding = "max_length" if name == "siglip" else True
+    for sample, answer in zip(samples, vlm.answer(samples), strict=True):
+        counts = sorted(sample.factors["options"])
+        texts = [f"a photo of {count} {sample.factors['entity'].replace('_', ' ')}" for count in counts]
+        options = {"padding": padding, "truncation": True, "return_tensors": "pt"}
+        inputs = processor(text=texts, images=load_image(sample.image), **options)
+        with torch.inference_mode():
+            right = vlm.model(**inputs).logits_per_image[0].log_softmax(-1)
+        assert [answer.logprobs[count] for count in counts] == pytest.approx(right.tolist(), abs=1e-4)
+    assert all(row["ok"] for row in doctor(vlm))
+
+
+def test_a_tower_without_blocks_is_asked_and_not_read(tmp_path):
+    vlm = loaded(build_contrastive("align", tmp_path / "align"))
+    with pytest.raises(ValueError, match="has no blocks whose states could be read"):
+        extract(vlm, generate("balanced", limit=9), progress=False)
+
+
+def test_images_of_any_shape_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is given pixel_attention_mask, spatial_shapes beside the pixels"):
+        loaded(build_contrastive("siglip2", tmp_path / "siglip2"))

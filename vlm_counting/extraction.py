@@ -129,6 +129,8 @@ def choose_layers(
 ) -> list[int]:
     "Layer numbers, ascending. `ValueError` names one that the model does not have."
     top, chosen = len(body.blocks), []
+    if not top:
+        raise ValueError("The vision tower has no blocks whose states could be read. It can be asked (`evaluate`).")
     for layer in layers if layers is not None else range(top + 1):
         if (number := whole_number(layer)) is None or not 0 <= number <= top:
             raise ValueError(f"There is no layer {layer!r}: this model has 0 (before its first block) to {top}.")

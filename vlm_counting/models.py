@@ -526,6 +526,19 @@ def _cosine_scale(model) -> float:
     return 1 / float(model.temperature.detach())
 
 # %% ../nbs/2_answers/20_models.ipynb #0556333d
+def _pixel_maker(model, processor):
+    "The function from images to pixels. `ValueError` for a model that needs to be told more of each image."
+    from PIL import Image
+
+    more = set(processor(images=[Image.new("RGB", (64, 48))], return_tensors="pt")) - {"pixel_values"}
+    if more:
+        raise ValueError(
+            f"{type(model).__name__} is given {', '.join(sorted(more))} beside the pixels (images of any shape, as "
+            "patches), which cannot be asked yet. Expected a checkpoint that resizes every image to one size."
+        )
+    return lambda images: processor(images=images, return_tensors="pt")["pixel_values"].to(model.dtype)
+
+
 def _load_transformers(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:
     "Model, what prepares its inputs (a processor, or a `DualEncoder`), names of missing weights."
     processor = _load_processor(spec, folder)
@@ -533,7 +546,7 @@ def _load_transformers(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:
     if spec.kind == "generative":
         return model, processor, missing
     encoder = DualEncoder(
-        pixels=lambda images: processor(images=images, return_tensors="pt")["pixel_values"].to(model.dtype),
+        pixels=_pixel_maker(model, processor),
         embed_pixels=lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
         embed_texts=_text_embedder(model, processor),
         scale=_cosine_scale(model),
