@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from functools import cache
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from _site import docs, readme
-from notebook_cells import MACHINE, SETTINGS, cells, named
+from notebook_cells import MACHINE, SETTINGS, cells, named, reading
 
 import vlm_counting
 
@@ -207,6 +208,20 @@ def test_exported_cells_are_short(notebook):
     for cell in filter(is_exported, cells(notebook)):
         lines = code_lines(cell)
         assert len(lines) <= 40, f"{notebook.name}: an exported cell of {len(lines)} lines starts with {lines[0]!r}"
+
+
+def test_notebooks_read_as_chapters():
+    "Prose, short cells, and an example behind each definition, over all of them; no long stretch of code in any."
+    found = {path.stem: reading(path) for path in ROOMS}
+    sizes = [size for about in found.values() for size in about["sizes"]]
+    public = [(name, about) for about in found.values() for names in about["defined"] for name in names]
+    called = [name for name, about in public if re.search(rf"\b{name}\b", about["code"])]
+    defined = sum(len(about["defined"]) for about in found.values())
+    assert sum(about["words"] for about in found.values()) / sum(sizes) >= 2.7
+    assert statistics.median(sizes) <= 15
+    assert sum(about["shown"] for about in found.values()) >= 0.8 * defined
+    assert len(called) >= 0.9 * len(public)
+    assert {name: about["stretch"] for name, about in found.items() if about["stretch"] > 100} == {}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)

@@ -492,7 +492,7 @@ def _vision(tower) -> dict:
         "dim": tower.config.hidden_size,
     }
 
-
+# %% ../nbs/2_answers/20_models.ipynb #2d259e6b
 def _padding(model, processor) -> str | bool:  # for the processor
     "Texts are padded to the longest, or in full where that changes what they mean (SigLIP is trained with it)."
     import torch
@@ -518,7 +518,7 @@ def _text_embedder(model, processor):
 
     return embed_texts
 
-
+# %% ../nbs/2_answers/20_models.ipynb #82eb2cda
 def _cosine_scale(model) -> float:
     "The factor of the cosine: CLIP keeps its logarithm, ALIGN its inverse."
     if hasattr(model, "logit_scale"):
