@@ -1042,20 +1042,6 @@ def build_blip():
         eos_token_id=words.eos, sep_token_id=words.eos)))
 
 
-@architecture('idefics')
-def build_idefics():
-    words = Words(special=('<fake_token_around_image>', '<image>', '<end_of_utterance>'), bos='<s>', eos='</s>',
-        pad='<pad>', unk='<unk>', add_bos=True)
-    processor = tf.IdeficsProcessor(image_processor=tf.IdeficsImageProcessor(image_size=56), tokenizer=words.tok,
-        image_size=56)
-    processor.chat_template = IDEFICS_CHAT
-    decoder = text(words, 'idefics')
-    [decoder.pop(k) for k in ('model_type', 'head_dim', 'num_key_value_heads')]
-    return (processor, tf.IdeficsConfig(**decoder, vision_config=dict(embed_dim=32, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14), alpha_initializer='ones',
-        use_resampler=False))
-
-
 @architecture('phi4_multimodal', cls='Phi4MultimodalForCausalLM')
 def build_phi4_multimodal():
     words = Words(special=('<|user|>', '<|assistant|>', '<|end|>'), names=dict(image_token='<|image|>',

@@ -33,10 +33,9 @@ REFUSED = {  # architecture -> what its sentence says
     "blip": "has no 'norm' for its norm",
     "git": "has no 'norm' for its norm",
 }
-BESIDE = {"idefics"}  # its processor takes no template, so there is no plain answer to compare with
 HALF = {"aria-bf16", "deepseek_vl_hybrid-bf16"}  # saved in bfloat16: a batch rounds otherwise
 ALONE = {"emu3", "hunyuan_vl"}  # batches answer otherwise in transformers itself
-RIGHT = [name for name in ARCHITECTURES if name not in REFUSED and name not in BESIDE]
+RIGHT = [name for name in ARCHITECTURES if name not in REFUSED]
 QUICK = {"qwen2_5_vl", "gemma3", "qwen3_5", "mllama", "granite4_vision", "lfm2_vl", "mistral3", "emu3"}
 AROUND = {"qwen3_vl": [3], "mllama": [4], "gemma4": [4], "granite4_vision": [3, 4]}  # -> layers that can be patched
 
