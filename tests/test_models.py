@@ -13,6 +13,7 @@ from vlm_counting.core import Sample, UnknownName, describe_run
 from vlm_counting.datasets import load_dataset
 from vlm_counting.extraction import extract_states
 from vlm_counting.models import (
+    _TINY,
     MODELS,
     _captions_for,
     _checkpoint_hashes,
@@ -24,6 +25,7 @@ from vlm_counting.models import (
     load_model,
     twins_dir,
 )
+from vlm_counting.stimuli import generate
 
 TWIN = twins_dir() / "tiny-qwen2-vl"
 
@@ -445,3 +447,32 @@ def test_a_head_that_is_set_is_part_of_who_the_model_is():
     assert (copied.name, copied.weights) == ("mine", known) and vlm.weights == first
     with pytest.raises(ValueError, match="no head: it ranks captions"):
         load_model("tiny-coca", device="cpu").set_head({"weight": own})
+
+
+@pytest.mark.parametrize("name", [name for name in _TINY if "coca" not in name])
+def test_a_folder_of_the_time_before_processor_config_is_completed(name, tmp_path):
+    "Patch size, tokens of an image and the like stand in the model's configuration."
+    samples, old = generate("balanced", limit=9)[:2], tmp_path / name
+    shutil.copytree(twins_dir() / name, old)
+    told = json.loads((old / "processor_config.json").read_text())
+    (old / "processor_config.json").unlink()
+    (old / "preprocessor_config.json").write_text(json.dumps(told["image_processor"]))
+    if "video_processor" in told:
+        (old / "video_preprocessor_config.json").write_text(json.dumps(told["video_processor"]))
+    answers = [load_model(name, checkpoint=folder).answer(samples) for folder in (None, old)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "lost", ["processor_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"]
+)
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-clip", "tiny-internvl3"])
+def test_a_part_that_is_missing_is_named(name, lost, tmp_path):
+    if not (twins_dir() / name / lost).exists():
+        pytest.skip(f"{name} has no {lost}")
+    shutil.copytree(twins_dir() / name, tmp_path / name)
+    (tmp_path / name / lost).unlink()
+    said = {"chat_template.jinja": "has no chat template", "tokenizer_config.json": "has no tokenizer_config.json"}
+    with pytest.raises(ValueError, match=said.get(lost, "The processor of .* cannot be made")) as error:
+        load_model(name, checkpoint=tmp_path / name)
+    assert len(str(error.value)) < 700

@@ -10,7 +10,7 @@ __all__ = ['INSTRUCTION', 'MODELS', 'ModelSpec', 'twins_dir', 'choose_models', '
 import hashlib
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy as shallow_copy
 from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -365,12 +365,52 @@ def _find_template(processor, folder: Path) -> None:
             "to MODELS in nbs/2_answers/20_models.ipynb."
         )
 
+# %% ../nbs/2_answers/20_models.ipynb #08db22f1
+_FROM_CONFIG = {  # setting of a processor -> function of the model's configuration
+    "patch_size": lambda config: config.vision_config.patch_size,
+    "vision_feature_select_strategy": lambda config: config.vision_feature_select_strategy,
+    "image_seq_length": lambda config: config.image_seq_length,
+    "num_image_tokens": lambda config: (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
+}
 
-def _load_processor(spec: ModelSpec, folder: Path):
-    "The processor of a checkpoint, its entry's options in force. `ValueError` names one that it does not have."
+
+def _complete(processor, folder: Path) -> None:
+    "Settings that a processor has and does not know, from the configuration of its model."
+    from transformers import AutoConfig
+
+    guessed = not (folder / "processor_config.json").exists()  # then a setting that is there is a default
+    missing = [name for name in _FROM_CONFIG if hasattr(processor, name)]
+    missing = [name for name in missing if guessed or getattr(processor, name) is None]
+    config = AutoConfig.from_pretrained(folder) if missing else None
+    for name in missing:
+        with suppress(AttributeError):
+            setattr(processor, name, _FROM_CONFIG[name](config))
+
+# %% ../nbs/2_answers/20_models.ipynb #905eb6e2
+def _read_processor(spec: ModelSpec, folder: Path):
+    "The processor of a checkpoint, complete. `ValueError` if parts of it are missing."
     import transformers
 
-    processor = getattr(transformers, spec.processor_class).from_pretrained(folder)
+    told = "Expected tokenizer_config.json, and processor_config.json or preprocessor_config.json, beside the weights"
+    if not (folder / "tokenizer_config.json").exists():
+        raise ValueError(f"{folder} has no tokenizer_config.json. {told}; fetch the whole checkpoint.")
+    try:
+        processor = getattr(transformers, spec.processor_class).from_pretrained(folder)
+    except ImportError:
+        raise  # says what to install
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"The processor of {folder} cannot be made ({type(error).__name__}: {said}). {told}; "
+            "fetch the whole checkpoint."
+        ) from error
+    _complete(processor, folder)
+    return processor
+
+# %% ../nbs/2_answers/20_models.ipynb #d54f130a
+def _load_processor(spec: ModelSpec, folder: Path):
+    "The processor of a checkpoint, its entry's options in force. `ValueError` names one that it does not have."
+    processor = _read_processor(spec, folder)
     images = getattr(processor, "image_processor", processor)
     for name, wanted in spec.processor_options.items():
         if (found := getattr(images, name, None)) is None:
