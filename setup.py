@@ -27,7 +27,7 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "slurm": cfg["slurm_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "slurm", "served")},
     entry_points={
         "console_scripts": [cfg["console_scripts"]],
         "papermill.io": ["vlm-counting=vlm_counting.runs:PAPERMILL_IO"],

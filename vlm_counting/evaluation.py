@@ -15,7 +15,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import attrgetter
@@ -434,6 +434,13 @@ def _answering(vlm, max_new_tokens: int) -> Callable:
 
     return work
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #46925bff
+def _sending(vlm, max_new_tokens: int, batches: list):  # context manager that gives the model to ask
+    "The model while it is asked a run's batches."
+    if not hasattr(vlm, "sending"):
+        return nullcontext(vlm)
+    return vlm.sending(max_new_tokens, max(map(len, batches), default=1))
+
 # %% ../nbs/2_answers/24_evaluation.ipynb #5c88303a
 def _ask(
     vlm,
@@ -447,13 +454,14 @@ def _ask(
     "Ask the batches that are not in the journal, and keep each that is answered there."
     batches, lengths = plan_samples(vlm, samples, batch_size)
     batches = journal.left(batches, lambda batch: [sample.uid for sample in batch])
-    asker = Asker(lengths, getattr(vlm, "prepare", lambda piece: None), _answering(vlm, max_new_tokens))
     shown = progress_bar(len(samples), len(journal.done), vlm.name, shown=progress)
-    with shown as bar, closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
-        for batch, answers in answered:
-            pairs = zip(batch, answers, strict=True)
-            journal.append(_parsed(sample, answer, vlm.name, parsers) for sample, answer in pairs)
-            bar.update(len(batch))
+    with shown as bar, _sending(vlm, max_new_tokens, batches) as asked:
+        asker = Asker(lengths, getattr(asked, "prepare", lambda piece: None), _answering(asked, max_new_tokens))
+        with closing(in_batches(asker, batches, getattr(vlm, "prepare_threads", 1))) as answered:
+            for batch, answers in answered:
+                pairs = zip(batch, answers, strict=True)
+                journal.append(_parsed(sample, answer, vlm.name, parsers) for sample, answer in pairs)
+                bar.update(len(batch))
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #ebd3cc23
 def predict(
@@ -735,6 +743,17 @@ def _image_table(vlm, samples: list[Sample]) -> object:
     table = getattr(vlm, "image_table", None)
     return table(samples) if photographs and table else None
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #ef585b74
+@contextmanager
+def _counted(vlm, record: RunRecord):
+    "While this lasts, what the model spends is this session's; kept as `usage` in the record."
+    before = dict(getattr(vlm, "usage", {}))
+    try:
+        yield
+    finally:
+        if before and record.sessions:
+            record.sessions[-1]["usage"] = {name: number - before[name] for name, number in vlm.usage.items()}
+
 # %% ../nbs/2_answers/24_evaluation.ipynb #c3c99de4
 def evaluate(
     vlm,  # from `load_model`, or anything with `name` and `answer(samples, max_new_tokens)`
@@ -763,7 +782,8 @@ def evaluate(
     folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
     with run_context(folder, "evaluate", settings, vlm, samples, run, overwrite=overwrite) as record:
         own = [parser] * (parser not in _ALWAYS)
-        predictions = predict(vlm, samples, path and path / "predictions.jsonl", *how, own)
+        with _counted(vlm, record):
+            predictions = predict(vlm, samples, path and path / "predictions.jsonl", *how, own)
         record.samples = len(predictions)
         done = Evaluation(predictions, samples, record, parser, _image_table(vlm, samples), folder)
         if folder:

@@ -963,7 +963,10 @@ def _get_hooks(vlm):
     body = getattr(vlm, "hooks", None)
     if body is None:
         name = getattr(vlm, "name", type(vlm).__name__)
-        raise TypeError(f"'{name}' does not show its hidden states. Expected a model of `load_model`.")
+        raise TypeError(
+            f"'{name}' does not show its hidden states. Expected a model of `load_model` with its weights on this "
+            "machine (a name in MODELS, 'hf:org/name' or a folder); this one can only be evaluated."
+        )
     return body
 
 

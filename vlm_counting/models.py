@@ -28,6 +28,7 @@ from vlm_counting.core import (
     UnknownName,
     at_least,
     file_hash,
+    later,
     load_image,
     open_image,
     unknown,
@@ -188,13 +189,15 @@ _CONFIGS = ("config.json", "open_clip_config.json")  # one of them makes a folde
 
 
 def find_entry(
-    name: str,  # a name in `MODELS`, 'hf:org/name', or a local checkpoint folder
+    name: str,  # a name in `MODELS`, 'hf:org/name', a local checkpoint folder, or 'openai:http://host:port/v1#name'
 ) -> ModelSpec:
     "The entry that a name stands for. `UnknownName` with the nearest valid one."
     if name in MODELS:
         return MODELS[name]
     if name.startswith("hf:"):
         return ModelSpec(repo=name[3:], dtype="auto")
+    if name.startswith("openai:"):
+        return later("served").served_entry(name)
     if any((Path(name).expanduser() / config).exists() for config in _CONFIGS):
         return ModelSpec(repo=f"folder:{name}", dtype="auto")
     raise UnknownName(unknown("model", name, MODELS, MODELS.advice))
@@ -1740,7 +1743,7 @@ def _warn_of_defaults(name: str) -> None:
 
 # %% ../nbs/2_answers/20_models.ipynb #69c3a72b
 def load_model(
-    name: str,  # a name in `MODELS`, 'hf:org/name', or a local checkpoint folder
+    name: str,  # as for `find_entry`: in `MODELS`, 'hf:org/name', a folder, or 'openai:http://host:port/v1#name'
     checkpoint: str | Path | None = None,  # local folder with the weights; None: shipped, cached or fetched
     device: str = "auto",  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'; 'auto' spreads over several GPUs
     dtype: str = "auto",  # 'float32', 'bfloat16', 'float16'; 'auto': as in its entry
@@ -1757,6 +1760,9 @@ def load_model(
     Wording(**told)  # refuses now what it cannot be told
     name = str(name)
     spec = find_entry(name)
+    if spec.kind == "served":
+        ours = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "attention": attention}
+        return later("served").connect(spec, told, ours | {"untrained": untrained, "head": head})
     folder = find_checkpoint(name, spec, checkpoint)
     spec = spec if name in MODELS else _recognise(spec, folder)
     how = _choose_loading(spec, str(device), dtype, attention, whole_number(untrained))
@@ -1920,6 +1926,8 @@ def doctor(
     vlm: VLM,  # from `load_model`, which has found its weights complete
 ) -> list[dict]:  # rows: check, value, expected, ok (True, False, or None where nothing is expected)
     "What an answer of this model depends on. A generative model gets every row, a contrastive one only the batch's."
+    if vlm.spec.kind == "served":
+        return vlm.examine()
     rows = [_check_row("weights loaded, none newly initialised", "yes", "yes", True)]
     if vlm.spec.kind != "generative":
         return [*rows, *_ranker_invariance(vlm)]

@@ -356,8 +356,8 @@ def check_vlm(
     "`TypeError` for what is no model whose states can be read."
     if not hasattr(vlm, "hooks"):
         raise TypeError(
-            f"The hidden states of a {type(vlm).__name__} cannot be read. Expected a model of `load_model`; one that "
-            "only answers can be evaluated."
+            f"The hidden states of a {type(vlm).__name__} cannot be read. Expected a model of `load_model` with its "
+            "weights on this machine (a name in MODELS, 'hf:org/name' or a folder); this one can only be evaluated."
         )
 
 

@@ -206,8 +206,13 @@ def _same_rounded(
 
 # %% ../nbs/3_states/34_training.ipynb #b0cdd8c5
 def _check_writes(vlm) -> None:
-    "`ValueError` for a model that has no output layer."
-    if getattr(getattr(vlm, "hooks", None), "head", None) is None:
+    "`TypeError` for one that only answers, `ValueError` for a model that has no output layer."
+    if not hasattr(vlm, "hooks"):
+        raise TypeError(
+            f"'{vlm.name}' does not show its output layer. Expected a model of `load_model` with its weights on this "
+            "machine (a name in MODELS, 'hf:org/name' or a folder); this one can only be evaluated."
+        )
+    if vlm.hooks.head is None:
         raise ValueError(
             f"'{vlm.name}' writes no words and has no output layer to train. Expected a generative model of "
             "`load_model`, such as 'tiny-qwen2-vl'."
