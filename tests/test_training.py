@@ -129,7 +129,7 @@ def test_each_part_learns_and_touches_nothing_else(part, softcap):
 def test_the_teacher_pulls_back(device):
     "Fails if teacher and student are one tensor: then KL has no gradient but zero."
     head, train, _ = make()
-    training = _begin_training(head.to(device), range(3, 13), HeadConfig(kl_weight=0.2))
+    training = _begin_training(head, range(3, 13), HeadConfig(kl_weight=0.2), device)
     with torch.no_grad():
         training.tensors["weight"] += 0.1 * torch.randn_like(training.tensors["weight"])
     loss, distance, _ = _batch_loss(training, train.to(device))
@@ -145,8 +145,10 @@ def test_the_teacher_pulls_back(device):
 def test_scratch_begins_elsewhere_but_the_teacher_stays():
     head, train, valid = make()
     training = _begin_training(head, range(3, 13), HeadConfig(scratch=True, kl_weight=0.2))
-    assert training.reference is head and not torch.allclose(training.head.weight, head.weight)
-    assert training.head.weight.abs().max() <= 24**-0.5
+    weight = training.tensors["weight"].detach()
+    assert training.reference is not None and torch.equal(training.reference.weight, head.weight)
+    assert not torch.allclose(weight, head.weight)
+    assert weight.abs().max() <= 24**-0.5
 
 
 def test_matmul_in_bfloat16_keeps_weights_in_float32():
@@ -682,3 +684,14 @@ def test_one_model_is_held_at_a_time(taught, sets, tmp_path):
         )
     assert loads == [None, "own.safetensors", "trained.safetensors"] and freed == [True] and made[0]() is None
     assert {row.model for row in done.predictions} == {"tiny-qwen2-vl+head"}
+
+
+def test_four_copies_of_a_head_are_trained_on_the_device():
+    "Weights, gradient and two moments; the head that it began with and the best epoch's stay in host memory."
+    head, train, valid = make()
+    training = _begin_training(head, range(3, 13), HeadConfig(), "meta")
+    assert {tensor.device.type for tensor in training.tensors.values()} == {"meta"}
+    assert {tensor.device.type for tensor in training.best.values()} == {"cpu"}
+    assert training.head.weight.numel() == 0 and training.reference is None
+    kept = _begin_training(head, range(3, 13), HeadConfig(trainable="counts"), "meta")
+    assert kept.head.weight.shape == head.weight.shape and kept.tensors["rows"].shape[0] == 10

@@ -353,6 +353,7 @@ class _Part:
     begin: Callable  # (head, ids, config) -> tensors to train, by name
     scores: Callable  # (head, ids, tensors, states) -> (n, vocabulary), before the soft cap
     merge: Callable  # (head, ids, tensors) -> Head
+    reads_weight: bool = True  # whether `scores` reads the untrained weight; if not, it need not lie on the device
 
 
 PARTS = Registry("part", "Add one in nbs/3_states/34_training.ipynb.")
@@ -384,7 +385,7 @@ def _begin_bias(head: Head, ids, config) -> dict:
     return {"bias": zeros if head.bias is None else head.bias.clone()}
 
 
-PARTS.add("all", _Part(_begin_all, _replaced_scores, _replaced))
+PARTS.add("all", _Part(_begin_all, _replaced_scores, _replaced, reads_weight=False))
 PARTS.add("bias", _Part(_begin_bias, _replaced_scores, _replaced));
 
 # %% ../nbs/3_states/34_training.ipynb #39301c8c
@@ -444,7 +445,7 @@ class _Training:
     tensors: dict  # name -> torch tensor, being trained
     optimiser: object  # torch.optim.AdamW
     plateau: object  # torch.optim.lr_scheduler.ReduceLROnPlateau
-    best: dict  # name -> torch tensor, of the best epoch
+    best: dict  # name -> torch tensor, of the best epoch; on the CPU
     curve: list  # a row for each epoch
     reference: Head | None = None  # the model's own head, for KL
 
@@ -472,17 +473,19 @@ def _begin_training(
     head: Head,
     ids: Sequence[int],  # tokens of the counts that may be said
     config: HeadConfig,
+    device: str = "cpu",  # of what is trained; the best epoch's weights stay on the CPU
 ) -> _Training:
     "Epoch 0."
     import torch
 
-    reference = head if config.kl_weight else None
-    ids = torch.tensor(sorted(ids), device=head.weight.device)
-    head = _fresh_head(head, config.seed) if config.scratch else head
-    begun = PARTS[config.trainable].begin(head, ids, config)
-    tensors = {name: tensor.requires_grad_() for name, tensor in begun.items()}
+    ids, part = torch.tensor(sorted(ids)), PARTS[config.trainable]
+    first = _fresh_head(head, config.seed) if config.scratch else head
+    begun = part.begin(first, ids, config)
+    best, tensors = _copies(begun), {name: tensor.to(device).requires_grad_() for name, tensor in begun.items()}
+    kept = first if part.reads_weight else replace(first, weight=first.weight[:0])
+    reference = head.to(device) if config.kl_weight else None
     optimiser, plateau = _optimiser(list(tensors.values()), config)
-    return _Training(head, ids, config, tensors, optimiser, plateau, _copies(tensors), [], reference)
+    return _Training(kept.to(device), ids.to(device), config, tensors, optimiser, plateau, best, [], reference)
 
 # %% ../nbs/3_states/34_training.ipynb #7081915f
 def _distance(training: _Training, batch: Examples, scores):
@@ -567,7 +570,8 @@ def _train_further(
         row[f"{side}_perplexity"] = float(np.exp(row[f"{side}_nll"]))
     training.plateau.step(row["valid_accuracy"])
     if row["valid_accuracy"] > max(_accuracies(training), default=-1):
-        training.best = _copies(training.tensors)
+        for name, tensor in training.tensors.items():
+            training.best[name].copy_(tensor.detach())  # in place: a head of a large vocabulary is 2 GB
     training.curve.append(row)
 
 # %% ../nbs/3_states/34_training.ipynb #980c8e70
@@ -652,7 +656,7 @@ def _restore_tensors(training: _Training, tensors: dict) -> None:
         for number, (name, tensor) in enumerate(training.tensors.items()):
             kept = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
             tensor.copy_(kept.pop("now"))
-            training.best[name] = kept.pop("best").to(tensor)
+            training.best[name] = kept.pop("best")
             state["state"][number] = kept
     training.optimiser.load_state_dict(state)
 
@@ -708,7 +712,7 @@ def _keep_in(training: _Training, path: Path, identity: dict) -> Callable:
 def _best_head(training: _Training) -> Head:
     "The head of the best epoch, on the CPU."
     part = PARTS[training.config.trainable]
-    return part.merge(training.head, training.ids, training.best).to("cpu")
+    return part.merge(training.head.to("cpu"), training.ids.cpu(), training.best)
 
 # %% ../nbs/3_states/34_training.ipynb #3af73552
 def fit_head(
@@ -724,7 +728,7 @@ def fit_head(
 ) -> tuple[Head, list[dict]]:  # head of the best epoch, on the CPU; learning curve, a row an epoch, 0 before training
     "Train a head. A killed training that is started again ends in the same weights."
     config = config or HeadConfig()
-    training = _begin_training(head.to(device), _one_token(count_token_ids).values(), config)
+    training = _begin_training(head, _one_token(count_token_ids).values(), config, device)
     save = path and _keep_in(training, Path(path), _describe_training(head, train, valid, config))
     train, valid = train.to(device), valid.to(device)
     training.curve = training.curve or [_epoch_zero(training, train, valid)]
