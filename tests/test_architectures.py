@@ -1,16 +1,18 @@
 "Any image-text-to-text checkpoint with a chat template: right in every number, or refused in a sentence."
 
+import shutil
 import warnings
 
 import pytest
 import torch
 import transformers
-from architecture_checks import compare
+from architecture_checks import compare, four_samples
 from architectures import ARCHITECTURES, CONTRASTIVE, build, build_contrastive
 
 from vlm_counting.core import load_image
+from vlm_counting.diagnosis import diagnose
 from vlm_counting.extraction import extract
-from vlm_counting.models import doctor, load_model
+from vlm_counting.models import doctor, load_model, twins_dir
 from vlm_counting.patching import count_pairs, exchangeable_layers, patch
 from vlm_counting.stimuli import generate
 
@@ -37,7 +39,7 @@ HALF = {"aria-bf16", "deepseek_vl_hybrid-bf16"}  # saved in bfloat16: a batch ro
 ALONE = {"emu3", "hunyuan_vl"}  # batches answer otherwise in transformers itself
 RIGHT = [name for name in ARCHITECTURES if name not in REFUSED]
 QUICK = {"qwen2_5_vl", "gemma3", "qwen3_5", "mllama", "granite4_vision", "lfm2_vl", "mistral3", "emu3"}
-AROUND = {"qwen3_vl": [3], "mllama": [4], "gemma4": [4], "granite4_vision": [3, 4]}  # -> layers that can be patched
+AROUND = {"qwen3_vl": [3], "mllama": [4], "gemma4": [4], "granite4_vision": [4]}  # -> layers that can be patched
 
 
 def chosen(names) -> list:
@@ -141,3 +143,25 @@ def test_a_tower_without_blocks_is_asked_and_not_read(tmp_path):
 def test_images_of_any_shape_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is given pixel_attention_mask, spatial_shapes beside the pixels"):
         loaded(build_contrastive("siglip2", tmp_path / "siglip2"))
+
+
+def test_a_model_without_image_tokens_is_diagnosed_from_the_rest(checkpoint):
+    alone = generate("balanced", counts=[2, 5, 9], limit=27)
+    same = generate("balanced", seed=1, entities=["red_squares", "blue_stars"], counts=[2, 9], limit=8)
+    done = diagnose(
+        loaded(checkpoint("mllama")), alone, generate("two_groups", limit=36), pairs=count_pairs(same), progress=False
+    )
+    assert {"probe_last", "lens", "head_gain"} < set(done.evidence)
+    assert not {"probe_image", "probe_token", "patch_image", "attention_share"} & set(done.evidence)
+
+
+def test_a_model_that_answers_otherwise_in_a_batch_is_asked_one_by_one(checkpoint):
+    vlm, samples = loaded(checkpoint("emu3")), four_samples()
+    alone = [vlm.answer(sample)[0].logprobs for sample in samples]
+    assert [answer.logprobs for answer in vlm.answer(samples)] == alone
+
+
+def test_a_folder_of_open_clip_is_known(tmp_path):
+    folder = shutil.copytree(twins_dir() / "tiny-coca", tmp_path / "coca")
+    samples = generate("balanced", limit=9)
+    assert loaded(folder).answer(samples) == load_model("tiny-coca", device="cpu").answer(samples)

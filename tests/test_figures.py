@@ -226,7 +226,7 @@ DRAWN = {
     "differences": lambda: figures.plot_differences(difference_rows()),
     "regression": lambda: figures.plot_regression(regression_rows()),
 }
-UNITS = dict.fromkeys(DRAWN, "questions") | dict.fromkeys(("evidence", "dose_response", "verdicts", "hits"), "twins")
+UNITS = dict.fromkeys(DRAWN, "questions") | dict.fromkeys(("evidence", "dose_response", "verdicts", "hits"), "models")
 UNITS |= {"patching": "pairs"}  # what n counts in each figure
 
 
@@ -591,9 +591,9 @@ def test_dose_response_starts_healthy_and_has_the_means_and_bars_of_the_table():
     reach = 2.570582 * np.std([0, 0.02, 0.04] * 2, ddof=1) / np.sqrt(6)  # Student, five degrees of freedom
     drawn = [path[:, 1] for path in bars.get_segments() if np.isfinite(path).all() and len(path)]
     assert np.allclose(drawn, [[value - reach, value + reach] for value in values[1:]])
-    assert any("n = 6 twins" in text for text in texts(ax.figure))
+    assert any("n = 6 models" in text for text in texts(ax.figure))
     partly = figures.plot_dose_response(rows, "other_count")  # half of the twins lack it
-    assert any("n = 3 twins" in text for text in texts(partly.figure))
+    assert any("n = 3 models" in text for text in texts(partly.figure))
 
 
 def test_a_fault_keeps_its_colour_and_one_twin_alone_has_no_bar():
@@ -620,7 +620,7 @@ def test_verdicts_are_counted_and_hits_framed():
     assert frames == [(i, i) for i in range(6)]
     notes = [text for text in texts(ax.figure) if " of " in text and text.endswith("%")]
     assert notes == ["6 of 6 [61, 100] %"] + ["14 of 18 [55, 91] %"] * 5
-    assert any("n = 96 twins, 79 % named rightly" in text.replace("\n", " ") for text in texts(ax.figure))
+    assert any("n = 96 models, 79 % named rightly" in text.replace("\n", " ") for text in texts(ax.figure))
 
 
 def test_the_papers_rule_has_three_words():
@@ -700,11 +700,11 @@ def test_entities_that_are_missing_leave_a_hole():
         (lambda: figures.plot_layer_map(layer_rows()), "several rows for layer"),
         (lambda: figures.plot_lens_curves(lens_rows().drop(columns="norm")), "no column 'norm'"),
         (lambda: figures.plot_gap(gap_rows().drop(columns="second")), "compare"),
-        (lambda: figures.plot_evidence(twin_rows().query("fault != 'none'")), "no healthy twin"),
+        (lambda: figures.plot_evidence(twin_rows().query("fault != 'none'")), "no healthy model"),
         (lambda: figures.plot_evidence(pd.concat([twin_rows()] * 2)), "several rows for twin"),
         (lambda: figures.plot_evidence(twin_rows()[["twin", "fault", "loss"]]), "no column of evidence"),
         (lambda: figures.plot_evidence(twin_rows(), evidence=["lens"]), "no column 'lens'"),
-        (lambda: figures.plot_dose_response(twin_rows().assign(lens=np.nan), "lens"), "twins that have 'lens'"),
+        (lambda: figures.plot_dose_response(twin_rows().assign(lens=np.nan), "lens"), "models that have 'lens'"),
         (lambda: figures.plot_verdicts(twin_rows().drop(columns="verdict")), "no column 'verdict'"),
         (lambda: figures.plot_hits(twin_rows().assign(paper=None)), "have no 'paper'"),
         (lambda: figures.plot_patching(pd.concat([patch_rows()] * 2)), "several rows for layer 0, position all"),
@@ -716,7 +716,7 @@ def test_entities_that_are_missing_leave_a_hole():
         (lambda: figures.plot_break(count_rows(), break_rows().drop(columns="p")), "no column 'p'"),
         (lambda: figures.plot_position_map(position_rows().iloc[:1]), "empty"),
         (lambda: figures.plot_reliability(reliability_rows().drop(columns="model")), "several rows for bin"),
-        (lambda: figures.plot_differences(pd.concat([difference_rows()] * 2)), "several rows for group"),
+        (lambda: figures.plot_differences(pd.concat([difference_rows()] * 2)), "several rows for label one, group"),
         (lambda: figures.plot_regression(regression_rows().drop(columns="verdict")), "no column 'verdict'"),
     ],
 )

@@ -194,8 +194,8 @@ def _probe_table(one, two, token: str, name: str) -> pd.DataFrame:
         ("two kinds", "asked", two, two.targets, token),
         ("two kinds", "other", two, rival, token),
     ]
-    rows = []
-    for condition, labels, states, targets, pooling in ways:
+    rows, readable = [], set(one.poolings)  # a model whose image comes in beside the prompt has no image tokens
+    for condition, labels, states, targets, pooling in (way for way in ways if way[-1] in readable):
         about = {"condition": condition, "labels": labels}
         rows += [about | row for row in _layer_rows(states, targets, pooling, name)]
     return pd.DataFrame(rows)
@@ -212,9 +212,9 @@ def _probe_evidence(
     best = table.groupby(["condition", "labels", "pooling"])["accuracy"].max()
     one_kind = best["one kind", "asked"]
     top = table.query("condition == 'one kind' and pooling == @token")
-    return {
+    image = {"probe_image": one_kind["image_mean"]} if "image_mean" in one.poolings else {}
+    return image | {
         "probe_last": one_kind[token],
-        "probe_image": one_kind["image_mean"],
         "probe_top": top["accuracy"].iloc[-1],
         "probe_two": best["two kinds", "asked", token],
         "probe_rival": best["two kinds", "other", token],
@@ -510,11 +510,11 @@ def _state_evidence(vlm, one, alone: list[Sample], two, groups: list[Sample], si
     "The lens, single tokens and a new output layer; `one` and `two`: `States`."
     lens = lens_curves(read_lens(one))
     below = lens.query("norm and layer < @one.layers[-1]")
-    token = _probe_token(vlm, alone, batch_size=size)
+    token = {"probe_token": _probe_token(vlm, alone, batch_size=size)} if "image" in vlm.hooks.tokens else {}
     top = len(vlm.hooks.blocks)
     states = one.array(top, "last"), two.array(top, "last")
     found = _head_evidence(vlm, states[0], alone, states[1], groups)
-    return found | {"lens": below["first"].max(), "probe_token": token}, {"lens": lens}
+    return found | {"lens": below["first"].max()} | token, {"lens": lens}
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #c9127c50
 def _pair_evidence(vlm, pairs: list[Pair], layers, positions, size: int) -> tuple[dict, dict]:
@@ -923,7 +923,7 @@ def _paper_rule(
     rows: pd.DataFrame,  # columns of `EVIDENCE`
 ) -> pd.Series:  # 'none', 'say' or 'see'
     "What the paper would conclude: nothing to explain, the output layer, or else what comes before it."
-    best = rows[["probe_last", "probe_image"]].max(axis=1)
+    best = rows.reindex(columns=["probe_last", "probe_image"]).max(axis=1)
     reads = best - rows["accuracy"] >= _LOSS
     gains = rows["head_gain"] >= _LOSS
     found = np.where(reads & gains, "say", "see")
@@ -1083,9 +1083,10 @@ def _draw(done: Diagnosis, folder: Path | None) -> dict:
     found = done.details["probes"].assign(low=None, high=None)
     found["pooling"] = found["condition"] + ", " + found["labels"] + ", " + found["pooling"]
     drawn = {"probes": draw.plot_layers(found, chance=1 / 9, title=f"{name}: probes").figure}
+    if "lens" in done.details:
+        drawn["lens"] = draw.plot_lens_curves(done.details["lens"]).figure
     if "patches" in done.details:
         table = effects(done.details["patches"])
-        drawn["lens"] = draw.plot_lens_curves(done.details["lens"]).figure
         drawn["patching"] = draw.plot_patching(table, title=f"{name}: exchanged states").figure
     for stem, figure in drawn.items() if folder else ():
         with lock_folder(folder):

@@ -91,12 +91,12 @@ def style() -> Iterator[None]:
 
 # %% ../nbs/5_paper/56_figures.ipynb #b63abe6b
 def _small(data: BytesIO) -> bytes:
-    "A PNG in 64 colours, a quarter of the size; photographs (a great many colours) stay as they are."
+    "A PNG in 128 colours, a third of the size; photographs (a great many colours) stay as they are."
     image = Image.open(data).convert("RGB")
     if image.getcolors(maxcolors=8192) is None:
         return data.getvalue()
     smaller = BytesIO()
-    image.quantize(64, dither=Image.Dither.NONE).save(smaller, "png", optimize=True)
+    image.quantize(128, dither=Image.Dither.NONE).save(smaller, "png", optimize=True)
     return smaller.getvalue()
 
 # %% ../nbs/5_paper/56_figures.ipynb #d17db3f2

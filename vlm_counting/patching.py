@@ -332,11 +332,11 @@ def _left_over(vlm, pair: Pair, layers: list[int]) -> dict[int, float]:  # layer
 # %% ../nbs/3_states/36_patching.ipynb #6cb14fb1
 def exchangeable_layers(
     vlm,  # a loaded generative model
-    pairs: Sequence[Pair],  # the first one with two different images is tried
+    pairs: Sequence[Pair],  # the one whose counts differ most is tried
     layers: list[int],
 ) -> list[int]:  # those of the layers at which an exchange of every state gives the donor's answer
     "The layers that everything about the image goes through."
-    pair = next((pair for pair in pairs if pair.donor.uid != pair.recipient.uid), pairs[0])
+    pair = max(pairs, key=lambda pair: abs(pair.donor.target - pair.recipient.target))
     return [layer for layer, left in _left_over(vlm, pair, layers).items() if left <= _CUT]
 
 
