@@ -28,7 +28,7 @@ REFUSED = {  # architecture -> what its sentence says
     "fuyu": "cannot be asked: ",
     "phi4_multimodal": "cannot be asked: ",
     "kosmos2": "cannot be asked: ",
-    "florence2": "cannot be asked: ",
+    "florence2": r"head\(final norm\) differs from the logits",
     "instructblip": "cannot be asked: ",
     "blip2-opt": "cannot be asked: ",
     "blip2-t5": "has no 'norm' for its norm",
