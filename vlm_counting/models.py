@@ -1199,7 +1199,8 @@ def answer(
             f"Found a {type(strange[0]).__name__} among the samples, expected each to be a Sample. About one image: "
             "ask(image, question)."
         )
-    parts = [[sample] for sample in samples] if self.alone else [samples] if samples else []
+    size = 1 if getattr(self, "alone", False) else max(1, len(samples))
+    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
     return [answer for part in parts for answer in self.answer_prepared(part, self.prepare(part), length)]
 
 # %% ../nbs/2_answers/20_models.ipynb #759ce8dd
