@@ -10,7 +10,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -42,7 +42,6 @@ from .curves import chances
 from .evaluation import load_predictions, parse_count, predict
 from vlm_counting.extraction import (
     POOLINGS,
-    choose_layers,
     extract_states,
     lens_curves,
     open_states,
@@ -57,9 +56,8 @@ from vlm_counting.patching import (
     count_pairs,
     device_inputs,
     effects,
-    exchangeable_layers,
     pairs_at_once,
-    patch,
+    patch_where_whole,
 )
 from .probing import PROBES, Features, folds, probe_layers
 from .statistics import interval
@@ -67,7 +65,7 @@ from .stimuli import generate
 from .training import Head, HeadConfig, answer_with_head, examples, fit_head, head_of
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #59e842f8
-__getattr__ = moved(__name__, patching="POSITIONS against_blank", faults="Fault")
+__getattr__ = moved(__name__, patching="POSITIONS against_blank patch", faults="Fault")
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #bfd29e98
 EVIDENCE = {
@@ -377,20 +375,6 @@ def _patch_evidence(
         found[f"patch_{name}"] = float(np.clip(table.loc[(name, half), "effect"], -1, 2))
     return found
 
-# %% ../nbs/4_diagnosis/42_diagnosis.ipynb #004f61e4
-@contextmanager
-def _eager(model) -> Iterator[None]:
-    "While this lasts, attention is computed step by step, so that its weights can be seen."
-    config = model.config
-    parts = {name: getattr(config, name, None) for name in config.sub_configs}
-    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
-    before[""] = config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #6f1a0bd6
 def _words_behind(masks: dict):  # torch bool (samples, tokens)
     "The words of the prompt that come after the image began."
@@ -420,7 +404,7 @@ def _looks(vlm, samples: list[Sample]) -> list:  # of torch (samples, image toke
         seen[module] = _look(out[1], masks)
 
     attention = [block.self_attn for block in hooks.blocks if hasattr(block, "self_attn")]  # not of linear ones
-    with torch.inference_mode(), _eager(vlm.model), ExitStack() as stack:
+    with torch.inference_mode(), vlm.eager(), ExitStack() as stack:
         for module in attention:
             stack.enter_context(module.register_forward_hook(note))
         hooks.forward(inputs)
@@ -522,10 +506,9 @@ def _pair_evidence(vlm, pairs: list[Pair], layers, positions, size: int) -> tupl
     if "image" not in vlm.hooks.tokens:
         return {}, {}
     found = _attention_evidence(vlm, pairs, size)
-    sound = exchangeable_layers(vlm, pairs, choose_layers(vlm.hooks, layers))
-    if halfway(vlm) not in sound:
+    patches = patch_where_whole(vlm, pairs, layers, positions, size)
+    if halfway(vlm) not in set(patches["layer"]):
         return found, {}
-    patches = patch(vlm, pairs, sound, positions, size)
     return found | _patch_evidence(patches, halfway(vlm)), {"patches": patches}
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #c0c6b48e

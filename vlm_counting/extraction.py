@@ -957,19 +957,22 @@ def _read_parts(parts: list[States], samples: list[Sample], columns: list[Column
             if not done.issuperset(places):
                 yield places, _take_rows(maps, slice(start, start + step))
 
-# %% ../nbs/3_states/30_extraction.ipynb #66d7da9f
+# %% ../nbs/3_states/30_extraction.ipynb #8791ed5a
+ONLY_ANSWERS = (
+    "Expected a model of `load_model` with its weights on this machine (a name in MODELS, 'hf:org/name' or a folder); "
+    "this one can only be evaluated."
+)
+
+
 def _get_hooks(vlm):
     "Where its states are. `TypeError` for what does not show them."
     body = getattr(vlm, "hooks", None)
     if body is None:
         name = getattr(vlm, "name", type(vlm).__name__)
-        raise TypeError(
-            f"'{name}' does not show its hidden states. Expected a model of `load_model` with its weights on this "
-            "machine (a name in MODELS, 'hf:org/name' or a folder); this one can only be evaluated."
-        )
+        raise TypeError(f"'{name}' does not show its hidden states. {ONLY_ANSWERS}")
     return body
 
-
+# %% ../nbs/3_states/30_extraction.ipynb #66d7da9f
 def _plan_reader(vlm, samples: list[Sample], layers, poolings, batch_size: int | str, lens: bool) -> Reader:
     "What will be read of each sample. `ValueError`, `UnknownName` for what cannot be."
     check_uids(samples)

@@ -238,6 +238,11 @@ def _as_checkpoint(
 _FETCHED = ("*.json", "*.txt", "*.model", "*.jinja")  # beside the weights
 
 
+def _first_line(error: Exception) -> str:
+    "What an error says, at most 200 characters of its first line."
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
 def _fetch(spec: ModelSpec, name: str) -> Path:
     "The folder of a hub repository. `FileNotFoundError` names the two ways out when it cannot be had."
     from huggingface_hub import snapshot_download
@@ -245,7 +250,7 @@ def _fetch(spec: ModelSpec, name: str) -> Path:
     try:
         return Path(snapshot_download(spec.repo, revision=spec.revision, allow_patterns=[spec.weights, *_FETCHED]))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = _first_line(error) or type(error).__name__
         raise FileNotFoundError(
             f"The weights of '{name}' ({spec.repo}) cannot be had ({reason.rstrip('.')}): give a local folder "
             "with checkpoint=..., or use the tiny model that ships with this package, model=tiny-qwen2-vl."
@@ -402,7 +407,7 @@ def _read_processor(spec: ModelSpec, folder: Path):
     except ImportError:
         raise  # says what to install
     except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0][:200]
+        said = _first_line(error)
         raise ValueError(
             f"The processor of {folder} cannot be made ({type(error).__name__}: {said}). {told}; "
             "fetch the whole checkpoint."
@@ -740,6 +745,13 @@ def _count_logprob(
 _WITH_SCORES = {"return_dict_in_generate": True, "output_logits": True}  # for `generate`
 
 
+def _generate(vlm, inputs: dict, most: int, **more):  # what `generate` returns, with logits and cache
+    "The next tokens, at most so many."
+    return vlm.model.generate(
+        **inputs, **_WITH_SCORES, max_new_tokens=most, pad_token_id=vlm.tokenizer.pad_token_id, **more
+    )
+
+
 def _cache_name(out) -> str:
     "What `generate` calls the cache that it leaves, and takes it by."
     return "cache" if hasattr(out, "cache") else "past_key_values"  # the latter before transformers 5.24
@@ -789,16 +801,13 @@ def _continue(vlm, inputs: dict, prefix: tuple[int, ...], cache: dict):  # torch
     longer = _extended(inputs, prefix)
     if cache:
         longer = {name: longer[name] for name in ("input_ids", "attention_mask")} | cache
-    pad = vlm.tokenizer.pad_token_id
-    out = vlm.model.generate(**longer, **_WITH_SCORES, max_new_tokens=1, pad_token_id=pad)
-    return out.logits[0].float().log_softmax(-1)
+    return _generate(vlm, longer, 1).logits[0].float().log_softmax(-1)
 
 
 def _say_first(vlm, inputs: dict, prefix: tuple[int, ...]):  # torch tensor (samples, vocabulary)
     "The same from an answer that is made to begin with the prefix."
     length, steps = inputs["input_ids"].shape[1], len(prefix)
-    how = {"max_new_tokens": steps + 1, "pad_token_id": vlm.tokenizer.pad_token_id}
-    out = vlm.model.generate(**inputs, **_WITH_SCORES, **how, logits_processor=[_forcing(prefix, length)])
+    out = _generate(vlm, inputs, steps + 1, logits_processor=[_forcing(prefix, length)])
     if out.sequences[0, length : length + steps].tolist() != list(prefix):  # a `generate` of its own (Janus)
         return _continue(vlm, inputs, prefix, {})
     return out.logits[steps].float().log_softmax(-1)
@@ -812,7 +821,7 @@ def _after_crop(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (s
 
 def _after_copy(vlm, inputs: dict, out, prefixes: list) -> dict:
     "From copies of a cache that holds the prompt and nothing else."
-    out = vlm.model.generate(**inputs, **_WITH_SCORES, max_new_tokens=1, pad_token_id=vlm.tokenizer.pad_token_id)
+    out = _generate(vlm, inputs, 1)
     named = _cache_name(out)
     return {prefix: _continue(vlm, inputs, prefix, {named: deepcopy(out[named])}) for prefix in prefixes}
 
@@ -1176,10 +1185,10 @@ def answer_prepared(
     "Greedy text, and the log-probability of each count 0..20 where the answer starts."
     import torch
 
-    steps = {"max_new_tokens": _answer_length(max_new_tokens), "pad_token_id": self.tokenizer.pad_token_id}
+    most = _answer_length(max_new_tokens)
     with torch.inference_mode():
         inputs = inputs.to(self.device)
-        out = self.model.generate(**inputs, **steps, **_WITH_SCORES)
+        out = _generate(self, inputs, most)
         new = out.sequences[:, inputs["input_ids"].shape[1] :]
         logprobs = _count_logprobs(self, inputs, out)
     texts = self.processor.batch_decode(new, skip_special_tokens=True)
@@ -1488,11 +1497,8 @@ def _question(self: ContrastiveVLM, image, question: str) -> Sample:
     return Sample("asked", image, question, factors=found)
 
 # %% ../nbs/2_answers/20_models.ipynb #f0afa77e
-def head_error(
-    vlm: VLM,
-    inputs: dict,  # of one batch, on the model's device
-) -> tuple[float, float]:  # largest difference, largest logit
-    "How far head(final norm(last block)) is from the model's own logits at the last position."
+def _scores_and_logits(vlm: VLM, inputs: dict) -> tuple:  # torch (samples, vocabulary), twice
+    "head(final norm(last block)) at the last position, before the soft cap; and the model's own logits."
     import torch
 
     seen, hooks = [], vlm.hooks
@@ -1500,41 +1506,49 @@ def head_error(
     with torch.inference_mode():
         logits = hooks.forward(inputs)
         hook.remove()
-        again = hooks.head(hooks.norm(seen[-1][:, -1:]))[:, 0]
-        again = again.to(logits.device)  # each part may be on its own GPU
-        if hooks.cap:
-            again = hooks.cap * (again / hooks.cap).tanh()  # Gemma 2 squeezes its logits
+        scores = hooks.head(hooks.norm(seen[-1][:, -1:]))[:, 0]
+    return scores.to(logits.device), logits  # each part may be on its own GPU
+
+
+def head_error(
+    vlm: VLM,
+    inputs: dict,  # of one batch, on the model's device
+) -> tuple[float, float]:  # largest difference, largest logit
+    "How far head(final norm(last block)) is from the model's own logits at the last position."
+    again, logits = _scores_and_logits(vlm, inputs)
+    if cap := vlm.hooks.cap:
+        again = cap * (again / cap).tanh()  # Gemma 2 squeezes its logits
     return float((logits - again).abs().max()), float(logits.abs().max())
 
 # %% ../nbs/2_answers/20_models.ipynb #fbc6730d
-def _rounding(vlm: VLM) -> float:
-    "How far two ways to the same logits may be apart, as a share of the largest: some steps of the model's precision."
+def _is_exact(vlm: VLM) -> bool:
+    "Whether two ways to the same number differ by roundings of float32, and not by those of half precision."
     import torch
 
-    return 1e-3 if next(vlm.model.parameters()).dtype == torch.float32 else 2e-2
+    return next(vlm.model.parameters()).dtype == torch.float32
 
 
 def _measured_scale(vlm: VLM, inputs: dict) -> float:
     "What the output layer's scores are multiplied with to become logits, by least squares."
-    import torch
-
-    seen, hooks = [], vlm.hooks
-    hook = hooks.blocks[-1].register_forward_hook(lambda module, args, out: seen.append(_states(out)))
-    with torch.inference_mode():
-        logits = hooks.forward(inputs).cpu().double()  # in this order: MPS has no such numbers
-        hook.remove()
-        scores = hooks.head(hooks.norm(seen[-1][:, -1:]))[:, 0].cpu().double()
-    if hooks.cap:
-        logits = hooks.cap * (logits / hooks.cap).clamp(-1 + 1e-9, 1 - 1e-9).atanh()
+    scores, logits = (tensor.cpu().double() for tensor in _scores_and_logits(vlm, inputs))  # MPS has no doubles
+    if cap := vlm.hooks.cap:
+        logits = cap * (logits / cap).clamp(-1 + 1e-9, 1 - 1e-9).atanh()
     return float((logits * scores).sum() / (scores * scores).sum())
 
 
-def _learn_scale(vlm: VLM, inputs: dict) -> None:
-    "Where states and logits disagree, by a constant."
+def _check_hooks(vlm: VLM, inputs: dict) -> None:
+    "`ValueError` if states and logits do not agree, be it up to a factor, which is learned."
+    most = 1e-3 if _is_exact(vlm) else 2e-2  # of the largest logit
     error, largest = head_error(vlm, inputs)
-    if error > _rounding(vlm) * max(1.0, largest):
+    if not error <= most * max(1.0, largest):
         vlm.logit_scale = _measured_scale(vlm, inputs)
         vlm.hooks = _HOOKS[vlm.spec.kind](vlm)
+        error, largest = head_error(vlm, inputs)
+    if not error <= most * max(1.0, largest):
+        raise ValueError(
+            f"'{vlm.name}': head(final norm) differs from the logits by {error:.3g}. "
+            "Its hidden states cannot be trusted with this version of transformers."
+        )
 
 # %% ../nbs/2_answers/20_models.ipynb #2444e52a
 def _two_images() -> list:
@@ -1602,12 +1616,12 @@ def _learn_continuation(vlm: VLM, inputs: dict) -> None:
     import torch
 
     prefixes = sorted({tokens[:1] for tokens in vlm.count_token_ids.values() if len(tokens) > 1})[:1]
-    exact = next(vlm.model.parameters()).dtype == torch.float32
+    most = 0.01 if _is_exact(vlm) else 0.3
     with torch.inference_mode():
-        out = vlm.model.generate(**inputs, **_WITH_SCORES, max_new_tokens=2, pad_token_id=vlm.tokenizer.pad_token_id)
+        out = _generate(vlm, inputs, 2)
         for prefix in prefixes:
             right = _after_again(vlm, inputs, out, [prefix])[prefix]
-            ways = (way for way in _CONTINUED if _agrees(vlm, way, inputs, out, prefix, right, 0.01 if exact else 0.3))
+            ways = (way for way in _CONTINUED if _agrees(vlm, way, inputs, out, prefix, right, most))
             vlm._continued = next(ways, "again")
 
 
@@ -1643,12 +1657,12 @@ def _learn_batching(vlm: VLM) -> None:
     import torch
 
     questions = ["How many?", "How many are there in all?"]
-    images = [_two_images()[1], _two_images()[1].resize((280, 168))]
-    exact = next(vlm.model.parameters()).dtype == torch.float32
+    _, noise = _two_images()
+    images = [noise, noise.resize((280, 168))]
     together = _last_logprobs(vlm, questions, images)
     alone = torch.cat([_last_logprobs(vlm, [one], [image]) for one, image in zip(questions, images, strict=True)])
     worst = _difference(alone, together)
-    if worst > (2e-3 if exact else 0.5):
+    if worst > (2e-3 if _is_exact(vlm) else 0.5):
         vlm.alone = True
         warnings.warn(
             f"'{vlm.name}' answers otherwise in a batch (log-probabilities up to {worst:.2g} apart); asked one by one.",
@@ -1656,9 +1670,7 @@ def _learn_batching(vlm: VLM) -> None:
         )
 
 # %% ../nbs/2_answers/20_models.ipynb #a45d687f
-def _template_ids(
-    vlm: VLM, question: str, image
-):  # torch (tokens,); None: no template, or one that is not to be had in this way
+def _template_ids(vlm: VLM, question: str, image):  # torch (tokens,); None where the library makes none
     "The prompt as the library tokenises it."
     if vlm.spec.prompt or vlm.wording.system:
         return None
@@ -1680,16 +1692,6 @@ def _check_ids(vlm: VLM, inputs: dict, image) -> None:
             f"{len(right)} of its chat template, beginning {right[:4].tolist()}. Is it made for this tokenizer?"
         )
 
-# %% ../nbs/2_answers/20_models.ipynb #1aca511b
-def _check_hooks(vlm: VLM, inputs: dict) -> None:
-    "`ValueError` if states and logits do not agree."
-    error, largest = head_error(vlm, inputs)
-    if not error <= _rounding(vlm) * max(1.0, largest):
-        raise ValueError(
-            f"'{vlm.name}': head(final norm) differs from the logits by {error:.3g}. "
-            "Its hidden states cannot be trusted with this version of transformers."
-        )
-
 # %% ../nbs/2_answers/20_models.ipynb #bd7df341
 def _try_out(vlm: VLM, image) -> dict:  # inputs of the shortest prompt
     "One plain pass. `ValueError` if the library cannot ask this architecture so."
@@ -1702,7 +1704,7 @@ def _try_out(vlm: VLM, image) -> dict:  # inputs of the shortest prompt
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0][:200]
+        said = _first_line(error)
         raise ValueError(
             f"'{vlm.name}' cannot be asked: with one image and one question in its chat template, "
             f"{type(vlm.model).__name__} of transformers fails ({type(error).__name__}: {said})."
@@ -1721,11 +1723,11 @@ def _check_model(
             "Expected a complete checkpoint; download it again."
         )
     if vlm.spec.kind == "generative":
-        inputs = _try_out(vlm, _two_images()[0])
-        _learn_scale(vlm, inputs)
+        black, _ = _two_images()
+        inputs = _try_out(vlm, black)
         _check_hooks(vlm, inputs)
         _learn_image_tokens(vlm)
-        _check_ids(vlm, inputs, _two_images()[0])
+        _check_ids(vlm, inputs, black)
         _learn_continuation(vlm, inputs)
         _learn_batching(vlm)
 
@@ -1826,7 +1828,9 @@ def _test_questions() -> list[str]:
     ]
 
 
-def _test_image(count: int):
+def squares_image(
+    count: int,  # 1 to 5
+):
     "A PIL image of white squares on black, from the upper left to the lower right."
     import numpy as np
     from PIL import Image
@@ -1839,10 +1843,15 @@ def _test_image(count: int):
 
 def _test_batch() -> tuple[list[str], list]:  # questions, PIL images
     "Four questions about 2, 3, 4 and 5 white squares."
-    return _test_questions(), [_test_image(count) for count in range(2, 6)]
+    return _test_questions(), [squares_image(count) for count in range(2, 6)]
 
 # %% ../nbs/2_answers/20_models.ipynb #eb65b956
-def _check_row(check: str, value, expected: str, ok: bool | None) -> dict:
+def check_row(
+    check: str,  # what was looked at
+    value,  # what was found: text or a number
+    expected: str,  # in words; 'reported' where nothing is expected
+    ok: bool | None,  # None where nothing is expected
+) -> dict:
     "A row of the doctor's table."
     return {"check": check, "value": value, "expected": expected, "ok": ok}
 
@@ -1871,30 +1880,37 @@ def _kernels(model) -> dict[str, str]:
     return kernels | {"": config._attn_implementation}
 
 
+@patch
+@contextmanager
+def eager(self: VLM):
+    "While this lasts, every part attends step by step (the plainest kernel), so that its weights can be seen."
+    before = _kernels(self.model)
+    self.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        self.model.set_attn_implementation(before)
+
+
 def _eager_logprobs(vlm: VLM):
     "As `_last_logprobs` of the test batch, with the plainest attention kernel in every part."
-    parts = _kernels(vlm.model)
-    vlm.model.set_attn_implementation("eager")
-    found = _last_logprobs(vlm, *_test_batch())
-    vlm.model.set_attn_implementation(parts)
-    return found
+    with vlm.eager():
+        return _last_logprobs(vlm, *_test_batch())
 
 # %% ../nbs/2_answers/20_models.ipynb #6f158f8f
 def _invariance(vlm: VLM) -> list[dict]:
     "Does an answer depend on its batch, or on the kernel? Largest difference of log-probabilities, a row each."
-    import torch
 
     alone, others = _batches(vlm)
     kernels = sorted(set(_kernels(vlm.model).values()))
     if kernels != ["eager"]:
         others[f"attention eager against {'/'.join(kernels)}"] = _eager_logprobs(vlm)
-    exact = next(vlm.model.parameters()).dtype == torch.float32
-    rows = []
+    exact, rows = _is_exact(vlm), []
     for check, other in others.items():
         worst = _difference(alone, other)
-        rows.append(_check_row(check, worst, "at most 1e-4" if exact else "reported", worst <= 1e-4 if exact else None))
+        rows.append(check_row(check, worst, "at most 1e-4" if exact else "reported", worst <= 1e-4 if exact else None))
     if kernels == ["eager"]:
-        rows.append(_check_row("attention kernels", "only eager is offered", "reported", None))
+        rows.append(check_row("attention kernels", "only eager is offered", "reported", None))
     return rows
 
 # %% ../nbs/2_answers/20_models.ipynb #d54550bf
@@ -1904,7 +1920,7 @@ def _precision(vlm: VLM) -> dict:
 
     check = "bfloat16 against float32"
     if sum(weight.numel() for weight in vlm.model.parameters()) > 1e9 and vlm.device.type == "cpu":
-        return _check_row(check, "not tried: too large for a CPU", "reported", None)
+        return check_row(check, "not tried: too large for a CPU", "reported", None)
     own, found = vlm.model, []
     try:
         for numbers in (torch.float32, torch.bfloat16):
@@ -1912,10 +1928,10 @@ def _precision(vlm: VLM) -> dict:
             vlm.model = deepcopy(own).to(numbers)
             found.append(_last_logprobs(vlm, *_test_batch()))
     except torch.OutOfMemoryError:
-        return _check_row(check, "not tried: no memory for a copy in float32", "reported", None)
+        return check_row(check, "not tried: no memory for a copy in float32", "reported", None)
     finally:
         vlm.model = own
-    return _check_row(check, _difference(*found), "reported", None)
+    return check_row(check, _difference(*found), "reported", None)
 
 # %% ../nbs/2_answers/20_models.ipynb #ec1b9453
 def _spelling(vlm: VLM) -> dict:
@@ -1929,7 +1945,7 @@ def _spelling(vlm: VLM) -> dict:
         told.append(f"{form}: {'-'.join(map(str, sizes))} tokens")
     single = sum(len(tokens) == 1 for tokens in vlm.count_token_ids.values())
     value = f"{'; '.join(told)}; {single} of 21 are one token"
-    return _check_row("spelling of the counts 0..20", value, "0..9 are one token", single >= 10)
+    return check_row("spelling of the counts 0..20", value, "0..9 are one token", single >= 10)
 
 # %% ../nbs/2_answers/20_models.ipynb #97165c6f
 def _ranker_invariance(vlm: ContrastiveVLM) -> list[dict]:
@@ -1944,7 +1960,7 @@ def _ranker_invariance(vlm: ContrastiveVLM) -> list[dict]:
     with torch.inference_mode():
         alone = torch.cat([embed([image]) for image in images])
         worst = float((embed(images) - alone).abs().max())
-    return [_check_row("batch of 4 against 1, unit vectors", worst, "at most 1e-4", worst <= 1e-4)]
+    return [check_row("batch of 4 against 1, unit vectors", worst, "at most 1e-4", worst <= 1e-4)]
 
 # %% ../nbs/2_answers/20_models.ipynb #78efafba
 def _head_row(vlm: VLM) -> dict:
@@ -1952,7 +1968,7 @@ def _head_row(vlm: VLM) -> dict:
     inputs = _encode(vlm, *_test_batch()).to(vlm.device)
     error, largest = head_error(vlm, inputs)
     fine = error <= 1e-3 * max(1, largest)
-    return _check_row("head(final norm) against logits", error, "at most 1e-3 of the largest", fine)
+    return check_row("head(final norm) against logits", error, "at most 1e-3 of the largest", fine)
 
 
 def _image_row(vlm: VLM) -> dict:
@@ -1961,8 +1977,8 @@ def _image_row(vlm: VLM) -> dict:
     tokens = [image_tokens(vlm, size) for size in sizes]
     named = "image tokens at 336x336, 672x672, 1344x672"
     if not vlm.image_ids:
-        return _check_row(named, "none: the image comes in beside the prompt", "reported", None)
-    return _check_row(named, ", ".join(map(str, tokens)), "more than 0", min(tokens) > 0)
+        return check_row(named, "none: the image comes in beside the prompt", "reported", None)
+    return check_row(named, ", ".join(map(str, tokens)), "more than 0", min(tokens) > 0)
 
 # %% ../nbs/2_answers/20_models.ipynb #f662adc8
 def doctor(
@@ -1971,10 +1987,10 @@ def doctor(
     "What an answer of this model depends on. A generative model gets every row, a contrastive one only the batch's."
     if vlm.spec.kind == "served":
         return vlm.examine()
-    rows = [_check_row("weights loaded, none newly initialised", "yes", "yes", True)]
+    rows = [check_row("weights loaded, none newly initialised", "yes", "yes", True)]
     if vlm.spec.kind != "generative":
         return [*rows, *_ranker_invariance(vlm)]
     wanted = ", ".join(f"{name}={value}" for name, value in vlm.unused_generation.items()) or "none"
     rows.append(_head_row(vlm))
-    rows.append(_check_row("the checkpoint's own generation settings, not used", wanted, "reported", None))
+    rows.append(check_row("the checkpoint's own generation settings, not used", wanted, "reported", None))
     return [*rows, *_invariance(vlm), _precision(vlm), _spelling(vlm), _image_row(vlm)]

@@ -27,7 +27,7 @@ from vlm_counting.core import (
 )
 
 # %% ../nbs/3_states/36_patching.ipynb #761f50ba
-from .extraction import at_layer, choose_layers, last_of
+from .extraction import ONLY_ANSWERS, at_layer, choose_layers, last_of
 
 # %% ../nbs/3_states/36_patching.ipynb #472723b4
 def device_inputs(
@@ -355,10 +355,7 @@ def check_vlm(
 ) -> None:
     "`TypeError` for what is no model whose states can be read."
     if not hasattr(vlm, "hooks"):
-        raise TypeError(
-            f"The hidden states of a {type(vlm).__name__} cannot be read. Expected a model of `load_model` with its "
-            "weights on this machine (a name in MODELS, 'hf:org/name' or a folder); this one can only be evaluated."
-        )
+        raise TypeError(f"The hidden states of a {type(vlm).__name__} cannot be read. {ONLY_ANSWERS}")
 
 
 def pairs_at_once(
@@ -431,6 +428,27 @@ def _check_image_states(vlm, positions: list[str]) -> None:
             f"'{vlm.name}' has no states of image tokens: its image comes in by cross-attention. Leave 'image' out."
         )
 
+# %% ../nbs/3_states/36_patching.ipynb #b11cf3a4
+def _as_asked(vlm, pairs, layers, positions, batch_size) -> tuple:  # pairs, layers, positions, pairs at once
+    "The arguments of `patch`, in lists. Its errors, but for those of layers that the image gets around."
+    check_vlm(vlm)
+    pairs = as_pairs(pairs)
+    _check_numbers(vlm, pairs)
+    layers = choose_layers(vlm.hooks, None if layers is None else _several(layers))
+    positions, size = _as_positions(positions), pairs_at_once(vlm, pairs, batch_size)
+    _check_image_states(vlm, positions)
+    return pairs, layers, positions, size
+
+
+def _patch_all(vlm, pairs: list[Pair], layers: list[int], positions: list[str], size: int) -> pd.DataFrame:
+    "The rows of all pairs, some of them at once."
+    rows = []
+    for start in range(0, len(pairs), size):
+        found = _patch_batch(vlm, pairs[start : start + size], layers, positions)
+        found.insert(0, "pair", start + found.index)
+        rows.append(found)
+    return pd.concat(rows, ignore_index=True)
+
 # %% ../nbs/3_states/36_patching.ipynb #4ead850d
 def patch(
     vlm,  # a loaded generative model: needs `prepare(samples)`, `device` and `hooks`
@@ -440,19 +458,22 @@ def patch(
     batch_size: int | str = 27,  # pairs at once; 'auto': by their length in tokens, 27 at most
 ) -> pd.DataFrame:  # pair, layer, position, donor, recipient (counts), shift, full, apart, moved
     "Answer with a donor's states in one place. `ValueError`: it would not mean what it says."
-    check_vlm(vlm)
-    pairs = as_pairs(pairs)
-    _check_numbers(vlm, pairs)
-    layers = choose_layers(vlm.hooks, None if layers is None else _several(layers))
-    positions, size = _as_positions(positions), pairs_at_once(vlm, pairs, batch_size)
-    _check_image_states(vlm, positions)
+    pairs, layers, positions, size = _as_asked(vlm, pairs, layers, positions, batch_size)
     _check_cuts(vlm, pairs, layers)
-    rows = []
-    for start in range(0, len(pairs), size):
-        found = _patch_batch(vlm, pairs[start : start + size], layers, positions)
-        found.insert(0, "pair", start + found.index)
-        rows.append(found)
-    return pd.concat(rows, ignore_index=True)
+    return _patch_all(vlm, pairs, layers, positions, size)
+
+# %% ../nbs/3_states/36_patching.ipynb #eb24a8cd
+def patch_where_whole(
+    vlm,  # as for `patch`, like the others
+    pairs: Iterable[Pair],  # of `count_pairs` or `against_blank`
+    layers: Iterable[int] | int | None,  # None: all
+    positions: Iterable[str] | str,  # names in `POSITIONS`
+    batch_size: int | str,  # pairs at once, or 'auto'
+) -> pd.DataFrame:  # the columns of `patch`
+    "As `patch`, at those of the layers that everything about the image goes through; an empty table if none is."
+    pairs, layers, positions, size = _as_asked(vlm, pairs, layers, positions, batch_size)
+    whole = exchangeable_layers(vlm, pairs, layers)
+    return _patch_all(vlm, pairs, whole, positions, size) if whole else pd.DataFrame(columns=["layer"])
 
 # %% ../nbs/3_states/36_patching.ipynb #542108f6
 def _effect(group: pd.DataFrame, draws: int, rng) -> dict:

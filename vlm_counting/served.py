@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from .core import Answer, Sample, UnknownName, load_image, unknown
-from .models import VLM, ModelSpec, Wording
+from .models import VLM, ModelSpec, Wording, check_row, squares_image
 
 # %% ../nbs/2_answers/22_served.ipynb #2756aac5
 _KEY = "OPENAI_API_KEY"  # the environment variable that may hold a key
@@ -424,20 +424,9 @@ def connect(
     return vlm
 
 # %% ../nbs/2_answers/22_served.ipynb #3ec79de9
-def _row(check: str, value, expected: str = "reported", ok: bool | None = None) -> dict:
-    "A row of the doctor's table."
-    return {"check": check, "value": value, "expected": expected, "ok": ok}
-
-
 def _squares(count: int) -> Sample:
     "A question about white squares on black."
-    from PIL import Image
-
-    image = Image.new("RGB", (672, 672))
-    for step in range(count):
-        left, top = 90 + 90 * step, 80 + 100 * step
-        image.paste("white", (left, top, left + 60, top + 60))
-    return Sample(f"squares/{count}", image, "How many white squares are there?", count)
+    return Sample(f"squares/{count}", squares_image(count), "How many white squares are there?", count)
 
 # %% ../nbs/2_answers/22_served.ipynb #639c9827
 def _same_again(vlm: ServedVLM) -> list[dict]:
@@ -449,9 +438,9 @@ def _same_again(vlm: ServedVLM) -> list[dict]:
     moved = sum(one != two for one, two in zip(alone, together, strict=True))
     kinds = len(set(alone))
     return [
-        _row("answers that change when asked again", f"{changed} of 5", "0 of 5", not changed),
-        _row("answers that change in company", f"{moved} of 5", "0 of 5", not moved),
-        _row("different answers to 1 to 5 squares", kinds, "more than 1, if it sees", kinds > 1 or None),
+        check_row("answers that change when asked again", f"{changed} of 5", "0 of 5", not changed),
+        check_row("answers that change in company", f"{moved} of 5", "0 of 5", not moved),
+        check_row("different answers to 1 to 5 squares", kinds, "more than 1, if it sees", kinds > 1 or None),
     ]
 
 # %% ../nbs/2_answers/22_served.ipynb #ca83b291
@@ -461,13 +450,14 @@ def examine(self: ServedVLM) -> list[dict]:
     known = f"'{self.model}', of {len(self.listed)}" if self.listed else "it has none"
     tops = f"the {self.way[1]} likeliest at each position" if self.way[1] else "none: answers are texts only"
     spelt = {"digits": "digit by digit", "whole": "'12' is one token"}.get(self.spelling, "not seen")
+    known_weights = self.weights if self.about else "not known: the server says nothing of them"
     rows = [
-        _row("the server's list of models", known),
-        _row("weights", self.weights if self.about else "not known: the server says nothing of them"),
-        _row("log-probabilities", tops),
-        _row("spelling of two digits", spelt),
+        check_row("the server's list of models", known, "reported", None),
+        check_row("weights", known_weights, "reported", None),
+        check_row("log-probabilities", tops, "reported", None),
+        check_row("spelling of two digits", spelt, "reported", None),
         *_same_again(self),
-        _row("answered by", ", ".join(sorted(self.answered_by))),
+        check_row("answered by", ", ".join(sorted(self.answered_by)), "reported", None),
     ]
     spent = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in self.usage.items())
-    return [*rows, _row("spent since it was loaded", spent)]
+    return [*rows, check_row("spent since it was loaded", spent, "reported", None)]

@@ -43,7 +43,7 @@ from vlm_counting.core import (
     write_jsonl,
 )
 from .evaluation import check_uids, predict, to_prediction
-from .extraction import extract_states
+from .extraction import ONLY_ANSWERS, extract_states
 from .probing import folds
 from .statistics import compare, holm, interval_of, tabulate
 
@@ -208,10 +208,7 @@ def _same_rounded(
 def _check_writes(vlm) -> None:
     "`TypeError` for one that only answers, `ValueError` for a model that has no output layer."
     if not hasattr(vlm, "hooks"):
-        raise TypeError(
-            f"'{vlm.name}' does not show its output layer. Expected a model of `load_model` with its weights on this "
-            "machine (a name in MODELS, 'hf:org/name' or a folder); this one can only be evaluated."
-        )
+        raise TypeError(f"'{vlm.name}' does not show its output layer. {ONLY_ANSWERS}")
     if vlm.hooks.head is None:
         raise ValueError(
             f"'{vlm.name}' writes no words and has no output layer to train. Expected a generative model of "
