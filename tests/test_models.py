@@ -11,6 +11,7 @@ import pytest
 
 from vlm_counting.core import Sample, UnknownName, describe_run
 from vlm_counting.datasets import load_dataset
+from vlm_counting.evaluation import evaluate
 from vlm_counting.extraction import extract_states
 from vlm_counting.models import (
     _TINY,
@@ -350,6 +351,95 @@ def test_greedy_means_greedy_whatever_the_checkpoint_wants(settings, samples, vl
     assert other.answer(samples) == vlm.answer(samples)
     assert other.unused_generation == {name: value for name, value in settings.items() if name != "top_k"}
     assert vlm.unused_generation == {}
+
+
+ODD_SETTINGS = [
+    {"repetition_penalty": 5.0},
+    {"encoder_repetition_penalty": 5.0},
+    {"no_repeat_ngram_size": 1},
+    {"min_new_tokens": 3},
+    {"num_beams": 3},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"use_cache": False},
+    {"do_sample": True, "temperature": 0.01, "top_k": 1},
+    {"suppress_tokens": list(range(200))},
+    {"max_length": 3},
+    {"bad_words_ids": [[number] for number in range(40, 60)]},
+    {"stop_strings": ["e"]},
+]
+
+
+def plainly_generated(folder: Path, samples: list[Sample]) -> list[str]:
+    "What the library's own `generate` says with the settings that it finds in the folder."
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    vlm = load_model("tiny-qwen2-vl", folder, device="cpu")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
+    if model.generation_config.num_return_sequences:
+        model.generation_config.num_return_sequences = 1
+    inputs = vlm.prepare(samples)
+    more = {"tokenizer": vlm.tokenizer} if model.generation_config.stop_strings else {}
+    with torch.inference_mode():
+        out = model.generate(**inputs, max_new_tokens=5, **more)
+    new = out[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in vlm.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("settings", ODD_SETTINGS, ids=lambda settings: "-".join(settings))
+def test_what_the_checkpoint_wants_is_done_when_asked_for(settings, samples, vlm, twin_copy):
+    folder = twin_copy("tiny-qwen2-vl")
+    change_json(folder / "generation_config.json", **settings)
+    other = load_model("tiny-qwen2-vl", folder, device="cpu", generation="checkpoint")
+    said, plain = other.answer(samples), vlm.answer(samples)
+    assert [answer.text for answer in said] == plainly_generated(folder, samples)
+    assert [answer.logprobs for answer in said] == [pytest.approx(answer.logprobs, abs=1e-4) for answer in plain]
+
+
+def test_settings_of_the_checkpoint_are_recorded_where_they_decide(samples, twin_copy, vlm):
+    folder = twin_copy("tiny-qwen2-vl")
+    change_json(folder / "generation_config.json", repetition_penalty=5.0)
+    other = load_model("tiny-qwen2-vl", folder, device="cpu")
+    greedy, own = (evaluate(other, samples, generation=way, progress=False) for way in ("greedy", "checkpoint"))
+    assert "generation" not in greedy.record.parameters
+    assert own.record.parameters["generation"] == "checkpoint"
+    assert own.record.parameters["checkpoint_generation"] == {"repetition_penalty": 5.0}
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-paligemma2"])
+def test_drawn_answers_belong_to_sample_and_seed(name, samples):
+    vlm = load_model(name, device="cpu")
+    hot = vlm.with_generation("sample", temperature=2.0, sampling_seed=1)
+    together = hot.answer(samples)
+    assert [hot.answer([sample])[0].text for sample in samples] == [answer.text for answer in together]
+    assert [answer.text for answer in hot.answer(samples[::-1])] == [answer.text for answer in together[::-1]]
+    other = hot.with_generation(sampling_seed=2).answer(samples)
+    assert [answer.text for answer in other] != [answer.text for answer in together]
+    cold = vlm.with_generation("sample", temperature=1e-4).answer(samples)
+    assert [answer.text for answer in cold] == [answer.text for answer in vlm.answer(samples)]
+    assert together[0].logprobs == pytest.approx(vlm.answer(samples)[0].logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"generation": "nucleus"}, "generation is 'nucleus', expected one of greedy, sample, checkpoint"),
+        ({"temperature": 0.7}, "temperature is 0.7, but generation is 'greedy'"),
+        ({"generation": "sample", "temperature": 0}, "temperature is 0, expected a number of more than 0"),
+        ({"generation": "sample", "temperature": math.nan}, "temperature is nan"),
+        ({"generation": "sample", "temperature": "hot"}, "temperature is 'hot'"),
+        ({"generation": "sample", "sampling_seed": -1}, "sampling_seed is -1, expected a whole number of at least 0"),
+    ],
+    ids=str,
+)
+def test_generation_that_is_none_is_refused_before_loading(wrong, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_model("hf:org/name", **wrong)
+
+
+def test_a_ranker_draws_no_words():
+    with pytest.raises(ValueError, match="ranks captions and writes nothing: there is no generation"):
+        load_model("tiny-clip", generation="sample")
 
 
 def test_the_doctor_tells_what_a_checkpoint_wanted(twin_copy):

@@ -248,6 +248,20 @@ def test_what_is_sent_is_the_image_the_words_and_no_dice(wise):
     assert body["model"] == "tiny" and body["logprobs"] is True
 
 
+@pytest.mark.parametrize(
+    "chosen, sent",
+    [
+        ({"generation": "sample", "temperature": 0.7, "sampling_seed": 3}, {"temperature": 0.7, "seed": 3}),
+        ({"generation": "checkpoint"}, {}),  # as the server is set
+        ({}, {"temperature": 0}),
+    ],
+    ids=str,
+)
+def test_dice_are_sent_where_they_are_asked_for(wise, samples, chosen, sent):
+    load_model(wise.address, **chosen).answer(samples[:1])
+    assert {name: wise.asked[-1][name] for name in ("temperature", "seed") if name in wise.asked[-1]} == sent
+
+
 # --- a server that fails
 
 

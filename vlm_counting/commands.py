@@ -39,6 +39,9 @@ from .models import VLM, load_model
 COMMANDS = Registry("command", "Add one with @COMMANDS.add(name), and its notebook of parameters in nbs/.")
 
 # %% ../nbs/6_running/66_commands.ipynb #0a6b2670
+_SOME = ("head", "untrained", "generation", "temperature", "sampling_seed")  # parameters that some commands have
+
+
 def open_model(
     p: SimpleNamespace,  # parameters of a command; a model that is loaded already may come with them, as `vlm`
     **more: Any,  # instead of what they say, as for `load_model`
@@ -47,7 +50,7 @@ def open_model(
     if hasattr(p, "vlm") and not more:
         return p.vlm
     given = {"checkpoint": p.checkpoint, "device": p.device, "dtype": p.dtype, "attention": p.attention}
-    given |= {name: getattr(p, name) for name in ("head", "untrained") if hasattr(p, name)}
+    given |= {name: getattr(p, name) for name in _SOME if hasattr(p, name)}
     return load_model(p.model, **given | {"instruction": p.instruction, "prompt": p.prompt, "system": p.system} | more)
 
 # %% ../nbs/6_running/66_commands.ipynb #f83b3d9e

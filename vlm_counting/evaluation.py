@@ -655,12 +655,12 @@ def _check_model(vlm) -> None:
         )
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #554e4e39
-def _told(vlm, wording: dict):
-    "The model with another wording. `TypeError` for a model of one's own that knows of none."
-    given = {name: text for name, text in wording.items() if text is not None}
-    if given and not hasattr(vlm, "reworded"):
+def _told(vlm, how: str, **changes: object):  # how: 'reworded' or 'with_generation'
+    "The model told something else, or writing in another way. `TypeError` for one of one's own that cannot be told."
+    given = {name: value for name, value in changes.items() if value is not None}
+    if given and not hasattr(vlm, how):
         raise TypeError(f"'{vlm.name}' cannot be told another {next(iter(given))}. Expected a model of `load_model`.")
-    return vlm.reworded(**given) if given else vlm
+    return getattr(vlm, how)(**given) if given else vlm
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #64ac49e9
 def _as_samples(samples: object) -> list[Sample]:
@@ -734,6 +734,7 @@ def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> d
         "max_new_tokens": at_least("max_new_tokens", max_new_tokens),
     }
     settings |= own | (vars(vlm.wording) if hasattr(vlm, "wording") else {})
+    settings |= vlm.decoding.record(vlm) if hasattr(vlm, "decoding") else {}
     return settings | (vlm.hooks.settings if hasattr(vlm, "hooks") else {})  # dtype, attention: can change an answer
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #4db40fbc
@@ -764,6 +765,9 @@ def evaluate(
     instruction: str | None = None,  # in front of each question; "" for none. None: as the model was loaded
     prompt: str | None = None,  # the user's turn, of {instruction} and {question}. None: as the model was loaded
     system: str | None = None,  # a system turn. None: as the model was loaded
+    generation: str | None = None,  # 'greedy', 'sample' (drawn), 'checkpoint' (its own settings). None: as loaded
+    temperature: float | None = None,  # of 'sample'. None: as the model was loaded
+    sampling_seed: int | None = None,  # of what is drawn. None: as the model was loaded
     batch_size: int | str = "auto",  # samples asked at once; 'auto': by their length in tokens
     max_new_tokens: int = 5,  # length of an answer
     shard: str | None = None,  # 'i/n': ask that part only; when all are done, once more without it joins them
@@ -773,7 +777,9 @@ def evaluate(
 ) -> Evaluation:
     "Ask a model how many it sees. What can be refused is refused before anything is asked, or a folder made."
     _check_model(vlm)
-    samples, vlm = _check_samples(samples), _told(vlm, {"instruction": instruction, "prompt": prompt, "system": system})
+    samples = _check_samples(samples)
+    vlm = _told(vlm, "reworded", instruction=instruction, prompt=prompt, system=system)
+    vlm = _told(vlm, "with_generation", generation=generation, temperature=temperature, sampling_seed=sampling_seed)
     settings = _settings(vlm, parser, batch_size, max_new_tokens)
     how = settings["batch_size"], settings["max_new_tokens"], progress, shard
     path = Path(path).expanduser() if path is not None else None

@@ -1285,7 +1285,8 @@ def extract(
     run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
 ) -> States:
     "Read the hidden states. Without `path` they take 4 bytes a sample, representation and dimension of memory."
-    samples, vlm = list(samples), _told(vlm, {"instruction": instruction, "prompt": prompt, "system": system})
+    samples = list(samples)
+    vlm = _told(vlm, "reworded", instruction=instruction, prompt=prompt, system=system)
     chosen = _layers(layers), _named_poolings(poolings), batch_size, lens
     reader, path = _plan_reader(vlm, samples, *chosen), Path(path).expanduser() if path is not None else None
     settings = dict(zip(("layers", "poolings", "batch_size", "lens"), chosen, strict=True)) | (_wording(vlm) or {})

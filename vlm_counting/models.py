@@ -718,6 +718,63 @@ def _greedy_generation(
     unused = {name: asked[name] for name in asked if name not in kept and asked[name] is not None}
     return own, {name: value for name, value in unused.items() if value != same.get(name)}
 
+# %% ../nbs/2_answers/20_models.ipynb #d20d89ed
+GENERATIONS = ("greedy", "sample", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    "How scores become words. `ValueError` for choices that do not go together."
+
+    generation: str = "greedy"  # the likeliest token; 'sample': drawn; 'checkpoint': as its own settings say
+    temperature: float = 1.0  # scores are divided by it before a token is drawn
+    sampling_seed: int = 0  # of what is drawn
+
+    def __post_init__(self):
+        if self.generation not in GENERATIONS:
+            raise ValueError(f"generation is {self.generation!r}, expected one of {', '.join(GENERATIONS)}.")
+        number = self.temperature
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < float("inf"):
+            raise ValueError(f"temperature is {number!r}, expected a number of more than 0.")
+        if number != 1 and self.generation != "sample":
+            raise ValueError(
+                f"temperature is {number}, but generation is '{self.generation}', which does not heed it. Say "
+                "generation='sample', or leave the temperature out."
+            )
+        at_least("sampling_seed", self.sampling_seed, 0)
+
+    def record(self, vlm) -> dict:  # {} for the default
+        "What a run notes of it, with the checkpoint's settings where they decide."
+        if self == Decoding():
+            return {}
+        own = getattr(vlm, "unused_generation", {}) if self.generation == "checkpoint" else {}
+        return vars(self) | ({"checkpoint_generation": own} if own else {})
+
+# %% ../nbs/2_answers/20_models.ipynb #f0dba293
+def _dice(seed: int, uid: str, step: int, size: int):  # torch (size,), Gumbel-distributed
+    "Chance, the same for the same sample and step whatever else is asked, and on whatever device."
+    import torch
+
+    digest = hashlib.sha256(f"{seed} {step} {uid}".encode("utf-8", "replace")).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return -torch.empty(size).exponential_(generator=generator).log()
+
+
+def _drawing(decoding: Decoding, uids: list[str]):
+    "What makes `generate` draw the tokens of these samples, a row each."
+    import torch
+    from transformers import LogitsProcessor
+
+    class Drawing(LogitsProcessor):
+        steps = 0
+
+        def __call__(self, ids, scores):
+            dice = torch.stack([_dice(decoding.sampling_seed, uid, self.steps, scores.shape[1]) for uid in uids])
+            self.steps += 1
+            return scores / decoding.temperature + dice.to(scores)
+
+    return Drawing()
+
 # %% ../nbs/2_answers/20_models.ipynb #c26bc2d3
 _COUNTS = tuple(range(21))  # counts whose log-probability every answer carries
 
@@ -1071,6 +1128,7 @@ class VLM(_Identity):
     "A loaded generative model: `answer(samples)` gives what it says and how likely it found each count."
 
     alone = False  # whether each question has to be asked on its own
+    decoding = Decoding()  # how its scores become words; see `with_generation`
 
     def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path, wording: Wording = Wording()):
         self._later = {}
@@ -1097,7 +1155,8 @@ def _set_up(self: VLM) -> None:
     "Generative models: padding on the left, greedy generation, the tokens of the counts."
     self.tokenizer, self._image_tokens = self.processor.tokenizer, {}
     self.tokenizer.padding_side = "left"
-    self.model.generation_config, self.unused_generation = _greedy_generation(self.model.generation_config)
+    self.checkpoint_generation = self.model.generation_config
+    self.model.generation_config, self.unused_generation = _greedy_generation(self.checkpoint_generation)
     if self.tokenizer.pad_token_id is None:
         self.tokenizer.pad_token = self.tokenizer.eos_token
     self.count_token_ids = _count_tokens(self.tokenizer)
@@ -1175,6 +1234,33 @@ def _answer_length(most) -> int:
     return at_least("max_new_tokens", most, hint=" (the paper's is 5)")
 
 
+def _as_the_checkpoint(vlm, uids: list[str], inputs: dict, most: int):  # torch (samples, tokens), prompt included
+    "What a model writes with the generation settings of its checkpoint."
+    import torch
+
+    settings = deepcopy(vlm.checkpoint_generation)
+    settings.update(max_new_tokens=most, max_length=None, num_return_sequences=1, return_dict_in_generate=False)
+    settings.pad_token_id = vlm.tokenizer.pad_token_id
+    more = {"tokenizer": vlm.tokenizer} if settings.stop_strings else {}
+    seed = _dice(vlm.decoding.sampling_seed, " ".join(uids), 0, 1).view(torch.int32)
+    write = _seeded(vlm.model.generate, int(seed))
+    return write(**inputs, generation_config=settings, **more)
+
+# %% ../nbs/2_answers/20_models.ipynb #c1cff009
+def _written(vlm, uids: list[str], inputs: dict, most: int) -> tuple:  # (samples, tokens), what `_generate` returned
+    "What a model writes as its `Decoding` says, and the greedy answer or the draw that its counts are read from."
+    if vlm.decoding.generation == "checkpoint":
+        return _as_the_checkpoint(vlm, uids, inputs, most), _generate(vlm, inputs, 1)
+    if vlm.decoding.generation == "greedy":
+        out = _generate(vlm, inputs, most)
+        return out.sequences, out
+    drawing = _drawing(vlm.decoding, uids)
+    out = _generate(vlm, inputs, most, logits_processor=[drawing])
+    if not drawing.steps:
+        raise ValueError(f"'{vlm.name}' writes in a way of its own and draws no tokens. Use generation='greedy'.")
+    return out.sequences, out
+
+
 @patch
 def answer_prepared(
     self: VLM,
@@ -1182,14 +1268,14 @@ def answer_prepared(
     inputs: dict,  # of `prepare`
     max_new_tokens: int = 5,  # length of an answer; the paper's
 ) -> list[Answer]:
-    "Greedy text, and the log-probability of each count 0..20 where the answer starts."
+    "The text, and the log-probability of each count 0..20 where the answer starts."
     import torch
 
     most = _answer_length(max_new_tokens)
     with torch.inference_mode():
         inputs = inputs.to(self.device)
-        out = _generate(self, inputs, most)
-        new = out.sequences[:, inputs["input_ids"].shape[1] :]
+        sequences, out = _written(self, [sample.uid for sample in samples], inputs, most)
+        new = sequences[:, inputs["input_ids"].shape[1] :]
         logprobs = _count_logprobs(self, inputs, out)
     texts = self.processor.batch_decode(new, skip_special_tokens=True)
     return [Answer(text.strip(), row) for text, row in zip(texts, logprobs.tolist(), strict=True)]
@@ -1236,7 +1322,7 @@ def ask(
     return self.answer([self._question(image, question)], length)[0]
 
 # %% ../nbs/2_answers/20_models.ipynb #1046cb14
-def _given(**texts: str | None) -> dict[str, str]:
+def _given(**texts: object) -> dict:
     "Those that are not None."
     return {name: text for name, text in texts.items() if text is not None}
 
@@ -1261,6 +1347,29 @@ def reworded(
     other.wording = replace(self.wording, **changes)
     _prompt_text(self.spec, self.processor, "How many?", other.wording)
     other.hooks = _HOOKS[self.spec.kind](other)
+    return other
+
+# %% ../nbs/2_answers/20_models.ipynb #d7876bea
+@patch
+def with_generation(
+    self: VLM,
+    generation: str | None = None,  # 'greedy', 'sample' (drawn), 'checkpoint' (its own settings). None: as it is
+    temperature: float | None = None,  # of 'sample'. None: as it is
+    sampling_seed: int | None = None,  # of what is drawn. None: as it is
+) -> VLM:  # shares weights, processor and folder
+    "The same model, its words chosen in another way. `ValueError` if it writes none."
+    changes = _given(generation=generation, temperature=temperature, sampling_seed=sampling_seed)
+    same = generation in (None, self.decoding.generation)
+    decoding = replace(self.decoding if same else Decoding(), **changes)  # a temperature belongs to its way
+    if decoding == self.decoding:
+        return self
+    if self.spec.kind == "contrastive":
+        raise ValueError(
+            f"'{self.name}' ranks captions and writes nothing: there is no {next(iter(changes))}. Leave it out, or "
+            "take a model that writes."
+        )
+    other = shallow_copy(self)
+    other.decoding = decoding
     return other
 
 # %% ../nbs/2_answers/20_models.ipynb #1150a260
@@ -1798,21 +1907,26 @@ def load_model(
     instruction: str | None = None,  # in front of each question; None: the paper's
     prompt: str | None = None,  # the user's turn, of {instruction} and {question}; None: one after the other
     system: str | None = None,  # a system turn; None: none
+    generation: str | None = None,  # 'greedy', 'sample' (drawn) or 'checkpoint' (its own settings); None: greedy
+    temperature: float | None = None,  # of 'sample'; None: 1
+    sampling_seed: int | None = None,  # of what is drawn; None: 0
 ) -> VLM:
     "Load and check a model. Raises `UnknownName`, `FileNotFoundError` (no weights) or `ValueError` (a check failed)."
     told = _given(instruction=instruction, prompt=prompt, system=system)
     _check_choices(dtype, attention, untrained, head)
-    Wording(**told)  # refuses now what it cannot be told
+    writes = _given(generation=generation, temperature=temperature, sampling_seed=sampling_seed)
+    Wording(**told), Decoding(**writes)  # refuses now what it cannot be told
     name = str(name)
     spec = find_entry(name)
     if spec.kind == "served":
         ours = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "attention": attention}
-        return later("served").connect(spec, told, ours | {"untrained": untrained, "head": head})
+        vlm = later("served").connect(spec, told, ours | {"untrained": untrained, "head": head})
+        return vlm.with_generation(**writes)
     folder = find_checkpoint(name, spec, checkpoint)
     spec = spec if name in MODELS else _recognise(spec, folder)
     how = _choose_loading(spec, str(device), dtype, attention, whole_number(untrained))
     vlm, missing = _assemble(name, spec, folder, how, head and Path(head))
-    vlm = vlm.reworded(**told)
+    vlm = vlm.reworded(**told).with_generation(**writes)
     _check_model(vlm, missing)
     _warn_of_defaults(name)
     return vlm

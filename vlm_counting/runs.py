@@ -45,6 +45,7 @@ from .extraction import parse_layers, parse_poolings
 from vlm_counting.models import (
     ATTENTION,
     DTYPES,
+    GENERATIONS,
     MODELS,
     Wording,
     choose_models,
@@ -259,6 +260,7 @@ Weight = TYPES.add("Weight", Parameter("a number of at least 0", float, lambda v
 BatchSize = TYPES.add("BatchSize", _whole(1, "auto", meaning=", or 'auto'"))
 Precision = TYPES.add("Precision", _choice(lambda: DTYPES))
 Attention = TYPES.add("Attention", _choice(lambda: ATTENTION))
+Generation = TYPES.add("Generation", _choice(lambda: GENERATIONS))
 Switch = TYPES.add("Switch", Parameter("True or False", bool))
 
 # %% ../nbs/6_running/62_runs.ipynb #9417de82

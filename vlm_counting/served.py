@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from .core import Answer, Sample, UnknownName, load_image, unknown
-from .models import VLM, ModelSpec, Wording, check_row, squares_image
+from .models import VLM, Decoding, ModelSpec, Wording, check_row, squares_image
 
 # %% ../nbs/2_answers/22_served.ipynb #2756aac5
 _KEY = "OPENAI_API_KEY"  # the environment variable that may hold a key
@@ -129,11 +129,17 @@ _WAYS = [(limit, tops) for limit in ("max_tokens", "max_completion_tokens") for 
 def _options(
     way: tuple[str, int],  # one of `_WAYS`: name of the limit, likeliest tokens to be told
     most: int,  # tokens of an answer
+    decoding: Decoding,  # 'checkpoint': as the server is set
 ) -> dict:
     "What goes beside a chat."
     limit, tops = way
     told = {"logprobs": True, "top_logprobs": tops} if tops else {}
-    return {"temperature": 0, limit: most} | told
+    chosen = {
+        "greedy": {"temperature": 0},
+        "sample": {"temperature": decoding.temperature, "seed": decoding.sampling_seed},
+        "checkpoint": {},
+    }
+    return chosen[decoding.generation] | {limit: most} | told
 
 # %% ../nbs/2_answers/22_served.ipynb #f63ef8c7
 _GO_ON = "What is answered is kept: start the run again to go on."
@@ -226,8 +232,9 @@ def _count_logprobs(
 class ServedVLM:
     "A model behind an address: it answers, tells what it costs, and shows nothing of its inside."
 
-    ask, answer, _question = VLM.ask, VLM.answer, VLM._question
+    ask, answer, _question, with_generation = VLM.ask, VLM.answer, VLM._question, VLM.with_generation
     processor_hash = ""  # chat template, tokenizer and image processor are the server's
+    decoding = Decoding()  # how its words are chosen; see `with_generation`
     token_budget = 8  # questions under way where batch_size is 'auto'; any other batch_size says how many
 
     def __init__(self, spec: ModelSpec, client, wording: Wording):
@@ -259,7 +266,7 @@ def __repr__(self: ServedVLM) -> str:
 @patch
 def _request(self: ServedVLM, messages: list[dict], most: int, way: tuple[str, int]):
     "One chat completion, paid for. Errors are the client's."
-    how = _options(way, most)
+    how = _options(way, most, self.decoding)
     raw = self.client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **how)
     completion = _checked(raw.parse(), self.url)
     cost, signed = completion.usage, [completion.model, getattr(completion, "system_fingerprint", None)]
