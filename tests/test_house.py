@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from _site import docs, readme
+from forking import FORK_EACH_LINE
 from notebook_cells import MACHINE, SETTINGS, cells, named, reading
 
 import vlm_counting
@@ -62,6 +63,7 @@ def is_exported(cell: dict) -> bool:
     return cell["cell_type"] == "code" and bool(re.search(r"^#\|\s*export", cell["source"], re.MULTILINE))
 
 
+@cache
 def order() -> dict[str, int]:
     "Module -> number of its notebook."
     numbers = {docs.module_name(path): int(re.match(r"\d+", path.name)[0]) for path in ROOMS}
@@ -87,6 +89,7 @@ def imported_modules(source: str, module: str = "core") -> set[str]:
     return found & set(order())
 
 
+@cache
 def imports_of(module: str) -> set[str]:
     return imported_modules(module_file(module).read_text(encoding="utf-8"), module)
 
@@ -176,12 +179,10 @@ def test_notebooks_are_clean_and_in_sync(tmp_path):
     for name in ("settings.ini", "setup.py", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     env = {key: value for key, value in os.environ.items() if key != "IN_TEST"}  # nbdev exports nothing under IN_TEST
-    for entry in ("nbdev.clean:nbdev_clean", "nbdev.doclinks:nbdev_export"):
-        module, function = entry.split(":")
-        script = f"from {module} import {function}; {function}.__wrapped__()"
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert not done.returncode, done.stderr
+    script = "from nbdev.clean import nbdev_clean as clean; from nbdev.doclinks import nbdev_export as export\n"
+    script += "clean.__wrapped__(); export.__wrapped__()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
     copies = sorted([*(tmp_path / "nbs").rglob("*.ipynb"), *(tmp_path / "vlm_counting").rglob("*.py")])
     originals = [ROOT / copy.relative_to(tmp_path) for copy in copies]
     stale = [
@@ -319,20 +320,63 @@ def test_import_is_quick_and_without_torch():
     assert not tries[0][1]
 
 
-@cache
-def drawing_seconds() -> float:
-    "What the libraries for tables and figures cost alone on this machine; the rooms that draw cannot be quicker."
-    return min(import_seconds("pandas, matplotlib.axes, matplotlib.figure")[0] for _ in range(2))
+DRAWING = """
+import sys, time
+
+start = time.process_time()
+import pandas, matplotlib.axes, matplotlib.figure
+print(time.process_time() - start, flush=True)
+
+
+def work(module, heavy):
+    start = time.process_time()
+    __import__(module)
+    seconds = time.process_time() - start
+    print(seconds, *(name for name in heavy.split(",") if name in sys.modules), flush=True)
+"""
+
+
+class Imports:
+    "Imports each room in a process of its own, a fork of one that has the libraries for tables and figures."
+
+    def __init__(self, process: subprocess.Popen):
+        self.process, self.drawing = process, float(process.stdout.readline())
+
+    def __call__(self, module: str) -> tuple[float, list[str]]:
+        "CPU seconds, and the heavy packages that are loaded."
+        self.process.stdin.write(f"{module} {','.join(HEAVY)}\n")
+        self.process.stdin.flush()
+        told, numbers = [], []  # of the new process, and how it has ended
+        while len(numbers) < 2:
+            line = self.process.stdout.readline().split()
+            (numbers if len(line) == 1 and "." not in line[0] else told).append(line)
+        assert numbers[1] == ["0"] and len(told) == 1, f"import {module} failed"
+        seconds, *heavy = told[0]
+        return float(seconds), heavy
+
+
+@pytest.fixture(scope="module")
+def imports():
+    command = [sys.executable, "-c", DRAWING + FORK_EACH_LINE]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Imports(process)
+        process.stdin.close()
 
 
 @pytest.mark.parametrize("module", sorted(order(), key=order().get))
-def test_a_room_is_imported_without_torch(module):
-    seconds, heavy = import_seconds(f"vlm_counting.{module}")
-    tries, most = [seconds], 2 * drawing_seconds()
-    while min(tries) >= most and len(tries) < 4:  # the first import reads the disk; a busy machine is slow at times
-        tries.append(import_seconds(f"vlm_counting.{module}")[0])
-    assert min(tries) < most, f"import vlm_counting.{module} took {tries} seconds, expected less than {most:.2f}"
+def test_a_room_is_imported_without_torch(module, imports):
+    "What the libraries for tables and figures cost alone on this machine is the measure: no room adds as much."
+    seconds, heavy = imports(f"vlm_counting.{module}")
+    tries = [seconds]
+    while min(tries) >= imports.drawing and len(tries) < 4:  # a busy machine is slow at times
+        tries.append(imports(f"vlm_counting.{module}")[0])
+    assert min(tries) < imports.drawing, f"import vlm_counting.{module} took {tries} s, more than {imports.drawing}"
     assert not heavy, f"import vlm_counting.{module} loads {heavy[0]}: import it inside the function that needs it"
+
+
+def test_an_import_that_fails_is_seen(imports):
+    with pytest.raises(AssertionError, match="failed"):
+        imports("vlm_counting.nonsense")
 
 
 # --- the contract
@@ -348,6 +392,7 @@ def test_public_names(module):
         getattr(room, "nonsense")  # noqa: B009
 
 
+@cache
 def public_names() -> dict[str, list[str]]:
     "Module -> its `__all__`: what a user types."
     found = {}
