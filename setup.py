@@ -22,7 +22,7 @@ setup(
     keywords=cfg["keywords"],
     url=cfg["git_url"],
     packages=find_packages(include=["vlm_counting", "vlm_counting.*"]),
-    package_data={"vlm_counting": ["twins/*/*", "planted/*", "assets/*", "vendor/*/*"]},
+    package_data={"vlm_counting": ["twins/*/*", "planted/*", "assets/*", "assets/*/*", "vendor/*/*"]},
     include_package_data=True,
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",

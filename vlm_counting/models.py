@@ -349,6 +349,7 @@ class _Loading:
     spread: bool = False  # over all GPUs
     attention: str | None = None  # kernel; None: the library's choice
     seed: int | None = None  # of fresh weights; None: those of the checkpoint
+    double: bool = False  # fresh weights are drawn on the device itself
 
 # %% ../nbs/2_answers/20_models.ipynb #448c2848
 def _pick_device(device: str = "auto") -> str:  # 'cuda', 'mps' or 'cpu'
@@ -447,13 +448,16 @@ def _seeded(
     return made
 
 # %% ../nbs/2_answers/20_models.ipynb #52402766
-def _fresh(kind, folder: Path, dtype: str, seed: int, kernel: dict):
+def _fresh(kind, folder: Path, how: _Loading, kernel: dict):
     "A model of transformers as its configuration draws it, with the weights that its makers start training from."
+    import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    numbers = {} if dtype == "auto" else {"dtype": dtype}
-    model = _seeded(getattr(kind, "from_config", None) or kind._from_config, seed)(config, **numbers, **kernel)
+    numbers = {} if how.dtype == "auto" else {"dtype": how.dtype}
+    draw = _seeded(getattr(kind, "from_config", None) or kind._from_config, how.seed)
+    with torch.device(how.device if how.double else "cpu"):  # a control is drawn alike on every machine
+        model = draw(config, **numbers, **kernel)
     if (folder / "generation_config.json").exists():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return model
@@ -503,7 +507,7 @@ def _read_weights(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:  # mod
     kind = getattr(transformers, spec.model_class)
     kernel = {"attn_implementation": how.attention} if how.attention else {}
     if how.seed is not None:
-        return _fresh(kind, folder, how.dtype, how.seed, kernel).to(how.device).eval(), []
+        return _fresh(kind, folder, how, kernel).to(how.device).eval(), []
     with _bars_for_large_files(folder):
         model, report = kind.from_pretrained(
             folder, dtype=how.dtype, device_map="auto" if how.spread else how.device, trust_remote_code=False,
@@ -1872,6 +1876,24 @@ def _choose_loading(spec: ModelSpec, device: str, dtype: str, attention: str, se
         seed=seed,
     )
 
+# %% ../nbs/2_answers/20_models.ipynb #eb0707b6
+def _as_double(folder: Path, how: _Loading) -> _Loading:
+    "How a double is loaded; any other checkpoint as it was said."
+    import json
+
+    marker = folder / "double.json"
+    held = any(path.suffix in _WEIGHTS for path in folder.iterdir())
+    if how.seed is not None or held or not marker.exists():
+        return how
+    return replace(how, seed=json.loads(marker.read_text(encoding="utf-8"))["seed"], double=True)
+
+
+def _say_digits(vlm) -> None:
+    "Make the digits of a model with fresh weights twenty times as loud."
+    if vlm.spec.kind == "generative":
+        digits = [tokens[0] for count, tokens in vlm.count_token_ids.items() if count < 10]
+        vlm.model.get_output_embeddings().weight.data[digits] *= 20
+
 # %% ../nbs/2_answers/20_models.ipynb #8bfa87fe
 def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Path | None) -> tuple[VLM, list[str]]:
     "The model of a checkpoint, maybe with fresh weights or another head; names of weights that are missing."
@@ -1881,6 +1903,8 @@ def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Pat
     vlm = _KINDS[spec.kind](name, spec, model, processor, folder)
     if head is not None:
         _sign_head(vlm, head)
+    if how.double:
+        _say_digits(vlm)
     if how.seed is not None:
         vlm.name, vlm.weights = f"{name}-untrained-{how.seed}", _tensors_hash(model.state_dict())
     return vlm, sorted(missing)
@@ -1924,7 +1948,7 @@ def load_model(
         return vlm.with_generation(**writes)
     folder = find_checkpoint(name, spec, checkpoint)
     spec = spec if name in MODELS else _recognise(spec, folder)
-    how = _choose_loading(spec, str(device), dtype, attention, whole_number(untrained))
+    how = _as_double(folder, _choose_loading(spec, str(device), dtype, attention, whole_number(untrained)))
     vlm, missing = _assemble(name, spec, folder, how, head and Path(head))
     vlm = vlm.reworded(**told).with_generation(**writes)
     _check_model(vlm, missing)

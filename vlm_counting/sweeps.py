@@ -32,6 +32,7 @@ from types import SimpleNamespace
 from vlm_counting.core import (
     RunRecord,
     UnknownName,
+    at_least,
     first_difference,
     git_commit,
     later,
@@ -42,6 +43,7 @@ from vlm_counting.core import (
     unknown,
     write_atomic,
 )
+from .doubles import make_double
 from .machines import connect, count_fitting, local_cluster, visible_gpus
 from .models import choose_models, find_entry
 from .stimuli import FAMILIES, Plan
@@ -599,9 +601,10 @@ def _measure_here(place: Path, begun: float, images: int) -> None:
     found = {"runs": {}, "why": {}}
     asking = next((cell for cell in cells if "batch_size" in cell.parameters), cells[0])
     vlm = later("commands").open_model(SimpleNamespace(**asking.parameters))
-    _measure_half([asking], max(2, images // 4), vlm, {"runs": {}, "why": {}})  # its first answers
+    first = min(images, max(2, images // 4))
+    _measure_half([asking], first, vlm, {"runs": {}, "why": {}})  # its first answers
     found |= {"start": time.time() - begun, "device": vlm.device_name}
-    for part in (max(2, images // 2), images):
+    for part in (images // 2, images) if images >= 4 else (images,):
         _measure_half(cells, part, vlm, found)
         write_atomic(place / "found.json", json.dumps(found))
 
@@ -644,6 +647,7 @@ def _stretch(runs: list[dict], samples: int, power: float) -> tuple[float, float
     each = {name: max(0.0, last[name] - first[name]) / step if step else 0.0 for name in ("work", "bytes")}
     times = samples / last["samples"]
     least, most = sorted((last["work"] + each["work"] * further, last["work"] * times**power))
+    least = least if step else most  # once measured, nobody knows what of it grows
     return least, most, last["bytes"] + each["bytes"] * further if step else last["bytes"] * times
 
 # %% ../nbs/6_running/64_sweeps.ipynb #83e37e0e
@@ -698,13 +702,12 @@ def _measure_model(model: str, named: list[Cell], going: list[Cell], images: int
 # %% ../nbs/6_running/64_sweeps.ipynb #43a72ad5
 def measure_costs(
     cells: list[Cell],  # from `plan_sweep`
-    images: int = 36,  # given to each command of each model
+    images: int = 36,  # given to each command of each model, first half of them and then all; fewer than 4 at once
     retry: bool = False,  # failed cells will be run again
     progress: bool = True,  # show a bar
 ) -> list[Cost]:  # one a model and command that has something to do
     "What is left of a plan will cost so much here. What cannot be measured says why; nothing is fetched or kept."
-    if images < 4:
-        raise ValueError(f"images is {images}, expected at least 4: half of them are measured first, and then all.")
+    images = at_least("images", images)
     going = [cell for cell in cells if cell.state != "done" and (retry or cell.state != "failed")]
     model_of = lambda cell: str(cell.parameters.get("model", ""))  # noqa: E731
     models, costs = dict.fromkeys(map(model_of, going)), []
@@ -767,6 +770,25 @@ def describe_costs(
     runs = sum(cost.runs for cost in lost)
     without = f", without the {runs} runs that were not measured" if lost else ""
     return "\n".join([head, table, *_lost_lines(lost), f"{_together(known)}{without}."])
+
+# %% ../nbs/6_running/64_sweeps.ipynb #3e142682
+def rehearse(
+    name: str,  # one of the paper's seven
+    images: int = 36,  # given to each command, as for `measure_costs`
+    commands: str = "evaluate,extract,probe,train,diagnose",  # which of them, commas between
+    layers: int | None = None,  # blocks of decoder and of vision tower, each; None: all
+    width: str = "real",  # or 'thin', as for `make_double`
+    **how: object,  # device, dtype, attention, batch_size, as in the commands
+) -> list[Cost]:  # one a command
+    "What the paper's experiments will cost with a model whose weights are not there yet, measured here and now."
+    wanted = [command.strip() for command in commands.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        double = make_double(name, Path(folder) / "double", layers, width)
+        grids = [grid for grid in paper_grids(name, "full") if grid["verb"] in wanted]
+        known = [{key: how[key] for key in how if key in _declared(grid["verb"])} for grid in grids]
+        lying = [{"checkpoint": str(double)} if "checkpoint" in _declared(grid["verb"]) else {} for grid in grids]
+        cells = plan_sweep(*(grid | more | where for grid, more, where in zip(grids, known, lying, strict=True)))
+        return measure_costs(cells, images, progress=False)
 
 # %% ../nbs/6_running/64_sweeps.ipynb #3af6c707
 @dataclass(frozen=True)
