@@ -13,6 +13,9 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes of `pyt
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.modules.setdefault(
+    "rfc3987_syntax", None
+)  # seconds of grammars for jsonschema, which works without: see chapter runs
 
 
 def pytest_configure(config):

@@ -23,7 +23,12 @@ from vlm_counting.paper.findings import (
 from vlm_counting.paper.tables import TABLES
 
 ENTITIES = [(colour, shape) for colour in ("red", "blue", "cyan") for shape in ("square", "star", "circle")]
-PAPER = findings([paper_material()])
+
+
+@pytest.fixture(scope="module")
+def paper() -> pd.DataFrame:
+    "What the published numbers say."
+    return findings([paper_material()])
 
 
 def world(family, right, seed=0, model="mine", counts=range(1, 10), layouts=12, **factors) -> list[Prediction]:
@@ -139,25 +144,25 @@ def test_the_gap_has_to_survive_its_control():
     assert verdicts[0]["lens"] == "not controlled"
 
 
-def test_what_the_papers_own_numbers_say():
+def test_what_the_papers_own_numbers_say(paper):
     "Facts of the published numbers that the report must not lose."
-    spacing = PAPER.query("claim == 'spacing'").set_index("model")
+    spacing = paper.query("claim == 'spacing'").set_index("model")
     assert spacing.loc["paligemma2-10b", "effect"] == pytest.approx(17.74, abs=0.01)
     assert (spacing["verdict"] == "holds").sum() == 3 and {-1, 1} == set(np.sign(spacing["effect"]))
-    control = PAPER.query("claim == 'seen_not_said' and step == 'control'").set_index("model")["verdict"]
+    control = paper.query("claim == 'seen_not_said' and step == 'control'").set_index("model")["verdict"]
     assert (control.drop("paligemma2-10b") == "negligible").all()
-    assert (PAPER.query("claim == 'head_real'")["verdict"] == "undecided").all()
-    ended = conclusions(PAPER).set_index("claim")["verdict"]
+    assert (paper.query("claim == 'head_real'")["verdict"] == "undecided").all()
+    ended = conclusions(paper).set_index("claim")["verdict"]
     assert ended["head"] == "stands" and ended["lens"] == "not controlled" and ended["head_real"] == "is not shown"
     assert ended["more_distractors"] == "mixed: 4 for, 1 against"
 
 
-def test_every_sentence_has_effect_interval_and_test():
-    assert len(PAPER) > 90 and set(PAPER["verdict"]) <= set(VERDICTS)
-    for row in PAPER.itertuples():
+def test_every_sentence_has_effect_interval_and_test(paper):
+    assert len(paper) > 90 and set(paper["verdict"]) <= set(VERDICTS)
+    for row in paper.itertuples():
         assert f"{row.effect:+.1f} points" in row.sentence and row.test in row.sentence and row.verdict in row.sentence
         assert "[" in row.sentence and "p " in row.sentence and f"{row.n:,}" in row.sentence
-    assert (PAPER["p_holm"] >= PAPER["p"] - 1e-12).all() and (PAPER["low"] <= PAPER["high"]).all()
+    assert (paper["p_holm"] >= paper["p"] - 1e-12).all() and (paper["low"] <= paper["high"]).all()
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

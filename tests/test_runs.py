@@ -185,6 +185,13 @@ def test_an_unwritable_results_folder_says_what_to_do(tmp_path):
     assert done.returncode == 1 and "VLM_COUNTING_RESULTS" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_command_starts_without_the_grammars_of_jsonschema():
+    script = "import sys; from vlm_counting.runs import _import_papermill\n_import_papermill()\n"
+    script += "print('jsonschema' in sys.modules, 'lark' in sys.modules, 'rfc3987_syntax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "False"]
+
+
 def test_every_parameter_of_every_verb_is_explained():
     for verb in RUNS:
         for name, (_, meaning) in declared_parameters(verb).items():

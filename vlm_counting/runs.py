@@ -659,12 +659,26 @@ def _last_words(error: RuntimeError, log) -> RuntimeError:
     why = "Was there too little memory? The same command goes on from where it was."
     return RuntimeError(". ".join([str(error), *words[-1:], why]))
 
+# %% ../nbs/6_running/62_runs.ipynb #ba2997b6
+def _import_papermill():
+    "papermill, without the seconds in which jsonschema builds grammars that no notebook asks for."
+    hidden = "rfc3987_syntax"
+    if hidden not in sys.modules and "jsonschema" not in sys.modules:
+        sys.modules[hidden] = None  # an ImportError, which jsonschema expects
+        import jsonschema  # noqa: F401
+
+        del sys.modules[hidden]
+    import papermill
+
+    return papermill
+
 # %% ../nbs/6_running/62_runs.ipynb #88d29061
 def _execute(command: str, parameters: dict, channel: Path | None = None, told=None) -> None:
     "Run a notebook with checked parameters; what it prints goes to `told`, a file, too, line by line."
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # as papermill's own command does
-    import papermill
     from traitlets.config import Config
+
+    papermill = _import_papermill()
 
     source, target = str(RUNS[command]), f"{_SCHEME}{command}.ipynb"
     with tempfile.TemporaryDirectory(prefix="kernel-") as place, open(Path(place) / "log", "wb+") as log:
