@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import answers
 import numpy as np
 import pytest
 from forking import FORK_EACH_LINE
 from PIL import Image
 
 from vlm_counting.core import Answer, Sample
-from vlm_counting.evaluation import PARSERS, evaluate, parse_count
+from vlm_counting.evaluation import PARSERS, evaluate, load_predictions, parse_count
 
 PAPER = {  # spec of the released system, section 3
     **dict.fromkeys(["someone", "phone", "stone", "money", "alone", "another one"], 1),
@@ -69,6 +70,72 @@ def test_paper_rule_keeps_every_quirk(text, count):
 @pytest.mark.parametrize("text, count", STRICT.items())
 def test_strict_rule_reads_like_a_careful_person(text, count):
     assert parse_count(text) == count
+
+
+def wrong_counts(table: dict, parser: str) -> list:
+    return [
+        (text, parse_count(text, parser), count)
+        for count, texts in table.items()
+        for text in texts
+        if parse_count(text, parser) != count
+    ]
+
+
+def test_hundreds_of_answers_by_kind():
+    "Refusals, multiples, parts, signs, bounds, negations, scripts, cut answers; and what is a plain count."
+    assert sum(map(len, answers.STRICT.values())) > 400
+    assert wrong_counts(answers.STRICT, "strict") == []
+
+
+def test_the_conclusion_of_a_reasoner():
+    assert wrong_counts(answers.LAST, "last") == []
+
+
+@pytest.mark.parametrize("parser", ["strict", "paper", "last"])
+@pytest.mark.parametrize("digits", ["9" * 4301, "1" * 10_000 + " stars", "\u0663" * 5000, "Answer: " + "7" * 4400])
+def test_a_number_of_thousands_of_digits_is_no_count(digits, parser):
+    assert parse_count(digits, parser) is None
+
+
+@pytest.mark.parametrize("dash", "-\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d\u207b\u2796\u00ad\u2043")
+def test_every_dash_is_a_sign(dash):
+    for text in (f"{dash}3", f"{dash}three", f"There are {dash}3 stars", f"\u7b54\u6848: {dash}3"):
+        assert parse_count(text) is None
+    assert parse_count(f"twenty{dash}one") == 21
+
+
+# of Chinese, Japanese, Korean, Thai, Khmer, Lao, Burmese
+COUNTERS = (
+    "\u4e2a \u500b \u53ea \u3064 \u679a \u30b3 \uac1c "
+    "\u0e14\u0e27\u0e07 \u179a\u17bc\u1794 \u0ead\u0eb1\u0e99 \u1001\u102f"
+)
+
+
+@pytest.mark.parametrize("counter", COUNTERS.split())
+@pytest.mark.parametrize("digit", "4\uff14\u0e54\u0664")
+def test_digits_beside_letters_of_scripts_without_spaces(digit, counter):
+    assert [parse_count(f"{digit}{counter}"), parse_count(f"{counter}{digit}{counter}")] == [4, 4]
+    assert parse_count(f"{digit}{counter}{digit}5{counter}") is None
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "9", "3 ", "no ", "not a ", "<a", "{", "\\boxed{", "answer: ", "1,000", "\n", "a. "]
+)
+@pytest.mark.parametrize("parser", ["strict", "last"])
+def test_a_long_answer_is_read_in_no_time(piece, parser):
+    "Twice the text may take twice as long, not four times: 100,000 characters in seconds."
+    begun = time.process_time()
+    parse_count("3" + piece * (20_000 // len(piece)), parser)
+    assert time.process_time() - begun < 2
+
+
+def test_last_is_kept_beside_the_two_and_old_files_stay_readable(tmp_path):
+    done = evaluate(Echo(), few(), tmp_path, parser="last", progress=False)
+    assert [row.counts for row in done.predictions] == [{"last": row.count} for row in done.predictions]
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    before = [{name: value for name, value in json.loads(line).items() if name != "counts"} for line in lines]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
+    assert [row.count for row in load_predictions(tmp_path / "old.jsonl")] == [row.count for row in done.predictions]
 
 
 class Counter:

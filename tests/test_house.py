@@ -30,6 +30,7 @@ CONTRACT = {
     "stimuli": "FAMILIES Entity Scene render generate contact_sheet",
     "datasets": "DATASETS load_dataset check_source audit",
     "models": "MODELS ModelSpec VLM load_model doctor",
+    "parsing": "PARSERS parse_count",
     "evaluation": "parse_count predict load_predictions",
     "statistics": "score confusion interval compare response_curve",
     "audit": "annotate audit audit_summary",

@@ -27,7 +27,7 @@ _FRONT_DOOR = {  # name -> module that defines it, in the order in which an expe
     "MODELS": "models",
     "ModelSpec": "models",
     "evaluate": "evaluation",
-    "PARSERS": "evaluation",
+    "PARSERS": "parsing",
     "score": "statistics",
     "compare": "statistics",
     "extract": "extraction",
