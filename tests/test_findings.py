@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,24 @@ def test_no_control_rescues_an_effect_that_is_not_there(claim):
                     assert "opposite in 1 of 1" in said or said == "mixed: 3 for, 1 against"
     rows = pd.DataFrame({"step": ["as published", "control", "control"], "verdict": ["undecided", "holds", "holds"]})
     assert room._stands(rows, CLAIMS[claim]) == "is not shown"
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_no_conclusion_stands_beside_a_verdict_that_does_not_hold(claim):
+    "The whole table: each verdict of an effect and of a control, in one model and in two."
+    controls = WORDS if CLAIMS[claim].control else ("",)
+    cases = [(effect, control) for effect in WORDS for control in controls if effect or control]
+    needed = [
+        case for case in cases if case[0] == "holds" and case[1] in (("holds",) if CLAIMS[claim].control else ("",))
+    ]
+    assert len(needed) == 1
+    for one in cases:
+        assert (became(claim, one) == "stands") == (one in needed), one
+    for one, two in combinations(cases, 2):
+        said = became(claim, one, two)
+        assert said != "stands", (one, two)
+        if "opposite" in (one[0], two[0]):
+            assert "opposite" in said or said.startswith("mixed"), (one, two, said)
 
 
 def test_what_becomes_of_effects_and_controls_together():
