@@ -874,8 +874,26 @@ def _say_first(vlm, inputs: dict, prefix: tuple[int, ...]):  # torch tensor (sam
     return out.logits[steps].float().log_softmax(-1)
 
 # %% ../nbs/2_answers/20_models.ipynb #0dd408ab
-def _after_crop(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (samples, vocabulary)
-    "From the cache of the answer, cut back to the prompt."
+def _after_once(vlm, inputs: dict, out, prefixes: list, positions: bool) -> dict:  # prefix -> (samples, vocabulary)
+    "From one pass over all prefixes, a row each, behind the cache of the answer. `ValueError` if some are longer."
+    import torch
+
+    if {len(prefix) for prefix in prefixes} != {1}:
+        raise ValueError("only prefixes of one token are read at once")
+    ids, rows = inputs["input_ids"], len(prefixes)
+    cache = _cropped_cache(out, ids.shape[1])
+    next(iter(cache.values())).batch_repeat_interleave(rows)
+    mask = inputs["attention_mask"].repeat_interleave(rows, dim=0)
+    mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    tokens = torch.tensor(prefixes, device=ids.device).repeat(len(ids), 1)
+    where = {"position_ids": mask.sum(1, keepdim=True) - 1} if positions else {}
+    logits = vlm.model(input_ids=tokens, attention_mask=mask, use_cache=True, **cache, **where).logits
+    found = logits[:, -1].float().log_softmax(-1).unflatten(0, (len(ids), rows))
+    return {prefix: found[:, row] for row, prefix in enumerate(prefixes)}
+
+
+def _after_crop(vlm, inputs: dict, out, prefixes: list) -> dict:
+    "From the cache of the answer, cut back to the prompt before each prefix."
     length = inputs["input_ids"].shape[1]
     return {prefix: _continue(vlm, inputs, prefix, _cropped_cache(out, length)) for prefix in prefixes}
 
@@ -892,7 +910,13 @@ def _after_again(vlm, inputs: dict, out, prefixes: list) -> dict:
     return {prefix: _say_first(vlm, inputs, prefix) for prefix in prefixes}
 
 
-_CONTINUED = {"crop": _after_crop, "copy": _after_copy, "again": _after_again}  # the cheapest first
+_CONTINUED = {  # the cheapest first
+    "once": partial(_after_once, positions=True),
+    "once, the model finds where": partial(_after_once, positions=False),
+    "crop": _after_crop,
+    "copy": _after_copy,
+    "again": _after_again,
+}
 
 # %% ../nbs/2_answers/20_models.ipynb #a41650ae
 def _following(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (samples, vocabulary) log-probabilities
@@ -900,7 +924,7 @@ def _following(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (sa
     try:
         return _CONTINUED[vlm._continued](vlm, inputs, out, prefixes)
     except RuntimeError as error:  # a sliding window is only full with a long prompt
-        if vlm._continued != "crop" or "crop" not in str(error):
+        if vlm._continued in ("copy", "again") or "crop" not in str(error):
             raise
         return _after_copy(vlm, inputs, out, prefixes)
 
@@ -1724,30 +1748,39 @@ def _learn_image_tokens(vlm: VLM) -> None:
         warnings.warn(f"'{vlm.name}' answers a black image and one of noise alike: does it see?", stacklevel=4)
 
 # %% ../nbs/2_answers/20_models.ipynb #d32d6431
-def _learn_continuation(vlm: VLM, inputs: dict) -> None:
-    "The cheapest way to read a prefix behind the prompt that agrees with reading everything again."
+def _uneven() -> tuple[list[str], list]:  # questions, PIL images
+    "Two questions of two lengths about images of two sizes."
+    _, noise = _two_images()
+    return ["How many?", "How many are there in all?"], [noise, noise.resize((280, 168))]
+
+
+def _learn_continuation(vlm: VLM) -> None:
+    "The cheapest way to read prefixes behind padded prompts that agrees with reading everything again."
     import torch
 
-    prefixes = sorted({tokens[:1] for tokens in vlm.count_token_ids.values() if len(tokens) > 1})[:1]
-    most = 0.01 if _is_exact(vlm) else 0.3
+    prefixes = sorted({tokens[:1] for tokens in vlm.count_token_ids.values() if len(tokens) > 1})
+    questions, images = (part[: 1 if vlm.alone else 2] for part in _uneven())
+    inputs = _encode(vlm, questions, images).to(vlm.device)
     with torch.inference_mode():
-        out = _generate(vlm, inputs, 2)
-        for prefix in prefixes:
-            right = _after_again(vlm, inputs, out, [prefix])[prefix]
-            ways = (way for way in _CONTINUED if _agrees(vlm, way, inputs, out, prefix, right, most))
-            vlm._continued = next(ways, "again")
+        if prefixes:
+            right = _after_again(vlm, inputs, None, prefixes)
+            vlm._continued = next(way for way in _CONTINUED if _agrees(vlm, way, inputs, right))
 
 
-def _agrees(vlm: VLM, way: str, inputs: dict, out, prefix: tuple[int, ...], right, most: float) -> bool:
-    "Whether a way of reading a prefix gives the right log-probabilities."
+def _agrees(vlm: VLM, way: str, inputs: dict, right: dict) -> bool:
+    "Whether a way of reading prefixes gives the right log-probabilities of each."
     import torch
 
+    if way == "again":
+        return True
+    most = 1e-3 if _is_exact(vlm) else 0.3
     try:
-        return _difference(right, _CONTINUED[way](vlm, inputs, out, [prefix])[prefix]) <= most
+        found = _CONTINUED[way](vlm, inputs, _generate(vlm, inputs, 2), list(right))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
-        return way == "again"
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        return False
+    return all(_difference(right[prefix], found[prefix]) <= most for prefix in right)
 
 
 def _last_logprobs(vlm: VLM, questions: list[str], images: list):
@@ -1769,9 +1802,7 @@ def _learn_batching(vlm: VLM) -> None:
     "Whether a batch of two sizes answers as two questions do; if not, one is asked at a time, and a warning says so."
     import torch
 
-    questions = ["How many?", "How many are there in all?"]
-    _, noise = _two_images()
-    images = [noise, noise.resize((280, 168))]
+    questions, images = _uneven()
     together = _last_logprobs(vlm, questions, images)
     alone = torch.cat([_last_logprobs(vlm, [one], [image]) for one, image in zip(questions, images, strict=True)])
     worst = _difference(alone, together)
@@ -1841,8 +1872,8 @@ def _check_model(
         _check_hooks(vlm, inputs)
         _learn_image_tokens(vlm)
         _check_ids(vlm, inputs, black)
-        _learn_continuation(vlm, inputs)
         _learn_batching(vlm)
+        _learn_continuation(vlm)
 
 # %% ../nbs/2_answers/20_models.ipynb #6324b083
 DTYPES = ("auto", "float32", "bfloat16", "float16")
