@@ -1283,12 +1283,23 @@ def _another_set(
     return FileExistsError(f"{folder} holds another set: {why}. Choose another folder, or delete this one.")
 
 # %% ../nbs/1_data/12_stimuli.ipynb #05a8fd73
+@lru_cache(maxsize=2)
+def _manifest_rows(
+    path: Path,
+    stamp: tuple[int, ...],  # other numbers for another state of the file
+) -> list[dict]:  # to be read only
+    "The rows of a manifest, read once: a session asks for one set again and again."
+    return read_jsonl(path)
+
+
 def _listed(
     folder: Path,
 ) -> list[dict]:
     "The rows of a folder's manifest; none if there is no manifest, or a damaged one, which will be written anew."
+    path = folder / "manifest.jsonl"
     try:
-        return read_jsonl(folder / "manifest.jsonl")
+        now = path.stat()
+        return _manifest_rows(path, (now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return []
 
@@ -1419,11 +1430,20 @@ def _draw_missing(
     return dict(zip(missing, drawn, strict=True))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #a734e4a1
+@lru_cache(maxsize=4)
+def _rows_of(
+    planner: Callable[[Plan], Iterable[Row]],
+    plan: Plan,
+) -> list[Row]:  # to be read only; samples have copies
+    "All rows of a plan, planned once in a session."
+    return list(planner(plan))
+
+
 def _planned_rows(
     plan: Plan,
 ) -> list[Row]:
     "All rows of a plan. `ValueError` if there are none."
-    planned = list(FAMILIES[plan.family](plan))
+    planned = _rows_of(FAMILIES[plan.family], plan)
     if not planned:
         asked = f" with counts {list(plan.counts)}" if plan.counts else ""
         raise ValueError(
