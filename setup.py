@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 settings = ConfigParser(delimiters=["="])
 settings.read("settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
+EXTRAS = ("dev", "slurm", "served", "quantized", "adapters")
 
 setup(
     name=cfg["lib_name"],
@@ -27,7 +28,7 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "slurm", "served")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in EXTRAS},
     entry_points={
         "console_scripts": [cfg["console_scripts"]],
         "papermill.io": ["vlm-counting=vlm_counting.runs:PAPERMILL_IO"],

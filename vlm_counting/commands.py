@@ -39,7 +39,8 @@ from .models import VLM, load_model
 COMMANDS = Registry("command", "Add one with @COMMANDS.add(name), and its notebook of parameters in nbs/.")
 
 # %% ../nbs/6_running/66_commands.ipynb #0a6b2670
-_SOME = ("head", "untrained", "generation", "temperature", "sampling_seed")  # parameters that some commands have
+_GENERATION = ("generation", "temperature", "sampling_seed")
+_SOME = ("head", "untrained", "adapter", "quantization", *_GENERATION)  # parameters that some commands have
 
 
 def open_model(

@@ -9,6 +9,7 @@ __all__ = ['INSTRUCTION', 'MODELS', 'ModelSpec', 'twins_dir', 'choose_models', '
 # %% ../nbs/2_answers/20_models.ipynb #fe209f4e
 import hashlib
 import re
+import time
 import warnings
 from contextlib import contextmanager, suppress
 from copy import copy as shallow_copy
@@ -27,12 +28,15 @@ from vlm_counting.core import (
     Sample,
     UnknownName,
     at_least,
+    data_dir,
     file_hash,
+    hash_once,
     later,
     load_image,
     open_image,
     unknown,
     whole_number,
+    write_atomic,
 )
 from .stimuli import read_options
 
@@ -198,7 +202,7 @@ def find_entry(
         return ModelSpec(repo=name[3:], dtype="auto")
     if name.startswith("openai:"):
         return later("served").served_entry(name)
-    if any((Path(name).expanduser() / config).exists() for config in _CONFIGS):
+    if any((Path(name).expanduser() / config).exists() for config in (*_CONFIGS, "adapter_config.json")):
         return ModelSpec(repo=f"folder:{name}", dtype="auto")
     raise UnknownName(unknown("model", name, MODELS, MODELS.advice))
 
@@ -222,11 +226,19 @@ def choose_models(
     return list(dict.fromkeys(chosen))
 
 # %% ../nbs/2_answers/20_models.ipynb #89e23715
+_ADAPTER = "adapter_config.json"  # in every folder that PEFT wrote
+
+
 def _as_checkpoint(
     folder: Path,
     name: str,  # of the model, for the message
 ) -> Path:
     "A folder that holds a checkpoint. `FileNotFoundError` for any other."
+    if (folder / _ADAPTER).exists() and not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder} holds an adapter (PEFT), which is no whole model. Load the model that it was trained for and "
+            f"give the folder as its adapter: load_model(..., adapter={str(folder)!r})."
+        )
     if not any((folder / config).exists() for config in _CONFIGS):
         raise FileNotFoundError(
             f"{folder} is no checkpoint of '{name}': neither {' nor '.join(_CONFIGS)} in it. Expected a folder as "
@@ -303,12 +315,33 @@ def _recognise(spec: ModelSpec, folder: Path) -> ModelSpec:
 # %% ../nbs/2_answers/20_models.ipynb #640ab6ce
 _WEIGHTS = (".safetensors", ".bin")
 _BESIDE = (".json", ".jinja", ".txt", ".model")
+_LARGE = 2**28  # bytes: what takes a second to hash and more
+
+
+def _noted_hash(path: Path) -> str:
+    "sha256 of a file. That of a large one is noted on disk, and read there until somebody touches the file."
+    import json
+
+    found = path.stat()
+    if found.st_size < _LARGE:
+        return hash_once(path)
+    times = found.st_mtime_ns, found.st_ctime_ns
+    mark, notes, known = f"{path} {found.st_ino} {found.st_size} {times}", data_dir() / "hashes.json", {}
+    with suppress(OSError, ValueError):  # no notes yet, or none that can be read
+        known = json.loads(notes.read_text(encoding="utf-8"))
+    if re.fullmatch(r"[0-9a-f]{64}", str(known.get(mark))):
+        return known[mark]
+    digest = hash_once(path)
+    if time.time_ns() - max(times) > 10**10:  # ten seconds: what was just written may change at the same time
+        with suppress(OSError):
+            write_atomic(notes, json.dumps(known | {mark: digest}, indent=1))
+    return digest
 
 
 def _sha256(path: Path) -> str:
     "sha256 of a file; the hub cache stores large files under that very name."
     target = path.resolve()
-    return target.name if re.fullmatch(r"[0-9a-f]{64}", target.name) else file_hash(path)
+    return target.name if re.fullmatch(r"[0-9a-f]{64}", target.name) else _noted_hash(target)
 
 
 def _hash_files(paths: list[Path]) -> str:
@@ -350,6 +383,8 @@ class _Loading:
     attention: str | None = None  # kernel; None: the library's choice
     seed: int | None = None  # of fresh weights; None: those of the checkpoint
     double: bool = False  # fresh weights are drawn on the device itself
+    quantization: str | None = None  # a name in `QUANTIZATIONS`; None: as the checkpoint has them
+    adapter: Path | None = None  # folder of a PEFT adapter; None: none
 
 # %% ../nbs/2_answers/20_models.ipynb #448c2848
 def _pick_device(device: str = "auto") -> str:  # 'cuda', 'mps' or 'cpu'
@@ -499,6 +534,56 @@ def _bars_for_large_files(folder: Path):
         if quiet:
             logging.enable_progress_bar()
 
+# %% ../nbs/2_answers/20_models.ipynb #d0b3fceb
+QUANTIZATIONS = {"bnb-4bit": "load_in_4bit", "bnb-8bit": "load_in_8bit"}  # -> option of `BitsAndBytesConfig`
+
+# %% ../nbs/2_answers/20_models.ipynb #824e17b9
+def _quantized(folder: Path, how: _Loading) -> dict:  # options for `from_pretrained`
+    "How the weights are quantised on loading. `ValueError` if they are already; `ImportError` says what to install."
+    import json
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if how.quantization is None:
+        return {}
+    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise ValueError(
+            f"{folder} is quantised already, by its config.json. Leave out quantization={how.quantization!r}."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"quantization={how.quantization!r} needs bitsandbytes: pip install 'vlm_counting[quantized]'."
+        )
+    numbers = getattr(torch, how.dtype, torch.bfloat16)  # in which it multiplies
+    more = {"bnb_4bit_compute_dtype": numbers} if how.quantization == "bnb-4bit" else {}
+    return {"quantization_config": BitsAndBytesConfig(**{QUANTIZATIONS[how.quantization]: True}, **more)}
+
+# %% ../nbs/2_answers/20_models.ipynb #7bf31042
+def _adapted(model, folder: Path | None):
+    "The model with an adapter in its weights. `ValueError` if the adapter was made for another one; `ImportError`."
+    if folder is None:
+        return model
+    if find_spec("peft") is None:
+        raise ImportError(f"adapter={str(folder)!r} needs peft: pip install 'vlm_counting[adapters]'.")
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            adapted = PeftModel.from_pretrained(model, folder)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"The adapter in {folder} does not fit this model: {_first_line(error)}") from error
+    if lost := [str(each.message) for each in said if "adapter keys" in str(each.message)]:
+        raise ValueError(f"The adapter in {folder} does not fit this model: {lost[0][:200]}")
+    return adapted.merge_and_unload()
+
+
+def _check_adapter(folder: Path) -> None:
+    "`FileNotFoundError` for a folder that holds none."
+    if not (folder / _ADAPTER).is_file():
+        raise FileNotFoundError(f"{folder} holds no adapter: no {_ADAPTER} in it. Expected a folder that PEFT wrote.")
+
 # %% ../nbs/2_answers/20_models.ipynb #46178f4f
 def _read_weights(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:  # model, names of missing weights
     "A model of transformers, with the weights of its checkpoint or with fresh ones."
@@ -506,6 +591,7 @@ def _read_weights(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:  # mod
 
     kind = getattr(transformers, spec.model_class)
     kernel = {"attn_implementation": how.attention} if how.attention else {}
+    kernel |= _quantized(folder, how)
     if how.seed is not None:
         return _fresh(kind, folder, how, kernel).to(how.device).eval(), []
     with _bars_for_large_files(folder):
@@ -514,7 +600,7 @@ def _read_weights(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:  # mod
             use_safetensors=None if spec.weights.endswith(".bin") else True, output_loading_info=True, **kernel,
         )  # fmt: skip
     _warn_of_unused(folder, report["unexpected_keys"])
-    return model.eval(), report["missing_keys"]
+    return _adapted(model, how.adapter).eval(), report["missing_keys"]
 
 # %% ../nbs/2_answers/20_models.ipynb #d42c97cb
 @dataclass(frozen=True)
@@ -1002,11 +1088,34 @@ def _find_part(
     return found
 
 # %% ../nbs/2_answers/20_models.ipynb #988d2eab
+def _kernels(model) -> dict[str, str]:
+    "Attention kernel of each part of a model of transformers; '' is the whole."
+    config = model.config
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}  # None: Gemma 4 without ears
+    kernels = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    return kernels | {"": config._attn_implementation}
+
+
+def _attention(model) -> str:
+    "The kernel of a model, or of each of its parts where they differ."
+    if not hasattr(getattr(model, "config", None), "sub_configs"):
+        return "library"
+    kernels = {name: kernel for name, kernel in sorted(_kernels(model).items()) if name} or _kernels(model)
+    if len(set(kernels.values())) == 1:
+        return str(next(iter(kernels.values())) or "library")
+    return ", ".join(f"{name.removesuffix('_config')} {kernel}" for name, kernel in kernels.items())
+
+
 def _settings(model) -> dict:
-    "Precision and attention kernel of a model."
-    config = getattr(model, "config", None)
-    numbers = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {"dtype": numbers, "attention": str(getattr(config, "_attn_implementation", None) or "library")}
+    "Precision and attention kernel of a model, and how it was quantised if it was."
+    numbers = getattr(model, "dtype", None) or next(model.parameters()).dtype
+    told = {"dtype": str(numbers).removeprefix("torch."), "attention": _attention(model)}
+    if (quantizer := getattr(model, "hf_quantizer", None)) is None:
+        return told
+    how = quantizer.quantization_config
+    bits = {"load_in_4bit": " 4 bits", "load_in_8bit": " 8 bits"}
+    more = "".join(words for name, words in bits.items() if getattr(how, name, False))
+    return told | {"quantization": getattr(how.quant_method, "value", str(how.quant_method)) + more}
 
 
 def _states(output):
@@ -1188,7 +1297,7 @@ def _set_up(self: VLM) -> None:
     if self.tokenizer.pad_token_id is None:
         self.tokenizer.pad_token = self.tokenizer.eos_token
     self.count_token_ids = _count_tokens(self.tokenizer)
-    self.image_ids, self.logit_scale, self._continued = _named_image_ids(self), 1.0, "crop"  # `load_model` looks closer
+    self.image_ids, self.logit_scale, self._continued = _named_image_ids(self), 1.0, "once"  # `load_model` looks closer
     self.token_budget = 16384 if self.device.type == "cuda" else 2048
 
 # %% ../nbs/2_answers/20_models.ipynb #96b876d7
@@ -1662,7 +1771,8 @@ def _is_exact(vlm: VLM) -> bool:
     "Whether two ways to the same number differ by roundings of float32, and not by those of half precision."
     import torch
 
-    return next(vlm.model.parameters()).dtype == torch.float32
+    exact = next(vlm.model.parameters()).dtype == torch.float32
+    return exact and getattr(vlm.model, "hf_quantizer", None) is None
 
 
 def _measured_scale(vlm: VLM, inputs: dict) -> float:
@@ -1893,6 +2003,28 @@ def _check_choices(dtype: str, attention: str, untrained: int | None, head: str 
             "trained weights. Give one of the two."
         )
 
+# %% ../nbs/2_answers/20_models.ipynb #ae29b89b
+def _check_weights(spec: ModelSpec, how: _Loading) -> None:
+    "`ValueError`, `FileNotFoundError` for weights that cannot be had: of fewer bits, or with an adapter."
+    if how.quantization is not None and how.quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"quantization is {how.quantization!r}, expected one of {', '.join(QUANTIZATIONS)}, or None for the "
+            "weights as they are."
+        )
+    asked = {"quantization": how.quantization, "adapter": how.adapter}
+    asked = [what for what, value in asked.items() if value is not None]
+    if asked and (spec.kind, spec.library) != ("generative", "transformers"):
+        raise ValueError(f"{asked[0]} is for models that write, and '{spec.repo}' ranks captions. Leave it out.")
+    if asked and how.seed is not None:
+        raise ValueError(f"{asked[0]} and untrained={how.seed} do not go together. Give one of the two.")
+    if len(asked) == 2:
+        raise ValueError(
+            "An adapter is added to weights as they are, not to quantised ones. Merge it and save the model first, "
+            "or leave out quantization."
+        )
+    if how.adapter is not None:
+        _check_adapter(how.adapter)
+
 # %% ../nbs/2_answers/20_models.ipynb #851c9c80
 def _choose_loading(spec: ModelSpec, device: str, dtype: str, attention: str, seed: int | None) -> _Loading:
     "How the weights of an entry get into memory. `ValueError` for a device that does not exist."
@@ -1936,6 +2068,9 @@ def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Pat
         _sign_head(vlm, head)
     if how.double:
         _say_digits(vlm)
+    if how.adapter is not None:
+        added = hashlib.sha256(f"{vlm.weights} {_checkpoint_hashes(how.adapter)}".encode())
+        vlm.name, vlm.weights = f"{vlm.name}+adapter", added.hexdigest()
     if how.seed is not None:
         vlm.name, vlm.weights = f"{name}-untrained-{how.seed}", _tensors_hash(model.state_dict())
     return vlm, sorted(missing)
@@ -1959,6 +2094,8 @@ def load_model(
     attention: str = "auto",  # 'sdpa', 'eager', 'flash_attention_2'; 'auto': the library's choice
     untrained: int | None = None,  # a seed: the same architecture with fresh weights, as a control
     head: str | Path | None = None,  # a head.safetensors of notebook `training`, put in place of the model's own
+    adapter: str | Path | None = None,  # folder of a PEFT adapter (LoRA), added to the weights
+    quantization: str | None = None,  # 'bnb-4bit', 'bnb-8bit': fewer bits a weight; None: as they are
     instruction: str | None = None,  # in front of each question; None: the paper's
     prompt: str | None = None,  # the user's turn, of {instruction} and {question}; None: one after the other
     system: str | None = None,  # a system turn; None: none
@@ -1975,11 +2112,15 @@ def load_model(
     spec = find_entry(name)
     if spec.kind == "served":
         ours = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "attention": attention}
-        vlm = later("served").connect(spec, told, ours | {"untrained": untrained, "head": head})
+        ours |= {"untrained": untrained, "head": head, "adapter": adapter, "quantization": quantization}
+        vlm = later("served").connect(spec, told, ours)
         return vlm.with_generation(**writes)
     folder = find_checkpoint(name, spec, checkpoint)
     spec = spec if name in MODELS else _recognise(spec, folder)
-    how = _as_double(folder, _choose_loading(spec, str(device), dtype, attention, whole_number(untrained)))
+    how = _choose_loading(spec, str(device), dtype, attention, whole_number(untrained))
+    how = replace(how, quantization=quantization, adapter=adapter and Path(adapter).expanduser())
+    _check_weights(spec, how)
+    how = _as_double(folder, how)
     vlm, missing = _assemble(name, spec, folder, how, head and Path(head))
     vlm = vlm.reworded(**told).with_generation(**writes)
     _check_model(vlm, missing)
@@ -2041,14 +2182,6 @@ def _batches(vlm: VLM) -> tuple:
     return torch.cat(alone), others
 
 # %% ../nbs/2_answers/20_models.ipynb #fa4681be
-def _kernels(model) -> dict[str, str]:
-    "Attention kernel of each part of a model of transformers; '' is the whole."
-    config = model.config
-    parts = {name: getattr(config, name, None) for name in config.sub_configs}  # None: Gemma 4 without ears
-    kernels = {name: part._attn_implementation for name, part in parts.items() if part is not None}
-    return kernels | {"": config._attn_implementation}
-
-
 @patch
 @contextmanager
 def eager(self: VLM):
@@ -2088,6 +2221,8 @@ def _precision(vlm: VLM) -> dict:
     import torch
 
     check = "bfloat16 against float32"
+    if getattr(vlm.model, "hf_quantizer", None) is not None:
+        return check_row(check, "not tried: the weights are quantised", "reported", None)
     if sum(weight.numel() for weight in vlm.model.parameters()) > 1e9 and vlm.device.type == "cpu":
         return check_row(check, "not tried: too large for a CPU", "reported", None)
     own, found = vlm.model, []

@@ -47,6 +47,7 @@ from vlm_counting.models import (
     DTYPES,
     GENERATIONS,
     MODELS,
+    QUANTIZATIONS,
     Wording,
     choose_models,
     find_entry,
@@ -237,6 +238,7 @@ Dataset = TYPES.add("Dataset", Parameter(
 ))  # fmt: skip
 OtherDataset = TYPES.add("OtherDataset", replace(Dataset, folder=False))
 Checkpoint = TYPES.add("Checkpoint", _path("folder", "a folder with weights, as save_pretrained writes it"))
+AdapterFolder = TYPES.add("AdapterFolder", _path("folder", "a folder with a PEFT adapter"))
 HeadFile = TYPES.add("HeadFile", _path("file", "heads/trained.safetensors of a run of `vlm-counting train`"))
 Template = TYPES.add("Template", Parameter(
     "text with {question} in it", right=lambda text: Wording(prompt=text), commas=True
@@ -261,6 +263,7 @@ BatchSize = TYPES.add("BatchSize", _whole(1, "auto", meaning=", or 'auto'"))
 Precision = TYPES.add("Precision", _choice(lambda: DTYPES))
 Attention = TYPES.add("Attention", _choice(lambda: ATTENTION))
 Generation = TYPES.add("Generation", _choice(lambda: GENERATIONS))
+Quantization = TYPES.add("Quantization", _choice(lambda: QUANTIZATIONS) | None)
 Switch = TYPES.add("Switch", Parameter("True or False", bool))
 
 # %% ../nbs/6_running/62_runs.ipynb #9417de82

@@ -38,6 +38,7 @@ from vlm_counting.runs import (
     RUNS,
     TOOLS,
     TYPES,
+    AdapterFolder,
     Address,
     Checkpoint,
     Count,
@@ -46,6 +47,7 @@ from vlm_counting.runs import (
     Model,
     Models,
     Precision,
+    Quantization,
     Switch,
     Text,
     Workers,
@@ -264,10 +266,12 @@ def _doctor(
     checkpoint: Checkpoint = None,  # local folder with the weights; None: shipped, cached or fetched
     device: Device = "auto",  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
     dtype: Precision = "auto",  # 'float32', 'bfloat16', 'float16'; 'auto': as in the model's entry
+    adapter: AdapterFolder = None,  # folder of a PEFT adapter (LoRA), added to the weights
+    quantization: Quantization = None,  # 'bnb-4bit', 'bnb-8bit'; None: the weights as they are
     json: Switch = False,  # print JSON instead of a table
 ) -> int:
     "Load a model, and say what its answers depend on and what is wrong with it."
-    rows = doctor(load_model(model, checkpoint, device, dtype))
+    rows = doctor(load_model(model, checkpoint, device, dtype, adapter=adapter, quantization=quantization))
     print(_as_json(rows) if json else examination(rows))
     return int(any(row["ok"] is False for row in rows))
 
