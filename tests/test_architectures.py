@@ -38,7 +38,7 @@ REFUSED = {  # architecture -> what its sentence says
 HALF = {"aria-bf16", "deepseek_vl_hybrid-bf16"}  # saved in bfloat16: a batch rounds otherwise
 ALONE = {"emu3", "hunyuan_vl"}  # batches answer otherwise in transformers itself
 RIGHT = [name for name in ARCHITECTURES if name not in REFUSED]
-QUICK = {"qwen2_5_vl", "gemma3", "qwen3_5", "mllama", "granite4_vision", "lfm2_vl", "mistral3", "emu3"}
+QUICK = {"qwen2_5_vl", "gemma3", "mllama", "granite4_vision", "lfm2_vl", "emu3"}
 AROUND = {"qwen3_vl": [3], "mllama": [4], "gemma4": [4], "granite4_vision": [4]}  # -> layers that can be patched
 
 

@@ -30,12 +30,21 @@ def samples(request):
     return make(request.param)
 
 
-def test_evaluated_and_kept(samples, tmp_path):
-    vlm = vc.load_model("tiny-clip", device="cpu")
+@pytest.fixture(scope="module")
+def vlm():
+    return vc.load_model("tiny-clip", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def said(vlm) -> list[str]:
+    "What the model says of the images as PIL has them."
+    return [row.text for row in vc.evaluate(vlm, make("PIL"), progress=False).predictions]
+
+
+def test_evaluated_and_kept(samples, vlm, said, tmp_path):
     result = vc.evaluate(vlm, samples, path=tmp_path / "run", progress=False)
     assert set(result.figures()) and (tmp_path / "run" / "browser.html").stat().st_size > 10_000
-    again = vc.evaluate(vlm, make("PIL"), progress=False)
-    assert [row.text for row in again.predictions] == [row.text for row in result.predictions]
+    assert [row.text for row in result.predictions] == said
 
 
 def test_looked_at(samples, tmp_path):

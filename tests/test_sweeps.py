@@ -484,6 +484,18 @@ def test_an_engine_that_does_not_answer_is_refused_with_advice(fake, capsys):
 
 
 @pytest.mark.slow
+def test_what_a_sweep_did_is_done_and_another_limit_is_refused(tmp_path, monkeypatch):
+    "The example of chapter sweeps, a model and two processes with torch."
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path))
+    grid = {"command": "evaluate", "model": "tiny-clip", "limit": 36}
+    (outcome,) = outcomes = sweep(plan_sweep(grid), tell=lambda line: None)
+    assert outcome.status == "done" and "1 cells: 1 done" in describe_outcomes(outcomes)
+    assert "done already" in describe_plan(plan_sweep(grid))
+    with pytest.raises(ValueError, match="parameter 'limit' is 45 now and was 36"):
+        plan_sweep(grid | {"limit": 45})
+
+
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_done(fake):
     (fake / "wait-b").write_text("")
     words = ["verb=fake", "name=a,b,c"]

@@ -301,6 +301,8 @@ def test_heads_are_compared_in_the_same_decoding():
 
 
 TWINS = [name for name in MODELS if name.startswith("tiny-") and MODELS[name].kind == "generative"]
+QUICK = {"tiny-qwen2-vl", "tiny-paligemma2"}  # the others are of the same two kinds
+TWINS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TWINS]
 
 
 @pytest.mark.parametrize("name", TWINS)
