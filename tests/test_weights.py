@@ -1,13 +1,14 @@
 "Guards for `models`: weights of fewer bits, adapters, and hashes that are not made twice."
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from vlm_counting.core import Sample
+from vlm_counting.core import Sample, UnknownName
 from vlm_counting.extraction import extract_states
 from vlm_counting.models import doctor, load_model, squares_image, twins_dir
 from vlm_counting.stimuli import generate
@@ -189,3 +190,50 @@ def test_a_large_file_is_hashed_once_and_again_when_it_was_touched(tmp_path, mon
     (tmp_path / "data" / "hashes.json").write_text("{broken")
     core._HASHES.clear()
     assert models._noted_hash(file) == real(file)
+
+
+# --- any model of open_clip
+
+
+def test_a_model_of_open_clip_by_name_and_tag(samples, tmp_path, monkeypatch):
+    "A ResNet with the activation that its tag says, as open_clip itself builds it."
+    import open_clip
+
+    right, _, transform = open_clip.create_model_and_transforms("RN50", pretrained=None, force_quick_gelu=True)
+    torch.save(right.state_dict(), tmp_path / "RN50.pt")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda about: str(tmp_path / "RN50.pt"))
+    monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path / "data"))
+    with pytest.warns(UserWarning, match="captions such as 'a photo of 3 red stars'"):
+        vlm = load_model("open_clip:RN50@openai", device="cpu")
+    from vlm_counting.core import load_image
+
+    image = load_image(samples[0].image)
+    with torch.inference_mode():
+        expected = right.eval().encode_image(transform(image)[None])
+        found = vlm.encoder.embed_pixels(vlm.encoder.pixels([image]))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert all(answer.count in range(1, 10) for answer in vlm.answer(samples))
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("open_clip:RN5@openai", "No model of open_clip named 'RN5'. Did you mean 'RN50'"),
+        ("open_clip:RN50@opena", "No weights of RN50 named 'opena'. Did you mean 'openai'"),
+        ("open_clip:RN50", "No weights of RN50 named ''. There are: openai"),
+    ],
+)
+def test_a_slip_in_a_name_of_open_clip_is_answered_with_the_nearest(name, said):
+    with pytest.raises(UnknownName, match=re.escape(said)):
+        load_model(name)
+
+
+def test_weights_of_open_clip_that_cannot_be_had(monkeypatch):
+    import open_clip
+
+    def lost(about):
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", lost)
+    with pytest.raises(FileNotFoundError, match=r"cannot be had \(no network\): give a local folder"):
+        load_model("open_clip:RN50@openai")

@@ -33,6 +33,7 @@ from vlm_counting.core import (
     hash_once,
     later,
     load_image,
+    make_folder,
     open_image,
     unknown,
     whole_number,
@@ -156,6 +157,19 @@ MODELS.add("CoCa", ModelSpec(
     citation="Yu et al. 2022, arXiv:2205.01917; weights by LAION",
 ));  # fmt: skip
 
+# %% ../nbs/2_answers/20_models.ipynb #e50798e2
+_LATER = {  # name -> hub id, licence, citation
+    "qwen2.5-vl-7b": ("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0", "Bai et al. 2025, arXiv:2502.13923"),
+    "qwen3-vl-8b": ("Qwen/Qwen3-VL-8B-Instruct", "Apache-2.0", "Qwen team 2025, arXiv:2511.21631"),
+    "internvl3.5-8b": ("OpenGVLab/InternVL3_5-8B-HF", "Apache-2.0", "Wang et al. 2025, arXiv:2508.18265"),
+    "gemma3-12b": ("google/gemma-3-12b-it", "Gemma terms of use", "Gemma team 2025, arXiv:2503.19786"),
+    "smolvlm2-2b": ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "Apache-2.0", "Marafioti et al. 2025, arXiv:2504.05299"),
+    "glm-4.6v-flash": ("zai-org/GLM-4.6V-Flash", "MIT", "GLM-V team 2025, arXiv:2507.01006"),
+    "molmo2-8b": ("allenai/Molmo2-8B", "Apache-2.0", "Allen Institute for AI 2025"),
+}
+for _name, (_repo, _licence, _citation) in _LATER.items():
+    MODELS.add(_name, ModelSpec(repo=_repo, licence=_licence, citation=_citation))
+
 # %% ../nbs/2_answers/20_models.ipynb #0b43b18b
 def twins_dir() -> Path:
     "Where the shipped tiny checkpoints lie."
@@ -188,12 +202,27 @@ def _add_tiny_models() -> None:
 
 _add_tiny_models()
 
+# %% ../nbs/2_answers/20_models.ipynb #1b9dd9e2
+def _open_clip_entry(
+    name: str,  # 'open_clip:ViT-B-32@laion2b_s34b_b79k': name of the model, tag of the weights
+) -> ModelSpec:
+    "The entry of a model of open_clip. `UnknownName` with the nearest name or tag."
+    import open_clip
+
+    model, _, tag = name.removeprefix("open_clip:").partition("@")
+    if model not in open_clip.list_models():
+        raise UnknownName(unknown("model of open_clip", model, open_clip.list_models(), "Say open_clip:NAME@TAG."))
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        raise UnknownName(unknown(f"weights of {model}", tag, tags, f"Say open_clip:{model}@TAG."))
+    return ModelSpec(repo=name, kind="contrastive", library="open_clip", dtype="float32")
+
 # %% ../nbs/2_answers/20_models.ipynb #bd7d4b58
 _CONFIGS = ("config.json", "open_clip_config.json")  # one of them makes a folder a checkpoint
 
 
 def find_entry(
-    name: str,  # a name in `MODELS`, 'hf:org/name', a local checkpoint folder, or 'openai:http://host:port/v1#name'
+    name: str,  # in `MODELS`, a checkpoint folder, 'hf:org/name', 'open_clip:name@tag', 'openai:http://host:port/v1#name'
 ) -> ModelSpec:
     "The entry that a name stands for. `UnknownName` with the nearest valid one."
     if name in MODELS:
@@ -202,19 +231,22 @@ def find_entry(
         return ModelSpec(repo=name[3:], dtype="auto")
     if name.startswith("openai:"):
         return later("served").served_entry(name)
+    if name.startswith("open_clip:"):
+        return _open_clip_entry(name)
     if any((Path(name).expanduser() / config).exists() for config in (*_CONFIGS, "adapter_config.json")):
         return ModelSpec(repo=f"folder:{name}", dtype="auto")
     raise UnknownName(unknown("model", name, MODELS, MODELS.advice))
 
 # %% ../nbs/2_answers/20_models.ipynb #b15de808
 _GROUPS = {
-    "paper": [name for name in MODELS if name not in _TINY],
+    "paper": list(_TINY.values()),
+    "later": list(_LATER),
     "twins": [name for name in MODELS if name in _TINY],
 }
 
 # %% ../nbs/2_answers/20_models.ipynb #bcb49576
 def choose_models(
-    names: str,  # 'twins' (shipped), 'paper' (the real seven), or names joined by commas, each as for `find_entry`
+    names: str,  # 'twins' (shipped), 'paper', 'later', or names joined by commas, each as for `find_entry`
 ) -> list[str]:  # without repetitions
     "The models that a group or a list of names stands for. `UnknownName` with the nearest valid one."
     named = [name.strip() for name in str(names).split(",")]
@@ -255,18 +287,47 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def _fetch(spec: ModelSpec, name: str) -> Path:
-    "The folder of a hub repository. `FileNotFoundError` names the two ways out when it cannot be had."
-    from huggingface_hub import snapshot_download
-
+@contextmanager
+def _fetching(spec: ModelSpec, name: str):
+    "While this lasts, whatever fails is a `FileNotFoundError` that names the two ways out."
     try:
-        return Path(snapshot_download(spec.repo, revision=spec.revision, allow_patterns=[spec.weights, *_FETCHED]))
+        yield
     except Exception as error:
         reason = _first_line(error) or type(error).__name__
         raise FileNotFoundError(
             f"The weights of '{name}' ({spec.repo}) cannot be had ({reason.rstrip('.')}): give a local folder "
             "with checkpoint=..., or use the tiny model that ships with this package, model=tiny-qwen2-vl."
         ) from error
+
+
+def _fetch(spec: ModelSpec, name: str) -> Path:
+    "The folder of a hub repository."
+    from huggingface_hub import snapshot_download
+
+    with _fetching(spec, name):
+        return Path(snapshot_download(spec.repo, revision=spec.revision, allow_patterns=[spec.weights, *_FETCHED]))
+
+# %% ../nbs/2_answers/20_models.ipynb #0574c36f
+def _fetch_open_clip(spec: ModelSpec, name: str) -> Path:
+    "A folder with the weights of a model of open_clip, and how to use them."
+    import json
+
+    import open_clip
+
+    model, _, tag = spec.repo.removeprefix("open_clip:").partition("@")
+    about = open_clip.get_pretrained_cfg(model, tag)
+    with _fetching(spec, name):
+        weights = Path(open_clip.download_pretrained(about))
+    images = {key: about[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in about}
+    gelu = {"quick_gelu": True} if about.get("quick_gelu") else {}
+    config = {"model_cfg": open_clip.get_model_config(model) | gelu, "preprocess_cfg": images}
+    folder = make_folder(data_dir() / "open_clip" / f"{model}@{tag}".replace("/", "-"))
+    suffix = weights.suffix if weights.suffix == ".safetensors" else ".bin"
+    link = folder / f"open_clip_pytorch_model{suffix}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(weights.resolve())
+    write_atomic(folder / "open_clip_config.json", json.dumps(config, indent=1))
+    return folder
 
 # %% ../nbs/2_answers/20_models.ipynb #d674e9f1
 def find_checkpoint(
@@ -277,7 +338,7 @@ def find_checkpoint(
     "The folder that holds the weights. `FileNotFoundError` names the two ways out when they cannot be had."
     where, _, rest = spec.repo.partition(":")
     if checkpoint is None and where not in ("twin", "folder"):
-        return _fetch(spec, name)
+        return (_fetch_open_clip if where == "open_clip" else _fetch)(spec, name)
     folder = checkpoint or (twins_dir() / rest if where == "twin" else rest)
     return _as_checkpoint(Path(folder).expanduser(), name)
 
@@ -2076,12 +2137,16 @@ def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Pat
     return vlm, sorted(missing)
 
 # %% ../nbs/2_answers/20_models.ipynb #5c64bf32
-def _warn_of_defaults(name: str) -> None:
+def _warn_of_defaults(name: str, kind: str) -> None:
     "What is assumed of a model that has no entry."
     if name not in MODELS:
+        assumed = {
+            "generative": "image before text, and its own chat template, precision and pixel budget",
+            "contrastive": "captions such as 'a photo of 3 red stars', and its own image size",
+        }
         warnings.warn(
-            f"'{name}' has no entry in MODELS. Assumed: image before text, and its own chat template, precision "
-            "and pixel budget. Unknown: licence, and how its authors ask it to count.",
+            f"'{name}' has no entry in MODELS. Assumed: {assumed[kind]}. Unknown: licence, and how its authors ask "
+            "it to count.",
             stacklevel=3,
         )
 
@@ -2124,7 +2189,7 @@ def load_model(
     vlm, missing = _assemble(name, spec, folder, how, head and Path(head))
     vlm = vlm.reworded(**told).with_generation(**writes)
     _check_model(vlm, missing)
-    _warn_of_defaults(name)
+    _warn_of_defaults(name, spec.kind)
     return vlm
 
 # %% ../nbs/2_answers/20_models.ipynb #d000460b
