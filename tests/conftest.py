@@ -30,7 +30,8 @@ def pytest_configure(config):
 
 LONG = ("test_notebooks", "test_guides", "test_runs", "test_sweeps", "test_report", "test_diagnosis", "test_probing",
         "test_extraction", "test_generative", "test_stimuli", "test_site", "test_contrastive",
-        "test_training")  # fmt: skip
+        "test_training", "test_architectures", "test_front_door", "test_models", "test_findings",
+        "test_figures")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
