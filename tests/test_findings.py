@@ -374,3 +374,14 @@ def test_intervals_from_cells_cover_under_related_images():
         found = room._cells_effect(*sides)
         inside += found["low"] < 10 < found["high"]
     assert inside > 0.93 * 300
+
+
+def test_one_answer_a_side_decides_nothing_and_ends_no_report():
+    rows = [*world("clustered", flat(0.5)), *world("scattered", flat(0.5))]
+    few = [
+        next(row for row in rows if row.factors["family"] == name and row.target == 3)
+        for name in ("clustered", "scattered")
+    ]
+    assert room._side_effect(few[:1], few[1:]) is None
+    table = findings([_gather("made", few)])
+    assert "stands" not in set(conclusions(table)["verdict"])

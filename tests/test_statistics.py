@@ -33,16 +33,19 @@ from vlm_counting.statistics import (
     confusion,
     contrast,
     equivalence,
+    gain_test,
     holm,
     images_needed,
     interval,
     interval_of,
+    mean_test,
     minimum_effect,
     per_class,
     relatedness,
     score,
     tabulate,
 )  # fmt: skip
+from vlm_counting.statistics import paired as paired_rows
 from vlm_counting.stimuli import FAMILIES, Plan
 
 
@@ -869,3 +872,67 @@ def test_a_contrast_with_nobody_left_on_one_side_is_refused():
 def test_compare_of_a_model_says_what_is_expected():
     with pytest.raises(TypeError, match="expected a list of Prediction"):
         compare(object(), predictions([(1, 1)]))
+
+
+def test_no_difference_of_accuracies_is_larger_than_one():
+    "Student's t is not cut by itself: three answers that all flip were said to differ by 0.37 to 1.63."
+    for n, kept in ((2, 0), (3, 0), (200, 2), (20, 1)):
+        right, wrong = predictions([(3, 3)] * n), predictions([(3, 4)] * (n - kept) + [(3, 3)] * kept)
+        for one, two in ((right, wrong), (wrong, right)):
+            for found in (gain_test(paired_rows(one, two)), contrast(one, two), compare(one, two).iloc[0]):
+                assert -1 <= found["low"] < found["high"] <= 1, (n, kept, dict(found))
+    assert mean_test([0.99, 1.0, 0.8], within=(0, 1))["high"] == 1
+    assert mean_test([10.0, 12.0, 14.0])["high"] <= 14  # of another unit
+
+
+def test_a_side_of_one_answer_or_of_answers_all_alike_proves_nothing():
+    alone = contrast(predictions([(3, 3)]), predictions([(3, 4)]))
+    assert alone["difference"] == -1 and np.isnan([alone["low"], alone["high"], alone["p"]]).all()
+    for n in (2, 3):
+        assert (
+            contrast(predictions([(3, 3)] * n), predictions([(3, 4)] * n))["p"] >= 0.03
+        )  # it was 1e-47: rounding taken for an error
+    alike = contrast(predictions([(3, 4)] * 3), predictions([(3, 4)] * 3))
+    assert alike["difference"] == 0 and alike["p"] == 1 and alike["low"] < 0 < alike["high"]
+
+
+@pytest.mark.parametrize("wrong", [0, 1, -1, 2, float("nan"), float("inf")])
+def test_levels_and_powers_are_shares(wrong):
+    for ask in (
+        lambda: interval([0, 1, 1], level=wrong),
+        lambda: minimum_effect(100, power=wrong),
+        lambda: minimum_effect(100, level=wrong),
+        lambda: images_needed(0.1, power=wrong),
+        lambda: images_needed(0.1, level=wrong),
+    ):
+        with pytest.raises(ValueError, match="expected a share between 0 and 1"):
+            ask()
+
+
+@pytest.mark.parametrize("images", [0, -1, float("nan"), float("inf")])
+def test_images_are_a_number_of_images(images):
+    with pytest.raises(ValueError, match="expected at least one"):
+        minimum_effect(images)
+
+
+@pytest.mark.parametrize("lost", [None, float("nan"), float("-inf"), float("inf")])
+def test_log_probabilities_that_are_none_are_not_calibrated(lost):
+    rows = [replace(row, logprobs=[lost] * 21) for row in predictions([(3, 3)] * 40)]
+    for ask in (calibration, reliability, restricted):
+        with pytest.raises(TooFew, match="40 of 40 predictions have a log-probability that is no number"):
+            ask(rows)
+
+
+@pytest.mark.parametrize("score_of_each", [-1.0, 0.0, 12.0, 800.0])
+def test_scores_are_no_probabilities(score_of_each):
+    rows = [replace(row, logprobs=[score_of_each] * 21) for row in predictions([(3, 3)] * 40)]
+    for ask in (calibration, reliability):
+        with pytest.raises(TooFew, match="expected at most 1"):
+            ask(rows)
+
+
+def test_calibration_of_answers_all_wrong_has_an_interval():
+    rows = [replace(row, logprobs=[-4.0] * 4 + [-0.1] + [-4.6] * 16) for row in predictions([(3, 4)] * 40)]
+    rows = [replace(row, logprobs=[value - 1 for value in row.logprobs]) for row in rows]
+    found = calibration(rows).iloc[0]
+    assert found["accuracy"] == 0 and found["accuracy_low"] == 0 and 0.05 < found["accuracy_high"] < 0.2

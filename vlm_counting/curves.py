@@ -202,6 +202,7 @@ def break_point(
 
 # %% ../nbs/2_answers/28_curves.ipynb #5da8ba6e
 COUNTS = 21  # log-probabilities are for the counts 0..20
+_FULL = 1.01  # probabilities add up to 1; log-probabilities are rounded to four digits
 
 # %% ../nbs/2_answers/28_curves.ipynb #ad0b5ffb
 def chances(
@@ -219,7 +220,14 @@ def chances(
     if large := [row.uid for row in predictions if not 0 <= row.target < COUNTS]:
         raise TooFew(f"{large[0]} has a target outside 0..{COUNTS - 1}, which has no log-probability. Leave it out.")
     odds = np.array([[-np.inf if value is None else value for value in row.logprobs] for row in predictions], float)
-    return softmax(odds.reshape(-1, COUNTS), axis=1)
+    odds = odds.reshape(-1, COUNTS)
+    lost = np.isnan(odds).any(axis=1) | np.isposinf(odds).any(axis=1) | np.isneginf(odds).all(axis=1)
+    if lost.any():
+        raise TooFew(
+            f"{lost.sum()} of {len(odds)} predictions have a log-probability that is no number, or none at all, the "
+            f"first is '{predictions[lost.argmax()].uid}'. Leave these out, or ask again."
+        )
+    return softmax(odds, axis=1)
 
 
 def restricted(
@@ -239,7 +247,13 @@ def _judged(predictions: list[Prediction], by: Sequence[str], rule: str) -> pd.D
     table["_brier"] = ((chance - truth) ** 2).sum(axis=1)
     with np.errstate(divide="ignore"):
         table["_nll"] = -np.log((chance * truth).sum(axis=1))
-    table["_mass"] = [sum(np.exp(value) for value in row.logprobs if value is not None) for row in predictions]
+    with np.errstate(over="ignore"):
+        table["_mass"] = [sum(np.exp(value) for value in row.logprobs if value is not None) for row in predictions]
+    if (table["_mass"] > _FULL).any():
+        raise TooFew(
+            f"The probabilities of the counts add up to {table['_mass'].max():.4g} in one answer, expected at most 1: "
+            "these are scores, not log-probabilities. Take a log-softmax over all that could be said."
+        )
     return table.astype({"_hit": float})
 
 
@@ -401,7 +415,7 @@ def position_contrast(
         design = np.column_stack([there, np.eye(group["_target"].nunique())[_codes(group["_target"])]])
         clusters = [_codes(group[name]) for name in ("_layout", "_entity")]
         contrast, error, freedom = _linear(group["_correct"].to_numpy(), design, np.eye(design.shape[1])[0], clusters)
-        row = {"n": len(group), "share": group["_there"].mean(), "contrast": contrast}
+        row = {"n": len(group), "share": group["_there"].mean(), "contrast": float(np.clip(contrast, -1, 1))}
         rows.append(head | row | _tested(contrast, error, freedom))
     return pd.DataFrame(rows)
 

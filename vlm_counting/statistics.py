@@ -14,7 +14,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 import pandas as pd
 
-from .core import Prediction, Registry, UnknownName, coverage, moved, unknown
+from .core import Prediction, Registry, UnknownName, at_least, coverage, moved, unknown
 
 # %% ../nbs/2_answers/26_statistics.ipynb #4cf552ae
 __getattr__ = moved(
@@ -196,6 +196,13 @@ def _strata_design(
 # %% ../nbs/2_answers/26_statistics.ipynb #38bb3b4c
 INTERVALS = Registry("interval", "An interval is a function of values, clusters, strata and level.")
 
+
+def _check_share(name: str, share: float) -> float:
+    "`ValueError` for what is no share between 0 and 1: 0, 1, NaN."
+    if not 0 < share < 1:
+        raise ValueError(f"Found {name} {share}, expected a share between 0 and 1, both excluded.")
+    return share
+
 # %% ../nbs/2_answers/26_statistics.ipynb #90e7c167
 @INTERVALS.add("symmetric")
 def _symmetric(values: np.ndarray, clusters: list[np.ndarray], strata: np.ndarray, level: float) -> tuple[float, float]:
@@ -279,6 +286,7 @@ def interval(
     level: float = 0.95,  # how often the interval should cover the truth
 ) -> tuple[float, float]:  # low, high; (nan, nan) with method 'none'
     "Interval of a mean. `ValueError` on no values, NaN or labels of another length. Source: Cameron et al. 2011."
+    _check_share("level", level)
     values = np.asarray(values, dtype=float)
     if values.size == 0 or np.isnan(values).any():
         missing = int(np.isnan(values).sum())
@@ -304,7 +312,8 @@ def _classes(target: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:  
 # %% ../nbs/2_answers/26_statistics.ipynb #d4ad4989
 def _ends(group: pd.DataFrame, column: str, method: str, strata: pd.Series | None = None) -> tuple[float, float]:
     "95 % interval of the mean of a column, with layouts and entities as families."
-    return interval(group[column], (group["_layout"], group["_entity"]), strata, method)
+    ends = interval(group[column], (group["_layout"], group["_entity"]), strata, method)
+    return tuple(float(np.clip(end, 0, 1)) for end in ends) if column in ("_correct", "_hit") else ends
 
 
 def _measure(group: pd.DataFrame, single: bool) -> dict[str, float]:
@@ -430,19 +439,31 @@ def paired(
     return table
 
 # %% ../nbs/2_answers/26_statistics.ipynb #e76d1673
-def _tested(estimate: float, error: float, freedom: int, level: float = 0.95) -> dict[str, float]:
+_EXACT = 1e-9  # a smaller error of a share is rounding, and no spread
+
+
+def _tested(
+    estimate: float,
+    error: float,
+    freedom: int,
+    level: float = 0.95,
+    within: tuple[float, float] = (-1.0, 1.0),  # what can be; a difference of accuracies is no larger than 1
+) -> dict[str, float]:  # low, high, p
     "Ends and p-value of Student's test against 0; without any spread, what could go unseen in so many families."
     from scipy.stats import t
 
+    error = 0.0 if error < _EXACT else error
     reach = error * t.ppf((1 + level) / 2, freedom) if error else 1 - (1 - level) ** (1 / (freedom + 1))
     p = 2 * t.sf(abs(estimate) / error, freedom) if error else 1.0 if estimate == 0 else 2 * 0.5 ** (freedom + 1)
-    return {"low": estimate - reach, "high": estimate + reach, "p": float(min(p, 1))}
+    low, high = np.clip([estimate - reach, estimate + reach], *within)
+    return {"low": float(low), "high": float(high), "p": float(min(p, 1))}
 
 # %% ../nbs/2_answers/26_statistics.ipynb #6d8c1e32
 def mean_test(
     values: Sequence[float],  # (n,) differences of accuracies, at least two; no NaN
     clusters: Sequence[Sequence] = (),  # up to two sets of (n,) labels; equal = related; () = each on its own
     level: float = 0.95,  # how often the interval should cover the truth
+    within: tuple[float, float] = (-1.0, 1.0),  # what the mean can be: (0, 1) for accuracies
 ) -> dict[str, float]:  # mean, low, high, p (of no difference), families (of the scarcer set)
     "Student's test of a mean under crossed families. `ValueError` for fewer than two values or families, or NaN."
     values, codes = np.asarray(values, dtype=float), [_codes(labels) for labels in clusters]
@@ -452,7 +473,8 @@ def mean_test(
             "Expected at least two values, none NaN, and at least two families in each set."
         )
     mean, error, freedom = _linear(values, np.ones((len(values), 1)), np.ones(1), codes)
-    return {"mean": mean} | _tested(mean, error, freedom, level) | {"families": freedom + 1}
+    within = min(within[0], values.min()), max(within[1], values.max())  # of another unit: as far as it goes
+    return {"mean": mean} | _tested(mean, error, freedom, level, within) | {"families": freedom + 1}
 
 # %% ../nbs/2_answers/26_statistics.ipynb #45d945d6
 def _related(table: pd.DataFrame) -> list[pd.Series]:
@@ -554,7 +576,7 @@ def contrast(
     found, error, freedom = _linear(table["_correct"].to_numpy(), design, wanted, clusters)
     halves = [table.loc[table["_side"] == side, "_correct"] for side in (0, 1)]
     row = {f"n_{name}": len(half) for name, half in zip(("first", "second"), halves, strict=True)}
-    row |= {"first": halves[0].mean(), "second": halves[1].mean(), "difference": found}
+    row |= {"first": halves[0].mean(), "second": halves[1].mean(), "difference": float(np.clip(found, -1, 1))}
     return row | _tested(found, error, freedom)
 
 # %% ../nbs/2_answers/26_statistics.ipynb #33137225
@@ -637,7 +659,7 @@ def relatedness(
 # %% ../nbs/2_answers/26_statistics.ipynb #4ddc043e
 def _own_share(families: tuple[int | None, int | None], shared: tuple[float, float]) -> tuple[float, float]:
     "The error variance that more images do not take away, and the share of the variance that they do."
-    if min(shared) < 0 or sum(shared) >= 1:
+    if not (min(shared) >= 0 and sum(shared) < 1):
         raise ValueError(f"Found shared variance {shared}, expected two shares from 0 that add up to less than 1.")
     for name, count, share in zip(("layouts", "entities"), families, shared, strict=True):
         if share and not count:
@@ -666,8 +688,7 @@ def _spreads(effect: float, accuracy: float, discordant: float | None) -> tuple[
 def _largest(accuracy: float, discordant: float | None) -> float:
     "The largest difference that could be. `ValueError` for what is no share."
     for name, share in (("accuracy", accuracy), ("discordant", 0.5 if discordant is None else discordant)):
-        if not 0 < share < 1:
-            raise ValueError(f"Found {name} {share}, expected a share between 0 and 1, both excluded.")
+        _check_share(name, share)
     return max(accuracy, 1 - accuracy) if discordant is None else discordant
 
 # %% ../nbs/2_answers/26_statistics.ipynb #7bba1266
@@ -685,8 +706,10 @@ def minimum_effect(
     from scipy.optimize import brentq
     from statsmodels.stats.power import normal_power_het
 
-    if images < 1:
+    if not 1 <= images < np.inf:
         raise ValueError(f"Found {images} images, expected at least one.")
+    _check_share("power", power)
+    _check_share("level", level)
     (fixed, own), largest = _own_share((layouts, entities), shared), _largest(accuracy, discordant)
     worth, strict = 1 / (fixed + own / images), _stricter(level, (layouts, entities))
 
@@ -716,6 +739,8 @@ def images_needed(
     "How many images a comparison needs. `ValueError` where the effect cannot be, or more images do not help."
     from statsmodels.stats.power import normal_sample_size_one_tail
 
+    _check_share("power", power)
+    _check_share("level", level)
     (fixed, own), largest = _own_share((layouts, entities), shared), _largest(accuracy, discordant)
     if not 0 < effect <= largest:
         raise ValueError(f"Found effect {effect}, expected a difference above 0 and at most {largest:.2f}.")
@@ -790,6 +815,7 @@ def interval_of(
     cells: bool | Sequence[bool] = True,  # take the noise of cells off, which both ways have counted? (k,): by figure
 ) -> np.ndarray:  # (3, k): the figures, low ends, high ends
     "Two-way clustered bootstrap of any figures, with room for bias; NaN from one family. True counts stay fixed."
+    draws = at_least("draws", draws)
     strata, ways = _large(_codes(table["_target"])), [_codes(table[name]) for name in ("_layout", "_entity")]
     ways = [codes for codes in ways if codes.max() > 0] or [np.arange(len(table))]
     if len(ways) == 2:

@@ -210,7 +210,7 @@ def _effect(
     test: str,  # in words
 ) -> dict:  # effect, low, high (points), p, n, test
     "One measured effect; shares become points."
-    points = {name: 100 * float(found[key]) for name, key in _POINTS.items()}
+    points = {name: float(np.clip(100 * found[key], -100, 100)) for name, key in _POINTS.items()}
     return points | {"p": found["p"], "n": int(n), "test": test}
 
 # %% ../../nbs/5_paper/54_findings.ipynb #87996bb7
@@ -255,6 +255,8 @@ def _side_effect(
     try:
         found = contrast(first, second, rule="paper", **how)
     except ValueError:
+        return None
+    if np.isnan(found["p"]):  # one answer on each side
         return None
     found["mean"] = found["difference"]
     return _effect(found, found["n_first"] + found["n_second"], "Student, layouts and kinds of objects as families")
@@ -571,7 +573,7 @@ def _less_untrained(material: Material, model: str) -> dict | None:
 def _mean_test(values: Sequence[float], *labels: Sequence) -> dict:
     "`mean_test` with those labels that have more than one level."
     several = [list(one) for one in labels if len({label for label in one if not pd.isna(label)}) > 1]
-    return mean_test(values, several)
+    return mean_test(values, several, within=(0, 1))
 
 # %% ../../nbs/5_paper/54_findings.ipynb #80219fba
 def _lens_layers(

@@ -371,6 +371,6 @@ def group_rows(
     rows, found = entity_rows(cells, experiment), []
     for (model, name), part in rows.groupby(["model", group], sort=False):
         row = {"model": model, "group": name, "n": int(part["n"].sum()), "entities": len(part)}
-        ends = mean_test(part["accuracy"]) if len(part) > 1 else {"low": np.nan, "high": np.nan}
+        ends = mean_test(part["accuracy"], within=(0, 1)) if len(part) > 1 else {"low": np.nan, "high": np.nan}
         found.append(row | {"accuracy": part["accuracy"].mean(), "low": ends["low"], "high": ends["high"]})
     return pd.DataFrame(found, columns=["model", "group", "n", "entities", "accuracy", "low", "high"])
