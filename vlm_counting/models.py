@@ -2122,11 +2122,7 @@ def _say_digits(vlm) -> None:
 def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Path | None) -> tuple[VLM, list[str]]:
     "The model of a checkpoint, maybe with fresh weights or another head; names of weights that are missing."
     model, processor, missing = _LIBRARIES[spec.library](spec, folder, how)
-    if head is not None:
-        _put_head(model, head)
     vlm = _KINDS[spec.kind](name, spec, model, processor, folder)
-    if head is not None:
-        _sign_head(vlm, head)
     if how.double:
         _say_digits(vlm)
     if how.adapter is not None:
@@ -2134,6 +2130,9 @@ def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Pat
         vlm.name, vlm.weights = f"{vlm.name}+adapter", added.hexdigest()
     if how.seed is not None:
         vlm.name, vlm.weights = f"{name}-untrained-{how.seed}", _tensors_hash(model.state_dict())
+    if head is not None:
+        _put_head(model, head)
+        _sign_head(vlm, head)
     return vlm, sorted(missing)
 
 # %% ../nbs/2_answers/20_models.ipynb #5c64bf32
