@@ -329,7 +329,7 @@ def test_few_images_are_stretched_to_a_range():
     half, whole = {"samples": 10, "work": 2.0, "bytes": 150}, {"samples": 20, "work": 3.0, "bytes": 250}
     assert sweeps._stretch([half, whole], 100, 1) == (11, 15, 1050)
     assert sweeps._stretch([half, whole | {"work": 1.0}], 100, 1) == (1, 5, 1050)  # noise: never negative
-    assert sweeps._stretch([half], 40, 1.5) == (2, 16, 600)
+    assert sweeps._stretch([half], 40, 1.5) == (16, 16, 600)  # measured once: nobody knows what of it grows
     assert sweeps._stretch([half, half], 10, 1) == (2, 2, 150)  # the whole set is no larger
 
 
@@ -366,8 +366,8 @@ def test_a_model_that_kills_its_process_is_told(monkeypatch, tmp_path):
     assert "ended by signal 9; is the memory large enough?" in told and told.endswith(
         "Nothing of it could be measured."
     )
-    with pytest.raises(ValueError, match="images is 2, expected at least 4"):
-        measure_costs([], 2)
+    with pytest.raises(ValueError, match="images is 0, expected"):
+        measure_costs([], 0)
 
 
 @pytest.mark.slow
