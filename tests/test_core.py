@@ -1,6 +1,8 @@
 "Guards for the room `core`: files survive full disks and bad places, folders belong to one run at a time."
 
+import csv
 import errno
+import io
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -23,6 +26,7 @@ from vlm_counting.core import (
     Sample,
     claim_folder,
     code_hash,
+    csv_text,
     describe_run,
     file_hash,
     fingerprint,
@@ -472,3 +476,29 @@ def test_a_part_that_was_killed_before_its_record_was_written_is_in_nobody_s_way
     with claim_folder(replace(RECORD), tmp_path):
         pass
     assert RunRecord.load(tmp_path).status == "finished"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", " =", "\n@"])
+def test_no_cell_of_a_csv_is_a_formula(start):
+    text = f"{start}cmd|' /C calc'!A0"
+    numbers = {text: [-1.5, 2.0, 3.0], "n": pd.array([1, None, -3], "Int64")}
+    table = pd.DataFrame({"label": [text, "cats", None]} | numbers)
+    rows = list(csv.reader(io.StringIO(csv_text(table))))
+    assert [row[0] for row in rows[1:]] == [f"'{text}", "cats", ""] and rows[0][1] == f"'{text}"
+    assert [row[1] for row in rows[1:]] == ["-1.5", "2.0", "3.0"] and [row[2] for row in rows[1:]] == ["1", "", "-3"]
+    named = list(csv.reader(io.StringIO(csv_text(table.set_index(["label", "n"]), index=True))))
+    assert named[1][0] == f"'{text}"
+
+
+def test_a_plain_table_is_written_as_pandas_writes_it():
+    table = pd.DataFrame(
+        {"a": ["x", 'y"z'], "b": [0.1, float("nan")], "c": [True, False], "d": pd.Categorical(["u", "v"])}
+    )
+    assert csv_text(table) == table.to_csv(index=False) and csv_text(table.iloc[:0]) == table.iloc[:0].to_csv(
+        index=False
+    )
+    assert csv_text(table, index=True) == table.to_csv()
+
+
+def test_a_carriage_return_begins_no_row():
+    assert csv_text(pd.DataFrame({"label": ["cats\r=cmd"]})) == "label\ncats =cmd\n"

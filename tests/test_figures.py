@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 from functools import cache
 from io import BytesIO
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from vlm_counting import figures
 from vlm_counting.core import Prediction, Sample
+from vlm_counting.statistics import confusion, per_class, score
 
 COLOURS, SHAPES = ("red", "green", "blue", "magenta", "yellow", "cyan"), ("square", "circle", "triangle", "star")
 
@@ -700,7 +702,6 @@ def test_entities_that_are_missing_leave_a_hole():
         (lambda: figures.plot_accuracy_per_count(count_rows().drop(columns="model")), "several rows for target"),
         (lambda: figures.plot_accuracy_per_count(count_rows("abcdefgh")), "8 values of 'model'"),
         (lambda: figures.plot_f1_per_count(count_rows().drop(columns="f1")), "per_class"),
-        (lambda: figures.plot_entities(entity_rows().replace("red", "mauve")), "Unknown colour 'mauve'"),
         (lambda: figures.plot_entity_grid(pd.concat([entity_rows()] * 2)), "several rows for colour"),
         (lambda: figures.plot_confusion(pd.DataFrame()), "empty"),
         (lambda: figures.plot_layers(pd.concat([layer_rows()] * 2)), "several rows for layer"),
@@ -885,3 +886,39 @@ def test_the_epoch_that_is_kept_is_marked():
     marked = [line for line in accuracy.lines if line.get_marker() == "o"]
     assert [line.get_xdata()[0] for line in marked] == [50, 50]
     assert np.allclose(loss.lines[1].get_ydata(), learning_rows().query("head == 'trained'")["valid_nll"])
+
+
+@pytest.mark.parametrize(
+    "own", [{"red": "orange"}, {"red": "mauve", "blue": "café"}, {"star": "heart", "circle": "<b>"}, {"red": "7"}]
+)
+def test_colours_and_shapes_of_one_s_own_are_drawn(own):
+    "They ended `evaluate` in its last cell, after everything was asked."
+    rows = entity_rows().replace(own)
+    grid, markers = figures.plot_entity_grid(rows), figures.plot_entities(rows)
+    assert {str(name) for name in own.values()} <= {
+        label.get_text() for axes in (grid, markers) for label in (*axes.get_xticklabels(), *axes.get_yticklabels())
+    } | {text.get_text() for text in markers.get_legend().get_texts()}
+
+
+@pytest.mark.parametrize("big", [300, 100_000, 10**9, 2**52])
+def test_one_absurd_count_is_drawn_in_no_time(big):
+    "A column for each number up to it was; 100,000 hung `evaluate` after all was asked."
+    rows = [Prediction(f"a/{i}", "m", "4", 4, 4, [1, 2, 3, 4, 5, big][i % 6], None, {}) for i in range(30)]
+    begun, table = time.process_time(), confusion(rows)
+    axes = [
+        figures.plot_confusion(table),
+        figures.plot_answers(table),
+        figures.plot_accuracy_per_count(score(rows, by="target")),
+    ]
+    axes.append(figures.plot_f1_per_count(per_class(rows)))
+    for ax in axes:
+        ax.figure.canvas.draw()
+        assert max(ax.figure.get_size_inches()) < 30
+    assert time.process_time() - begun < 10
+
+
+def test_of_many_true_counts_those_with_room_are_drawn_and_the_others_named():
+    rows = [Prediction(f"a/{i}", "m", "", i, i, i, None, {}) for i in range(1, 601)]
+    ax = figures.plot_confusion(confusion(rows))
+    assert max(ax.figure.get_size_inches()) < 30
+    assert "Not drawn: 560 true counts above 40 (560 questions)" in " ".join(" ".join(texts(ax.figure)).split())

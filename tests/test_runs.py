@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from chromium import open_chromium
 
+from vlm_counting import runs
 from vlm_counting.core import RunRecord, UnknownName
 from vlm_counting.runs import (
     RUNS,
@@ -305,3 +308,28 @@ def test_another_device_is_the_same_run(tmp_path, monkeypatch):
     check_folder("evaluate", check_parameters("evaluate", {"device": "cuda:0"}))
     with pytest.raises(FileExistsError, match="part-2-of-2 belongs to another run: parameter 'limit' is 9 now"):
         check_folder("evaluate", check_parameters("evaluate", {"limit": 9}))
+
+
+HOSTILE = "".join(
+    f"{start}document.documentElement.setAttribute('data-pwned', '1'){end}"
+    for start, end in (
+        ("<script>", "</script>"),
+        ('<img src="x" onerror="', '">'),
+        ('<svg onload="', '"></svg>'),
+        ('<iframe srcdoc="<script>parent.', '</script>"></iframe>'),
+    )
+)
+
+
+def test_nothing_that_an_output_brings_along_runs_in_a_report(tmp_path):
+    "Tables escape names; should one forget to, the page's policy is there."
+    shown = nbformat.v4.new_output("display_data", data={"text/html": HOSTILE + "<b id=there>here</b>"})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[shown])])
+    page = runs._html(nbformat.writes(notebook))
+    assert page.index("Content-Security-Policy") < page.index("<style") and "data-pwned" in page
+    (tmp_path / "report.html").write_text(page)
+    with open_chromium("a report with scripts in it") as driver:
+        driver.get((tmp_path / "report.html").as_uri())
+        driver.implicitly_wait(1)
+        assert driver.find_element("id", "there").text == "here"
+        assert driver.execute_script("return document.documentElement.getAttribute('data-pwned')") is None

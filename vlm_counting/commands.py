@@ -22,6 +22,7 @@ from . import __version__
 from vlm_counting.core import (
     Registry,
     RunRecord,
+    csv_text,
     data_dir,
     later,
     make_folder,
@@ -286,7 +287,7 @@ def _collected(folder: Path, own: Path, plan: list, records: dict) -> Study:
     "All rows of all parts, in the order of the plan; as evidence.csv, too."
     found = _read_study(folder, own)
     table = pandas.DataFrame([asdict(one) | {"fault": one.fault} | found[one] for one in plan if one in found])
-    write_atomic(folder / "evidence.csv", table.to_csv(index=False))
+    write_atomic(folder / "evidence.csv", csv_text(table))
     exams = [{"twin": n, "balanced": each["exam"][0]["accuracy"]} | each["swap"][0] for n, each in records.items()]
     return Study(table, plan, pandas.DataFrame(exams), folder)
 
@@ -372,7 +373,7 @@ def _paper(p: SimpleNamespace, folder: Path, run: RunRecord) -> Grid:
     if outcomes:
         table = pandas.DataFrame([vars(outcome) for outcome in outcomes])
         table.insert(0, "verb", [cell.verb for cell in cells])
-        write_atomic(folder / "outcomes.csv", table.to_csv(index=False))
+        write_atomic(folder / "outcomes.csv", csv_text(table))
     return Grid(cells, outcomes, plan, folder)
 
 # %% ../nbs/6_running/66_commands.ipynb #855de95c
@@ -437,7 +438,7 @@ def _build_bpc(p: SimpleNamespace, folder: Path, run: RunRecord) -> BuiltSet:
     done = BuiltSet(built, samples, _missing_rows(place), audit(samples, counts=range(10)), said, place)
     tables = {"built": built, "labels": done.labels().reset_index(), "audit": done.audited, "missing": done.missing}
     for name, table in tables.items():
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", csv_text(table))
     return done
 
 # %% ../nbs/6_running/66_commands.ipynb #ea966565

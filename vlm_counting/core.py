@@ -212,6 +212,38 @@ def write_atomic(
         ) from error
     return path
 
+# %% ../nbs/1_data/10_core.ipynb #75798168
+_FORMULA = ("=", "+", "-", "@", "\t")
+
+
+def _as_text(value: object) -> object:
+    "A text that a spreadsheet would run, as one that it shows; anything else as it is."
+    if not isinstance(value, str):
+        return value
+    if "\r" in value:  # would begin a row of its own: no quotes are put around it
+        value = value.replace("\r", " ")
+    return f"'{value}" if value.lstrip(" \n").startswith(_FORMULA) else value
+
+
+def csv_text(
+    table: "pandas.DataFrame",  # noqa: F821
+    index: bool = False,  # with the row labels
+) -> str:
+    "A table as CSV that does nothing in a spreadsheet."
+    import pandas as pd
+
+    shown = {}
+    for place in range(table.shape[1]):
+        column = table.iloc[:, place]
+        if not pd.api.types.is_numeric_dtype(column):
+            column = pd.Series([_as_text(value) for value in column], index=table.index, dtype=object)
+        shown[place] = column
+    names = table.columns
+    if any(_as_text(name) is not name for name in names):
+        names = [_as_text(name) for name in names]
+    shown = pd.DataFrame(shown, index=table.index).set_axis(names, axis="columns")
+    return (shown.rename(index=_as_text) if index else shown).to_csv(index=index)
+
 # %% ../nbs/1_data/10_core.ipynb #3c4b6c91
 def _to_record(
     item: Any,  # a dataclass, or a dict

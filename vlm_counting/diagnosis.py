@@ -26,6 +26,7 @@ from vlm_counting.core import (
     Sample,
     UnknownName,
     claim_folder,
+    csv_text,
     fingerprint,
     image_hash,
     later,
@@ -1083,7 +1084,7 @@ def _write(done: Diagnosis, folder: Path) -> None:
     verdict = asdict(done.verdict) | {"paper": done.paper}
     write_atomic(folder / "verdict.json", json.dumps(verdict, indent=1) + "\n")
     for name, table in done.tables().items():
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", csv_text(table))
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #cb0a94e3
 def _choose_samples(alone, groups, limit: int | None, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -32,6 +32,7 @@ from vlm_counting.core import (
     claim_folder,
     code_hash,
     coverage,
+    csv_text,
     later,
     lock_folder,
     progress_bar,
@@ -484,7 +485,7 @@ def tables(self: Evaluation) -> "dict[str, pandas.DataFrame]":  # noqa: F821 # n
 def _write_tables(done: Evaluation, folder: Path) -> None:
     "The tables as CSV, and the table of answers per true count."
     for name, table in done.tables().items():
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", csv_text(table))
     if done.scored:
         write_atomic(folder / "confusion.csv", later("statistics").confusion(done.answers).to_csv())
 
@@ -495,6 +496,12 @@ def _chance(samples: list[Sample]) -> float | None:
     return 1 / offered.pop() if len(offered) == 1 and offered != {0} else None
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #0c90867d
+def _fits_a_grid(done: Evaluation) -> bool:
+    "Are there colours and shapes, and few enough of them for a figure?"
+    kinds = [{row.factors[name] for row in done.samples} for name in ("colour", "shape") if name in done.factors]
+    return len(_entity_columns(done)) == 3 and all(len(names) <= 40 for names in kinds)
+
+
 def _drawn(done: Evaluation) -> dict:
     "Name of a file -> figure. Empty where no true count is known."
     if not done.scored:
@@ -506,7 +513,7 @@ def _drawn(done: Evaluation) -> dict:
         "confusion": draw.plot_confusion(later("statistics").confusion(done.answers)).figure,
         "wrong_answers": draw.wrong_answers(done.samples, done.answers),
     }
-    if len(_entity_columns(done)) == 3:
+    if _fits_a_grid(done):
         found["accuracy_per_entity"] = draw.plot_entity_grid(tables["scores_per_entity"]).figure
     return found
 

@@ -37,6 +37,7 @@ from vlm_counting.core import (
     Sample,
     UnknownName,
     claim_folder,
+    csv_text,
     file_hash,
     fingerprint,
     hash_once,
@@ -1218,7 +1219,7 @@ def figures(self: States) -> "dict[str, matplotlib.figure.Figure]":  # noqa: F82
 # %% ../nbs/3_states/30_extraction.ipynb #969a153c
 def _write_tables(states: States, folder: Path) -> None:
     for name, table in states.tables().items():
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", csv_text(table))
 
 
 def _write_store(states: States, folder: Path) -> None:

@@ -244,9 +244,14 @@ def _percent_axis(ax: Axes, label: str) -> None:
     ax.grid(axis="y")
 
 
+_MOST_COUNTS = 40  # true counts that a figure has room for
+
+
 def _count_axis(ax: Axes, rows: pd.DataFrame) -> None:
-    "A horizontal axis of the true counts that occur."
-    ax.set(xlabel="True number of objects", xticks=sorted(rows["target"].unique()))
+    "A horizontal axis of the true counts that occur; where these are too many to be read, of some."
+    ax.set_xlabel("True number of objects")
+    if len(found := sorted(rows["target"].unique())) <= _MOST_COUNTS:
+        ax.set_xticks(found)
 
 
 def _chance_line(ax: Axes, chance: float | None) -> None:
@@ -299,18 +304,28 @@ def _check_confusion(table: pd.DataFrame) -> None:
         )
 
 # %% ../nbs/5_paper/56_figures.ipynb #95f6f2dc
+def _lowest(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    "The rows that a figure has room for, the lowest true counts, and what it says of the others."
+    _check_confusion(table)
+    kept, left = table.sort_index().iloc[:_MOST_COUNTS], table.sort_index().iloc[_MOST_COUNTS:]
+    if left.empty:
+        return kept, ""
+    asked = int(left.to_numpy(float).sum())
+    return kept, f" Not drawn: {len(left)} true counts above {kept.index.max()} ({asked:,} questions)."
+
+
 def _fold(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:  # (targets, columns to draw), (targets,) row totals
     "Whole-number answers from the lowest to the highest true count; what lies outside is summed on either side."
-    _check_confusion(table)
     counts = table.drop(columns="unparsed")
-    targets, answers = [int(target) for target in table.index], np.array([int(answer) for answer in counts])
+    targets, answers = [int(target) for target in table.index], [int(answer) for answer in counts]
     low, high = min(targets), max(targets)
-    parts = {f"< {low}": answers < low}
-    parts |= {str(answer): answers == answer for answer in range(low, high + 1)}
-    parts |= {f"> {high}": answers > high}
+    shown = range(low, high + 1) if high - low < _MOST_COUNTS else targets  # or the true counts, and the rest in one
+    place = {answer: str(answer) for answer in shown}
+    names = [place.get(one, f"< {low}" if one < low else f"> {high}" if one > high else "between") for one in answers]
+    parts = {name: [name == one for one in names] for name in (f"< {low}", *place.values(), "between", f"> {high}")}
     folded = pd.DataFrame({name: counts.loc[:, which].sum(axis=1) for name, which in parts.items()})
     folded["no number"] = table["unparsed"]
-    empty = [name for name in (f"< {low}", f"> {high}") if not folded[name].any()]
+    empty = [name for name in (f"< {low}", "between", f"> {high}") if not folded[name].any()]
     return folded.drop(columns=empty).set_axis(targets), table.to_numpy(float).sum(axis=1)
 
 # %% ../nbs/5_paper/56_figures.ipynb #8fff5ff0
@@ -385,6 +400,7 @@ def plot_confusion(
     title: str = "Answers per true count",  # in bold, above the caption
 ) -> Axes:
     "Row-normalised confusion matrix in percent; right answers framed, answers without a number set apart."
+    table, left_out = _lowest(table)
     folded, totals = _fold(table)
     ax = ax or new_axes(4.9, 1.5 + 0.42 * len(folded))
     down, across = _heat_map(ax, folded.to_numpy(float) / totals[:, None], gaps=(0, 1), zeros=False)
@@ -395,14 +411,14 @@ def plot_confusion(
         _frame(ax, across[list(folded).index(str(target))], down[row])
         ax.text(across[-1] + 0.7, down[row], f"n = {total:,.0f}", va="center", fontsize=8, color=_FAINT)
     _shade_last(ax, across)
-    _heading(ax, title, f"n = {totals.sum():,.0f} questions. Percent of a row; framed = right.")
+    _heading(ax, title, f"n = {totals.sum():,.0f} questions. Percent of a row; framed = right.{left_out}")
     return ax
 
 # %% ../nbs/5_paper/56_figures.ipynb #83383f0f
 def _near(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # targets, answers, (targets, answers)
     "The answers up to twice the largest count: a '1000' must not flatten the figure."
     counts = table.drop(columns="unparsed")
-    targets, answers = table.index.to_numpy(int), np.array([int(answer) for answer in counts])
+    targets, answers = table.index.to_numpy(float), np.array([float(answer) for answer in counts])
     near = answers <= 2 * targets.max()
     return targets, answers[near], counts.to_numpy(float)[:, near]
 
@@ -430,18 +446,21 @@ def plot_answers(
     title: str = "Answers against the truth",  # in bold, above the caption
 ) -> Axes:
     "Bubbles of the answers given to each true count, with their mean. Not drawn: no number, or above twice the range."
+    table, hidden = _lowest(table)
     (_, totals), (targets, answers, given) = _fold(table), _near(table)
     ax, low, high = ax or new_axes(5.6, 4.2), targets.min(), targets.max()
     ax.plot([0, high + 1], [0, high + 1], color=_FAINT, linewidth=1, linestyle="--", label="right answer")
     _bubbles(ax, targets, answers, given, totals)
     said = answers[given.any(axis=0)]
     bottom, top = said.min(initial=low), said.max(initial=high)
-    ax.set(xlabel="True number of objects", ylabel="Answer", xticks=targets, yticks=range(bottom, top + 1))
+    ax.set(xlabel="True number of objects", ylabel="Answer")
+    if top - bottom < _MOST_COUNTS:
+        ax.set(xticks=targets, yticks=np.arange(bottom, top + 1))
     ax.set(xlim=(low - 0.7, high + 0.7), ylim=(bottom - 0.7, top + 0.7), aspect="equal")
     caption = f"n = {totals.sum():,.0f} questions. Area: share of the true count."
     if left_out := int(totals.sum() - given.sum()):
-        caption += f" Not drawn: {left_out:,} without a number or above {2 * high}."
-    _heading(ax, title, caption)
+        caption += f" Not drawn: {left_out:,} without a number or above {2 * high:.0f}."
+    _heading(ax, title, caption + hidden)
     _legend(ax)
     return ax
 
@@ -643,29 +662,43 @@ _COLOUR_FILLS = {  # as in the images, in the paper's order
 }  # fmt: skip
 
 
+_SPARE_MARKERS = "DvXphd<>8H"  # for shapes of one's own
+
+
+def _fill_of(colour: str) -> str:
+    "A colour as in the images, or as matplotlib knows it; grey for a name that is none."
+    own = colour if matplotlib.colors.is_color_like(colour) else "#9a9a9a"
+    return _COLOUR_FILLS.get(colour, own)
+
+
+def _markers_of(shapes: Iterable[str]) -> dict[str, str]:
+    "A marker for each shape; spare ones, in turn, for those of one's own."
+    own = [shape for shape in shapes if shape not in _SHAPE_MARKERS]
+    return _SHAPE_MARKERS | {shape: _SPARE_MARKERS[i % len(_SPARE_MARKERS)] for i, shape in enumerate(own)}
+
+
 def _by_colour_and_shape(rows: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
-    "The table with `colour` and `shape` in the paper's order. `ValueError` for an unknown one."
+    "The table with `colour` and `shape` in the paper's order, one's own after these."
     check_table(rows, ("colour", "shape", *columns), ("colour", "shape"), "score(predictions, by=('colour', 'shape'))")
     rows = rows.copy()
     for column, known in (("colour", _COLOUR_FILLS), ("shape", _SHAPE_MARKERS)):
-        if strange := sorted(set(rows[column]) - set(known)):
-            raise ValueError(
-                f"Unknown {column} '{strange[0]}'; this figure draws {', '.join(known)}. "
-                f"Leave those rows out, or add the {column} in nbs/5_paper/56_figures.ipynb."
-            )
-        rows[column] = pd.Categorical(rows[column], categories=[name for name in known if name in set(rows[column])])
+        rows[column] = rows[column].astype(str)
+        there = set(rows[column])
+        order = [name for name in known if name in there] + sorted(there - set(known))
+        rows[column] = pd.Categorical(rows[column], categories=order)
     return rows.sort_values(["colour", "shape"])
 
 # %% ../nbs/5_paper/56_figures.ipynb #367de5df
 def _entity_markers(ax: Axes, rows: pd.DataFrame) -> None:
     "One marker per entity, the object itself, with its bar behind; an empty one for the legend."
     shapes = list(rows["shape"].cat.categories)
+    markers = _markers_of(shapes)
     for shape in shapes:
-        group, look = rows[rows["shape"] == shape], {"marker": _SHAPE_MARKERS[shape], "edgecolor": _INK}
+        group, look = rows[rows["shape"] == shape], {"marker": markers[shape], "edgecolor": _INK}
         place = group["colour"].cat.codes + 0.19 * (shapes.index(shape) - (len(shapes) - 1) / 2)
         share = 100 * group[["accuracy", "low", "high"]].to_numpy(float)  # (entities, 3)
         ax.vlines(place, share[:, 1], share[:, 2], color=_FAINT, linewidth=1.1)
-        fills, size = [_COLOUR_FILLS[colour] for colour in group["colour"]], 110 if shape == "star" else 52
+        fills, size = [_fill_of(colour) for colour in group["colour"]], 110 if shape == "star" else 52
         ax.scatter(place, share[:, 0], size, c=fills, linewidth=0.8, zorder=3, **look)
         ax.scatter([], [], size, c="white", label=shape, **look)
 

@@ -33,6 +33,7 @@ from vlm_counting.core import (
     at_least,
     claim_folder,
     code_hash,
+    csv_text,
     later,
     load_image,
     lock_folder,
@@ -1383,7 +1384,7 @@ def _keep(done: Probing, folder: Path) -> dict:
 
 def _write_tables(done: Probing, folder: Path) -> None:
     for name, table in done.tables().items():
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", csv_text(table))
 
 # %% ../nbs/3_states/32_probing.ipynb #cf27b72b
 @patch

@@ -527,10 +527,12 @@ def run(
 # %% ../nbs/6_running/62_runs.ipynb #1254538d
 _SCHEME = "vlm-counting://"
 _WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, drawn by a script from the network
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; base-uri 'none'"
+_SAFE = f'<head><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
 
 
 def _html(notebook: str) -> str:
-    "An executed notebook as one HTML page without code cells that needs nothing from the network."
+    "An executed notebook as one HTML page without code cells: no network, and nothing in it runs."
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -541,7 +543,8 @@ def _html(notebook: str) -> str:
     exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input=True)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.log.setLevel("ERROR")  # it misses alternative texts, which matplotlib does not give
-    return re.sub(r'<script\s+src="">\s*</script>', "", exporter.from_notebook_node(node)[0])
+    page = re.sub(r'<script\s+src="">\s*</script>', "", exporter.from_notebook_node(node)[0])
+    return page.replace("<head>", _SAFE, 1)
 
 # %% ../nbs/6_running/62_runs.ipynb #c78baced
 def _unstarted(cells: list[dict]) -> bool:

@@ -31,6 +31,7 @@ from vlm_counting.core import (
     RunRecord,
     Sample,
     claim_folder,
+    csv_text,
     file_hash,
     image_hash,
     later,
@@ -1343,7 +1344,7 @@ def sentence(self: _HeadResult) -> str:
 def _write_tables(done: _HeadResult, folder: Path) -> None:
     "A CSV file for each table."
     for name, table in done.tables().items():
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(folder / f"{name}.csv", csv_text(table))
 
 
 def _draw(done: _HeadResult, folder: Path | None) -> dict:

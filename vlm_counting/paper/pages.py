@@ -23,6 +23,7 @@ from vlm_counting.core import (
     Prediction,
     Registry,
     RunRecord,
+    csv_text,
     fingerprint,
     lock_folder,
     progress_bar,
@@ -574,7 +575,7 @@ def _write(done: Report) -> None:
     "Put every table and figure into the folder of a report."
     with lock_folder(done.folder):
         for name, table in done.tables().items():
-            write_atomic(done.folder / f"{name}.csv", table.to_csv(index=isinstance(table.index, pd.MultiIndex)))
+            write_atomic(done.folder / f"{name}.csv", csv_text(table, isinstance(table.index, pd.MultiIndex)))
         done.drawn  # noqa: B018 # drawn now, and put there
 
 # %% ../../nbs/5_paper/58_pages.ipynb #35123a71
