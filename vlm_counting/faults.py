@@ -421,6 +421,7 @@ def _bend_attention(vlm, change: Callable, first: int) -> None:
         mask, image = inputs.get("attention_mask"), seen["image"]
         if mask is None or image is None:
             return None
+        image = image.repeat_interleave(len(mask) // len(image), dim=0)  # an answer goes on in several rows
         asking, seeing = mask.shape[-2:]
         later = seeing - image.shape[1]  # words that were written: no image
         image = torch.nn.functional.pad(image, (0, later))

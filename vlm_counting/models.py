@@ -1068,10 +1068,14 @@ _CONTINUED = {  # the cheapest first
 # %% ../nbs/2_answers/20_models.ipynb #a41650ae
 def _following(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (samples, vocabulary) log-probabilities
     "Of the token after each prefix, in the way that this model allows."
+    import torch
+
     try:
         return _CONTINUED[vlm._continued](vlm, inputs, out, prefixes)
-    except RuntimeError as error:  # a sliding window is only full with a long prompt
-        if vlm._continued in ("copy", "again") or "crop" not in str(error):
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a sliding window is only full with a long prompt; a hook of one's own knows its rows
+        if vlm._continued in ("copy", "again"):
             raise
         return _after_copy(vlm, inputs, out, prefixes)
 
