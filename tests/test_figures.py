@@ -922,3 +922,12 @@ def test_of_many_true_counts_those_with_room_are_drawn_and_the_others_named():
     ax = figures.plot_confusion(confusion(rows))
     assert max(ax.figure.get_size_inches()) < 30
     assert "Not drawn: 560 true counts above 40 (560 questions)" in " ".join(" ".join(texts(ax.figure)).split())
+
+
+def test_a_mean_error_of_thousands_is_not_drawn_without_a_word():
+    rows = pd.DataFrame({"measure": "mae", "target": [1, 2], "n": 9, "before": [2.0, 1.0], "gain": [1.0, -4000.0]})
+    said = {}
+    for name, table in (("fine", rows.assign(gain=0.5)), ("absurd", rows)):
+        (ax,) = figures.plot_improvement(table.assign(low=table["gain"] - 1, high=table["gain"] + 1))
+        said[name] = " ".join(" ".join(texts(ax.figure)).split())
+    assert "far out of range" in said["absurd"] and "far out of range" not in said["fine"]

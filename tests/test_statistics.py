@@ -936,3 +936,12 @@ def test_calibration_of_answers_all_wrong_has_an_interval():
     rows = [replace(row, logprobs=[value - 1 for value in row.logprobs]) for row in rows]
     found = calibration(rows).iloc[0]
     assert found["accuracy"] == 0 and found["accuracy_low"] == 0 and 0.05 < found["accuracy_high"] < 0.2
+
+
+@pytest.mark.parametrize("absurd", [101, 99_999, 10**30])
+def test_absurd_answers_are_named_beside_the_mean_that_they_make(absurd):
+    row = score(predictions([(3, 3)] * 5 + [(4, 5)] * 2 + [(9, absurd)] * 2 + [(9, None)])).iloc[0]
+    assert row["out_of_range"] == 2 / 9 and row["median_error"] == 0 and row["mae"] > 20
+    fine = score(predictions([(50, 400), (50, 50), (3, 100)])).iloc[0]
+    assert fine["out_of_range"] == 0  # 400 is a bad count of 50, and still one
+    assert np.isnan(score(predictions([(3, None)])).iloc[0]["out_of_range"])

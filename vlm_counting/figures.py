@@ -1158,6 +1158,9 @@ def _draw_gain(ax: Axes, group: pd.DataFrame, measure: str) -> None:
     ax.set_ylabel(label)
 
 # %% ../nbs/5_paper/56_figures.ipynb #9b46fd41
+_ABSURD = 1000  # a mean error of that many objects is made by answers such as '99999'
+
+
 @FIGURES.add("improvement")
 @style()
 def plot_improvement(
@@ -1175,6 +1178,8 @@ def plot_improvement(
         group = rows[rows["measure"] == measure].sort_values("target")
         _draw_gain(ax, group, measure)
         said = f"{_sizes(group['n'])} questions a count. Grey: the most possible. {_bars(group, bars)}"
+        if measure == "mae" and max(group["before"].max(), (group["before"] - group["gain"]).max()) >= _ABSURD:
+            said += " Errors of thousands are those of a few answers far out of range (out_of_range)."
         _heading(ax, _GAINS[measure][1] or title, said)
     return axes
 

@@ -316,6 +316,15 @@ def _ends(group: pd.DataFrame, column: str, method: str, strata: pd.Series | Non
     return tuple(float(np.clip(end, 0, 1)) for end in ends) if column in ("_correct", "_hit") else ends
 
 
+_FAR = 10  # an answer of more than ten times the largest true count (and more than 100) is out of range
+
+
+def _out_of_range(target: np.ndarray, answer: np.ndarray) -> float:
+    "The share of the numbers that cannot have been counted; NaN without numbers."
+    known = answer[~np.isnan(answer)]
+    return float((known > max(100, _FAR * target.max())).mean()) if known.size else np.nan
+
+
 def _measure(group: pd.DataFrame, single: bool) -> dict[str, float]:
     "The numbers of one group, without the interval."
     target, answer = group["_target"].to_numpy(dtype=float), group["_answer"].to_numpy()
@@ -329,6 +338,8 @@ def _measure(group: pd.DataFrame, single: bool) -> dict[str, float]:
         "within_one": (np.abs(error) <= 1).mean() if error.size else np.nan,
         "unparsed": 1 - error.size / len(group),
         "parsed": error.size,
+        "median_error": np.median(np.abs(some)),
+        "out_of_range": _out_of_range(target, answer),
     }
 
 # %% ../nbs/2_answers/26_statistics.ipynb #8da24dbd
@@ -337,7 +348,7 @@ def score(
     by: Sequence[str] | str = (),  # one row per combination: any of 'target', 'model' and the factors, e.g. 'entity'
     rule: str = "strict",  # or 'paper'
     interval: str = "t",  # a name in `INTERVALS`; 95 %, of the accuracy
-) -> pd.DataFrame:  # by-columns, n, accuracy, low, high, macro_f1, mae, rmse, bias, within_one, unparsed, parsed
+) -> pd.DataFrame:  # by-columns, n, accuracy, low, high, macro_f1, mae, rmse, bias, ..., median_error, out_of_range
     "Score group by group. `ValueError` without predictions, `KeyError` for an unknown factor, rule or interval."
     by, rows = [by] if isinstance(by, str) else list(by), []
     for head, group in _groups(tabulate(predictions, by, rule), by):

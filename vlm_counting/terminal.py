@@ -149,7 +149,8 @@ def _said(folder: Path) -> list[str]:
 
 # %% ../nbs/6_running/68_terminal.ipynb #729b0068
 # columns of a score table that fit a terminal
-_SHOWN = "head among n accuracy first second difference low high p_holm mae bias unparsed coverage".split()
+_SHOWN = """head among n accuracy first second difference low high p_holm mae median_error out_of_range bias unparsed
+            coverage""".split()
 
 
 def _score_tables(folder: Path) -> list[str]:
