@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm_counting.core import Sample
 from vlm_counting.doubles import _facts, doubled, make_double
-from vlm_counting.models import _encode, doctor, load_model, squares_image
+from vlm_counting.models import _cache_bytes, _encode, _fitting_tokens, doctor, load_model, squares_image
 from vlm_counting.sweeps import rehearse
 
 SHARED = Path(__file__).parents[2] / "shared" / "tokenizers"
@@ -148,6 +148,25 @@ def test_the_real_configuration_has_the_size_of_its_name(name, tmp_path):
     expected = {"qwen2-vl-7b": 8.29, "llava-next-interleave-7b": 8.14, "paligemma2-10b": 9.66, "CLIP": 0.428}
     expected |= {"llava-onevision-7b": 8.03, "internvl3-8b": 7.4}
     assert billions == pytest.approx(expected[name], rel=0.04)
+
+
+@pytest.mark.parametrize("name, gigabytes", [*((name, 24) for name in WRITING if name != "paligemma2-10b"),
+                                             ("paligemma2-10b", 32)])  # fmt: skip
+def test_asking_and_training_fit_on_one_card(name, gigabytes, tmp_path):
+    "By shapes: weights in bfloat16, twice the cache of a full batch, what its widest layer holds; a head in training."
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(make_double(name, tmp_path, layers=None, width="real"))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype="bfloat16")
+    card, text = gigabytes * 1e9, config.get_text_config()
+    weights = sum(weight.numel() * weight.itemsize for weight in model.parameters())
+    tokens = _fitting_tokens(card, weights, _cache_bytes(model))
+    widest = 3 * tokens * text.intermediate_size * 2
+    asking = weights + 2 * tokens * _cache_bytes(model) + widest
+    head = 4 * model.get_output_embeddings().weight.numel() * 4  # the model itself is let go
+    assert asking < card and head < card
+    assert tokens >= 4 * TOKENS[name]  # and still several images at once
 
 
 @pytest.mark.parametrize(
