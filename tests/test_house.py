@@ -286,7 +286,10 @@ def test_verb_is_a_short_notebook_with_parameters(notebook):
     assert len(tagged) == 1, f"{notebook.name} has {len(tagged)} cells tagged 'parameters', expected one"
     assert len(code) <= 10, f"{notebook.name} has {len(code)} code cells, expected at most 10"
     for cell in code:
-        assert len(code_lines(cell)) <= 25, f"{notebook.name}: a cell of {len(code_lines(cell))} lines, at most 25"
+        most = 30 if cell in tagged else 25  # of parameters, each on its line
+        assert len(code_lines(cell)) <= most, (
+            f"{notebook.name}: a cell of {len(code_lines(cell))} lines, at most {most}"
+        )
         assert not is_exported(cell) and "default_exp" not in cell["source"], f"{notebook.name} exports: verbs do not"
 
 

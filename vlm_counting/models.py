@@ -559,12 +559,27 @@ def _fresh(kind, folder: Path, how: _Loading, kernel: dict):
     return model
 
 # %% ../nbs/2_answers/20_models.ipynb #4d052962
+@contextmanager
+def _without_warnings():
+    "While this lasts, the log keeps to errors."
+    import logging
+
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _fresh_open_clip(name: str, **options) -> tuple:
     "A model of open_clip as its configuration draws it, and the transform of its images."
     import open_clip
     import torch
 
-    model, transform, _ = open_clip.create_model_and_transforms(name, load_weights=False, **options)
+    with _without_warnings():  # that it has no weights
+        model, transform, _ = open_clip.create_model_and_transforms(name, load_weights=False, **options)
     forgotten = getattr(getattr(model, "text_decoder", None), "text_projection", None)
     if forgotten is not None:
         torch.nn.init.normal_(forgotten, std=len(forgotten) ** -0.5)
@@ -1021,6 +1036,23 @@ def _say_first(vlm, inputs: dict, prefix: tuple[int, ...]):  # torch tensor (sam
     return out.logits[steps].float().log_softmax(-1)
 
 # %% ../nbs/2_answers/20_models.ipynb #0dd408ab
+@contextmanager
+def _rows_repeated(model, rows: int):
+    "While this lasts, what a model notes of each row of a batch (Qwen2-VL: how far its positions are off) is repeated."
+    import torch
+
+    parts = model, getattr(model, "model", None)
+    owners = [part for part in parts if torch.is_tensor(getattr(part, "rope_deltas", None))]
+    before = [part.rope_deltas for part in owners]
+    for part in owners:
+        part.rope_deltas = part.rope_deltas.repeat_interleave(rows, dim=0)
+    try:
+        yield
+    finally:
+        for part, deltas in zip(owners, before, strict=True):
+            part.rope_deltas = deltas
+
+
 def _after_once(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (samples, vocabulary)
     "From one step over all prefixes, a row each, behind the cache of the answer. `ValueError` if some are longer."
     import torch
@@ -1035,10 +1067,11 @@ def _after_once(vlm, inputs: dict, out, prefixes: list) -> dict:  # prefix -> (s
     longer = {"input_ids": torch.cat([several["input_ids"], tokens], dim=1)}
     mask = several["attention_mask"]
     longer["attention_mask"] = torch.cat([mask, mask[:, -1:]], dim=1)
-    found = _generate(vlm, longer | cache, 1).logits[0].float().log_softmax(-1)
+    with _rows_repeated(vlm.model, rows):
+        found = _generate(vlm, longer | cache, 1).logits[0].float().log_softmax(-1)
     return {prefix: found[row::rows] for row, prefix in enumerate(prefixes)}
 
-
+# %% ../nbs/2_answers/20_models.ipynb #43e764d9
 def _after_crop(vlm, inputs: dict, out, prefixes: list) -> dict:
     "From the cache of the answer, cut back to the prompt before each prefix."
     length = inputs["input_ids"].shape[1]
@@ -1987,7 +2020,7 @@ def _agrees(vlm: VLM, way: str, inputs: dict, right: dict) -> bool:
         return False
     return all(apart(right[prefix], found[prefix]) <= most for prefix in right)
 
-
+# %% ../nbs/2_answers/20_models.ipynb #ed35080e
 def _last_logprobs(vlm: VLM, questions: list[str], images: list):
     "(questions, vocabulary) log-probabilities of the next token, in float32, on the CPU."
     import torch
