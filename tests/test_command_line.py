@@ -229,7 +229,7 @@ def test_a_wrong_word_is_answered_with_the_nearest(words, complaint, results, ca
 )
 def test_the_doctor_hears_the_old_words_and_the_new_ones(words, tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(terminal, "load_model", lambda *what: asked.append(what))
+    monkeypatch.setattr(terminal, "load_model", lambda *what, **more: asked.append(what))
     monkeypatch.setattr(terminal, "doctor", lambda vlm: [{"check": "head", "ok": False, "value": 1, "expected": 2}])
     assert main([word.replace("FOLDER", str(tmp_path)) for word in words]) == 1
     assert asked == [("tiny-clip", str(tmp_path), "auto", "auto")]
