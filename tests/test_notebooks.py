@@ -11,7 +11,16 @@ from notebook_cells import named, run_notebook
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = docs.chapters(ROOT)
 # 20 s and more: run with -m slow
-LONG = {"32_probing", "34_training", "42_diagnosis", "56_figures", "58_pages", "70_world", "74_contrastive"}
+LONG = {
+    "21_doubles",
+    "32_probing",
+    "34_training",
+    "42_diagnosis",
+    "56_figures",
+    "58_pages",
+    "70_world",
+    "74_contrastive",
+}
 
 
 def marked(notebook: Path) -> object:

@@ -195,6 +195,7 @@ def test_a_large_file_is_hashed_once_and_again_when_it_was_touched(tmp_path, mon
 # --- any model of open_clip
 
 
+@pytest.mark.slow
 def test_a_model_of_open_clip_by_name_and_tag(samples, tmp_path, monkeypatch):
     "A ResNet with the activation that its tag says, as open_clip itself builds it."
     import open_clip
