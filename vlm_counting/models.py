@@ -1408,7 +1408,8 @@ def _token_budget(model, device) -> int:
     if device.type != "cuda":
         return 2048
     weights = sum(weight.numel() * weight.itemsize for weight in model.parameters())
-    memory = torch.cuda.get_device_properties(device).total_memory
+    cards = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}  # maybe several
+    memory = sum(torch.cuda.get_device_properties(card).total_memory for card in cards)
     try:
         return _fitting_tokens(memory, weights, _cache_bytes(model))
     except (AttributeError, TypeError, ZeroDivisionError):  # a decoder that keeps something else
