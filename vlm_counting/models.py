@@ -219,6 +219,7 @@ def _open_clip_entry(
 
 # %% ../nbs/2_answers/20_models.ipynb #bd7d4b58
 _CONFIGS = ("config.json", "open_clip_config.json")  # one of them makes a folder a checkpoint
+_ADAPTER = "adapter_config.json"  # in every folder that PEFT wrote
 
 
 def find_entry(
@@ -233,7 +234,7 @@ def find_entry(
         return later("served").served_entry(name)
     if name.startswith("open_clip:"):
         return _open_clip_entry(name)
-    if any((Path(name).expanduser() / config).exists() for config in (*_CONFIGS, "adapter_config.json")):
+    if any((Path(name).expanduser() / config).exists() for config in (*_CONFIGS, _ADAPTER)):
         return ModelSpec(repo=f"folder:{name}", dtype="auto")
     raise UnknownName(unknown("model", name, MODELS, MODELS.advice))
 
@@ -258,9 +259,6 @@ def choose_models(
     return list(dict.fromkeys(chosen))
 
 # %% ../nbs/2_answers/20_models.ipynb #89e23715
-_ADAPTER = "adapter_config.json"  # in every folder that PEFT wrote
-
-
 def _as_checkpoint(
     folder: Path,
     name: str,  # of the model, for the message

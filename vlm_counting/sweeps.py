@@ -783,11 +783,10 @@ def rehearse(
     "What the paper's experiments will cost with a model whose weights are not there yet, measured here and now."
     wanted = [command.strip() for command in commands.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        double = make_double(name, Path(folder) / "double", layers, width)
+        how["checkpoint"] = str(make_double(name, Path(folder) / "double", layers, width))
         grids = [grid for grid in paper_grids(name, "full") if grid["verb"] in wanted]
-        known = [{key: how[key] for key in how if key in _declared(grid["verb"])} for grid in grids]
-        lying = [{"checkpoint": str(double)} if "checkpoint" in _declared(grid["verb"]) else {} for grid in grids]
-        cells = plan_sweep(*(grid | more | where for grid, more, where in zip(grids, known, lying, strict=True)))
+        told = lambda verb: {key: value for key, value in how.items() if key in _declared(verb)}  # noqa: E731
+        cells = plan_sweep(*(grid | told(grid["verb"]) for grid in grids))
         return measure_costs(cells, images, progress=False)
 
 # %% ../nbs/6_running/64_sweeps.ipynb #3af6c707
