@@ -31,6 +31,7 @@ from vlm_counting.core import (
     file_hash,
     fingerprint,
     load_image,
+    lock_folder,
     read_jsonl,
     stratify,
     write_atomic,
@@ -230,7 +231,7 @@ def test_a_journal_cut_anywhere_ends_in_the_same_bytes(tmp_path):
 
 def test_a_journal_of_other_work_is_refused_and_stays_as_it_is(tmp_path):
     path, root = tmp_path / "squares.jsonl", itemgetter("root")
-    Journal(path, root).append(squares(1, 2, 3, 2))
+    Journal(path, root).append([*squares(1, 2, 3), {"root": 2, "square": 5}])
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match="squares.jsonl, line 4 is there twice"):
         Journal(path, root, strange=lambda row, done: "is there twice" if row["root"] in done else "")
@@ -245,6 +246,81 @@ def test_a_journal_of_other_work_is_refused_and_stays_as_it_is(tmp_path):
     assert kept.left([(1,), (3,)], list) == [(3,)] and kept.finish([1, 2]) == squares(1, 2)
     kept.append([])
     assert not (tmp_path / "None").exists()
+
+
+@pytest.mark.parametrize("again", [(1,), (1, 2, 3), (3, 1)])
+def test_what_two_processes_did_at_once_counts_once(tmp_path, again):
+    "On a file system where locks do nothing both append their rows."
+    path, root = tmp_path / "squares.jsonl", itemgetter("root")
+    Journal(path, root).append([*squares(1, 2), *squares(*again), *squares(3)])
+
+    def strange(row: dict, done: dict) -> str:
+        return "is there twice" if row["root"] in done else ""
+
+    assert Journal(path, root, strange=strange).finish([1, 2, 3]) == squares(1, 2, 3)
+    assert read_jsonl(path) == squares(1, 2, 3)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}\n\n{"b": 2}\n', '\n{"a": 1}\n  \n{"b": 2}\n\n', '{"a": 1}\r\n{"b": 2}\r\n'])
+def test_a_blank_line_says_nothing(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_bytes(text.encode())
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize("line", ["[" * 10**5, '{"a": ' * 10**5, '{"a": [' * 60 + "]}" * 60, '{"a": 1, "a": 2}', "5x"])
+@pytest.mark.parametrize("cls", [None, Sample, RunRecord])
+def test_json_that_nobody_can_use_is_an_error_of_its_line(tmp_path, line, cls):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 1: "):
+        read_jsonl(path, cls)
+    (tmp_path / "run.json").write_text(line)
+    with pytest.raises(ValueError, match="run.json is not a run record"):
+        RunRecord.load(tmp_path)
+
+
+BROKEN_RECORDS = {
+    "empty": "", "a number": "5", "null": "null", "a list": "[]",
+    "no parameters": '{"verb": "evaluate", "parameters": null}',
+    "sessions": '{"verb": "evaluate", "parameters": {}, "sessions": null}',
+    "samples": '{"verb": "evaluate", "parameters": {}, "samples": "9"}',
+    "text": '{"verb": 5, "parameters": {}}', "truth": '{"verb": "evaluate", "parameters": {}, "samples": true}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN_RECORDS.values(), ids=BROKEN_RECORDS)
+def test_a_record_of_other_types_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json is not a run record"):
+        RunRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "pipe behind a link"])
+def test_a_pipe_or_a_device_is_no_file(tmp_path, kind):
+    "It would be waited for, or read, without end."
+    path = tmp_path / "a"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe") if "link" in kind else os.rename(tmp_path / "pipe", path)
+    for read in (read_jsonl, file_hash, lambda path: Journal(path, itemgetter("uid"))):
+        with pytest.raises(ValueError, match="is a pipe or a device"):
+            read(path)
+    (tmp_path / "run.json").symlink_to(path)
+    with pytest.raises(ValueError, match="is a pipe or a device"):
+        RunRecord.load(tmp_path)
+
+
+def test_half_files_of_killed_processes_are_taken_away(tmp_path):
+    "And those of living ones are not: they may be about to be renamed."
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for number in (dead.pid, os.getpid()):
+        (tmp_path / f".scores.csv.{number}.tmp").write_text("half")
+    with lock_folder(tmp_path):
+        left = [path.name for path in tmp_path.glob(".*.tmp")]
+    assert left == [f".scores.csv.{os.getpid()}.tmp"]
 
 
 def test_a_last_line_that_only_lacks_its_newline_is_whole(tmp_path):

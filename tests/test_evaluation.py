@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import answers
@@ -17,7 +18,7 @@ from forking import FORK_EACH_LINE
 from PIL import Image
 
 from vlm_counting.core import Answer, Sample
-from vlm_counting.evaluation import PARSERS, evaluate, load_predictions, parse_count
+from vlm_counting.evaluation import PARSERS, evaluate, load_predictions, parse_count, predict
 
 PAPER = {  # spec of the released system, section 3
     **dict.fromkeys(["someone", "phone", "stone", "money", "alone", "another one"], 1),
@@ -353,3 +354,123 @@ def test_a_parser_that_counts_what_it_reads_goes_on_in_its_folder(tmp_path, monk
     PARSERS.add("counting", mine := Mine())
     done = [evaluate(Echo(), few(), tmp_path, parser="counting", progress=False) for _ in range(2)]
     assert mine.seen and done[0].predictions == done[1].predictions
+
+
+def shades(count: int, **more: object) -> list[Sample]:
+    "Questions about images of different shades."
+    made = [Image.new("RGB", (8, 8), (7 * number, 0, 0)) for number in range(count)]
+    return [Sample(f"s/{number}", image, "How many?", number, **more) for number, image in enumerate(made)]
+
+
+class Shade:
+    "Says the number of the shade that it sees; counts what it is asked."
+
+    name = "shade"
+
+    def __init__(self):
+        self.asked = 0
+
+    def answer(self, samples: list[Sample], max_new_tokens: int = 5) -> list[Answer]:
+        self.asked += len(samples)
+        return [Answer(str(sample.image.getpixel((0, 0))[0] // 7), [-0.5] * 21) for sample in samples]
+
+
+EDITS = {
+    "count": {"count": 7}, "other count": {"count_paper": 7}, "counts": {"count": 0, "count_paper": 0},
+    "text": {"text": "9"}, "half": {"count": 3.5}, "truth": {"count": True}, "text for a count": {"count": "3"},
+    "number for a text": {"text": 5}, "no text": {"text": None}, "target": {"target": 9},
+    "half target": {"target": 1.5}, "text for a target": {"target": "1"}, "no target": {"target": None},
+    "factors": {"factors": {"entity": "dogs"}}, "no factors": {"factors": None},
+    "nan": {"logprobs": [float("nan")] * 21}, "infinite": {"logprobs": [float("-inf")] * 21},
+    "positive": {"logprobs": [1.0] * 21}, "words": {"logprobs": ["-1"] * 21}, "truths": {"logprobs": [False] * 21},
+    "few": {"logprobs": [-1.0]}, "no list": {"logprobs": 3}, "asked": {"asked": "0123456789abcdef"},
+    "other parsers": {"counts": {"mine": "3"}}, "no dict": {"counts": [3]}, "model": {"model": "another"},
+    "uid": {"uid": "s/99"}, "no uid": {"uid": 5}, "field": {"foo": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["finished", "unfinished"])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edited_answer_is_named_with_its_file_and_line(edit, whole, tmp_path):
+    samples, path = shades(6), tmp_path / "predictions.jsonl"
+    rows = [json.loads(json.dumps(vars(row))) for row in predict(Shade(), samples, path, progress=False)]
+    kept = rows if whole else rows[:4]
+    kept[2] = kept[2] | edit
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    before = path.read_bytes()
+    with pytest.raises((ValueError, FileExistsError), match=r"predictions.jsonl(, line 3| has answers)"):
+        predict(Shade(), samples, path, progress=False)
+    assert path.read_bytes() == before
+    part = tmp_path / "joined" / "part-1-of-1" / "predictions.jsonl"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(before)
+    with pytest.raises((ValueError, FileExistsError), match="predictions.jsonl"):
+        predict(Shade(), samples, tmp_path / "joined" / "predictions.jsonl", progress=False)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"uid": "s/2", "uid": "s/3"}', "[" * 10**5, "5", "null", "[1]", "{}", '{"uid": "s/2"']
+)
+def test_a_line_that_is_no_answer_is_named(line, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    predict(Shade(), shades(6), path, progress=False)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[3:], ""]))
+    for read in (load_predictions, lambda path: predict(Shade(), shades(6), path, progress=False)):
+        with pytest.raises(ValueError, match="predictions.jsonl, line 3"):
+            read(path)
+
+
+def other_samples() -> dict[str, list[Sample]]:
+    "The same uids, and something else."
+    same, red = shades(6), Image.new("RGB", (8, 8), "red")
+    return {
+        "images": [replace(sample, image=red) for sample in same],
+        "one image": [replace(sample, image=red) if sample.uid == "s/4" else sample for sample in same],
+        "questions": [replace(sample, question="How many dogs?") for sample in same],
+        "true counts": [replace(sample, target=9) for sample in same],
+        "factors": shades(6, factors={"entity": "dogs"}),
+        "no true counts": [replace(sample, target=None) for sample in same],
+    }
+
+
+@pytest.mark.parametrize("what", other_samples())
+def test_answers_about_something_else_are_not_taken_over(what, tmp_path):
+    "Two sets may share uids: 'balanced' with seed 0 and with seed 1 do."
+    path = tmp_path / "predictions.jsonl"
+    predict(Shade(), shades(6), path, progress=False)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="predictions.jsonl, line "):
+        predict(Shade(), other_samples()[what], path, progress=False)
+    assert path.read_bytes() == before
+
+
+def test_a_deleted_line_is_asked_again_and_an_old_file_is_read(tmp_path):
+    path, vlm = tmp_path / "predictions.jsonl", Shade()
+    whole = predict(vlm, shades(6), path, 1, progress=False)
+    before = path.read_bytes()
+    lines = before.splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert predict(vlm, shades(6), path, 1, progress=False) == whole and path.read_bytes() == before and vlm.asked == 7
+    rows = [json.loads(line) for line in lines]
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "asked"}) + "\n" for row in rows))
+    assert [row.count for row in predict(vlm, shades(6), path, 1, progress=False)] == [row.count for row in whole]
+    assert vlm.asked == 7
+
+
+def test_identical_answers_of_two_writers_count_once(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    whole = predict(Shade(), shades(6), path, progress=False)
+    before = path.read_bytes()
+    path.write_bytes(before + before)
+    assert predict(Shade(), shades(6), path, progress=False) == whole and path.read_bytes() == before
+
+
+def test_a_chosen_count_need_not_be_in_the_words(tmp_path):
+    class Chooser(Shade):
+        def answer(self, samples: list[Sample], max_new_tokens: int = 5) -> list[Answer]:
+            return [Answer("as few as possible", None, 3) for _ in samples]
+
+    path = tmp_path / "predictions.jsonl"
+    whole = predict(Chooser(), shades(3), path, progress=False)
+    assert predict(Chooser(), shades(3), path, progress=False) == whole and whole[0].count == 3

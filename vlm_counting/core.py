@@ -15,6 +15,7 @@ import os
 import pickle
 import platform
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -33,8 +34,8 @@ from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from textwrap import dedent
-from types import CellType, CodeType, FunctionType, MethodType
-from typing import Any
+from types import CellType, CodeType, FunctionType, MethodType, NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fastcore.basics import patch
 
@@ -170,6 +171,7 @@ class Prediction:
     logprobs: list | None = None  # see `Answer`
     factors: dict = field(default_factory=dict)  # of the `Sample`
     counts: dict = field(default_factory=dict, metadata={"sparse": True})  # parser -> count, of parsers of one's own
+    asked: str = field(default="", metadata={"sparse": True})  # 16 hex digits of question and image; "": not noted
 
 # %% ../nbs/1_data/10_core.ipynb #c7971be7
 def make_folder(folder: Path) -> Path:
@@ -255,16 +257,54 @@ def _to_record(
             del record[each.name]
     return {key: value.as_posix() if isinstance(value, Path) else value for key, value in record.items()}
 
+# %% ../nbs/1_data/10_core.ipynb #b2d9ead2
+def check_file(
+    path: Path,
+) -> Path:
+    "`FileNotFoundError`; `ValueError` for a pipe or a device, of which nobody knows the end."
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path} is a pipe or a device, expected a plain file")
+    return path
+
 # %% ../nbs/1_data/10_core.ipynb #6d4c0512
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    NoneType: "null",
+}
+
+
+@lru_cache
+def _types_of(cls: type) -> dict[str, Any]:  # field -> its type
+    return {name: kind for name, kind in get_type_hints(cls).items() if name in {each.name for each in fields(cls)}}
+
+
+def _check_field(cls: type, name: str, value: Any, expected: Any) -> None:
+    "`ValueError` for a value of another type than a dataclass says."
+    kinds = [get_origin(kind) or kind for kind in (get_args(expected) or (expected,))]
+    if Any in kinds or type(value) in kinds:  # `True` is no whole number
+        return
+    said = ", or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
+    raise ValueError(f"{cls.__name__} has {str(value)[:60]!r} for '{name}', expected {said}.")
+
+
 def from_record(
     cls: type,  # a dataclass
     record: dict,  # field -> value
 ) -> Any:  # an instance of `cls`
-    "The dataclass `cls` from a dict. `ValueError` names a missing or an unknown field."
-    known = {f.name for f in fields(cls)}
-    extra = sorted(set(record) - known)
+    "The dataclass `cls` from a dict. `ValueError` names a field that is missing, unknown, or of another type."
+    if not isinstance(record, dict):
+        raise ValueError(f"Found {str(record)[:60]!r}, expected an object with the fields of a {cls.__name__}.")
+    known = _types_of(cls)
+    extra = sorted(record.keys() - known)
     if extra:
         raise ValueError(f"{cls.__name__} has no field '{extra[0]}'. It has: {', '.join(sorted(known))}.")
+    for name, value in record.items():
+        _check_field(cls, name, value, known[name])
     try:
         return cls(**record)
     except TypeError as error:
@@ -300,6 +340,40 @@ def _append(path: Path, data: bytes) -> None:
                 "Finished batches are kept; free some space and start the run again.",
             ) from error
 
+# %% ../nbs/1_data/10_core.ipynb #17839eb5
+_DEEPEST = 40  # brackets within brackets
+
+
+def _once(pairs: list[tuple]) -> dict:
+    "An object of JSON in which no key occurs twice."
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object.")
+    return found
+
+
+def too_deep(value: Any, left: int = _DEEPEST) -> bool:
+    "Are there more lists and dicts within each other than anybody needs?"
+    if not isinstance(value, dict | list | tuple):
+        return False
+    return left == 0 or any(too_deep(each, left - 1) for each in (value.values() if isinstance(value, dict) else value))
+
+
+def parse_json(
+    text: str | bytes,  # one value of JSON
+) -> Any:
+    "What it stands for. `ValueError`: it is no JSON, holds a key twice in one object, or is nested too deeply."
+    try:
+        found = json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        found = None
+    else:
+        if not too_deep(found):
+            return found
+    raise ValueError(f"it is nested more than {_DEEPEST} levels deep.")
+
 # %% ../nbs/1_data/10_core.ipynb #c10704d6
 def _whole_bytes(data: bytes, path: Path) -> bytes:
     "The data up to its last whole line; a last line that only lacks its newline is whole."
@@ -307,7 +381,7 @@ def _whole_bytes(data: bytes, path: Path) -> bytes:
     if end == len(data):
         return data
     try:
-        json.loads(data[end:])
+        parse_json(data[end:])
         return data + b"\n"
     except ValueError:
         warnings.warn(f"{path}: dropped a torn last line ({len(data) - end} bytes without an end).", stacklevel=3)
@@ -340,24 +414,29 @@ def write_jsonl(
     return path
 
 # %% ../nbs/1_data/10_core.ipynb #911851da
+def _numbered(path: Path, cls: type | None, repair: bool) -> Iterator[tuple[int, Any]]:
+    "Line numbers, from 1, and what stands there; a blank line is none."
+    found = check_file(path).read_bytes()
+    data = _whole_bytes(found, path)
+    if repair and data != found:
+        write_atomic(path, data)
+    for number, line in enumerate(data.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+            yield number, from_record(cls, row) if cls else row
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error} Expected one JSON object a line.") from error
+
+
 def read_jsonl(
     path: Path,
     cls: type | None = None,  # e.g. `Prediction`; None: plain dicts
     repair: bool = False,  # cut a torn last line off the file as well
 ) -> list:
     "Read JSON lines; a torn last line is dropped with a warning. `ValueError` names file and line of any other damage."
-    path, rows = Path(path), []
-    found = path.read_bytes()
-    data = _whole_bytes(found, path)
-    if repair and data != found:
-        write_atomic(path, data)
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows.append(from_record(cls, row) if cls else row)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error} Expected one JSON object a line.") from error
-    return rows
+    return [row for _, row in _numbered(Path(path), cls, repair)]
 
 # %% ../nbs/1_data/10_core.ipynb #0c19e162
 class Journal:
@@ -372,17 +451,27 @@ class Journal:
         repair: bool = True,  # cut a torn last line off the file; False: another process may be writing it
     ):
         self.path, self.key, self.done = path and Path(path), key, {}  # done: key -> row, in the order of the file
-        rows = read_jsonl(self.path, cls, repair) if self.path and self.path.exists() else []
-        for line, row in enumerate(rows, start=1):
+        self.lines = 0  # in the file; more than rows, if some stand there twice
+        for line, row in _numbered(self.path, cls, repair) if self.path and self.path.exists() else ():
+            self.lines = line
+            if self._is_double(row):
+                continue
             if why := strange(row, self.done):
                 raise FileExistsError(f"{self.path}, line {line} {why}")
             self.done[key(row)] = row
+
+    def _is_double(self, row: Any) -> bool:
+        "Does the very same row stand there already? Two processes may have done the same work at once."
+        with suppress(KeyError, TypeError):
+            return self.done.get(self.key(row), ...) == row
+        return False
 
     def append(self, rows: Iterable) -> None:
         "Rows of a finished piece of work, in one write; they are on the disk when this returns."
         rows = list(rows)
         if self.path and rows:
             write_jsonl(self.path, rows, append=True)
+        self.lines += len(rows)
         self.done |= {self.key(row): row for row in rows}
 
 # %% ../nbs/1_data/10_core.ipynb #a7faf4b3
@@ -394,8 +483,8 @@ def finish(
     "The rows of some keys, in their order. The file holds exactly these from now on; it is replaced in one step."
     order = list(order)
     rows = [self.done[key] for key in order]
-    if order != list(self.done):
-        self.done = dict(zip(order, rows, strict=True))
+    if order != list(self.done) or self.lines != len(rows):
+        self.done, self.lines = dict(zip(order, rows, strict=True)), len(rows)
         if self.path:
             write_jsonl(self.path, rows)
     return rows
@@ -560,10 +649,10 @@ def stratify(
     return [samples[index] for index in sorted(kept)]
 
 # %% ../nbs/1_data/10_core.ipynb #c827f270
-def to_rgb(
+def _upright(
     image: "PIL.Image.Image",  # noqa: F821
-) -> "PIL.Image.Image":  # noqa: F821
-    "An image as the models see it: upright (EXIF), RGB, 8 bits; transparency is ignored, as `convert` does."
+) -> "PIL.Image.Image":  # RGBA where it is transparent, else RGB  # noqa: F821
+    "An image turned as its EXIF says, with 8 bits a colour. `ValueError` for values of unknown range."
     from PIL import ImageOps
 
     upright = ImageOps.exif_transpose(image)
@@ -571,20 +660,37 @@ def to_rgb(
         return upright.point(lambda value: value / 256).convert("L").convert("RGB")
     if upright.mode in ("I", "F"):
         raise ValueError(f"its pixels are of mode '{upright.mode}', whose range is unknown; save it with 8 or 16 bits")
-    return upright.convert("RGB")
+    return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+
+
+def to_rgb(
+    image: "PIL.Image.Image",  # noqa: F821
+) -> "PIL.Image.Image":  # noqa: F821
+    "An image as a page shows it: upright (EXIF), RGB, 8 bits, on white where it is transparent."
+    from PIL import Image
+
+    upright = _upright(image)
+    if upright.mode == "RGB":
+        return upright
+    white = Image.new("RGBA", upright.size, "white")
+    return Image.alpha_composite(white, upright).convert("RGB")
 
 # %% ../nbs/1_data/10_core.ipynb #7de77952
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")  # that Pillow may try
+
+
 @contextmanager
 def open_image(
     source: Any,  # of `as_source`
 ) -> Iterator["PIL.Image.Image"]:  # noqa: F821
-    "An image as it is stored: its header is read, its pixels not yet."
+    "An image as it is stored, of one of `IMAGE_FORMATS`: its header is read, its pixels not yet."
     from PIL import Image
 
     if isinstance(source, Image.Image):
         yield source
         return
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+    file = BytesIO(source) if isinstance(source, bytes) else check_file(source)
+    with Image.open(file, formats=IMAGE_FORMATS) as image:
         yield image
 
 # %% ../nbs/1_data/10_core.ipynb #924e6883
@@ -605,27 +711,37 @@ def _look_for(path: Path) -> str:
     return f"Is it spelt right? Was its dataset moved, or its cache cleared?{given}"
 
 # %% ../nbs/1_data/10_core.ipynb #9c46963b
+def why_unreadable(error: Exception) -> str:
+    "What Pillow found, in words."
+    if type(error).__name__ == "UnidentifiedImageError":
+        return f"it is in no known format ({', '.join(IMAGE_FORMATS)})"
+    if type(error).__name__ == "DecompressionBombError":
+        return "it has more pixels than Pillow's limit; save it smaller"
+    said = str(getattr(error, "strerror", None) or error)
+    return "it is cut off" if "truncated" in said.lower() else said
+
+
 def _unreadable(source: Any, error: Exception) -> ValueError:
     "What to say of something that is no readable image."
     if isinstance(source, Path) and source.is_dir():
         return ValueError(f"{source} is a folder, expected an image: a PNG or JPEG file in it.")
-    why = "it is in no known format" if type(error).__name__ == "UnidentifiedImageError" else error
     again = " If a dataset was built with it, delete the file and build that again; if it is yours, save it anew."
     return ValueError(
-        f"Cannot read the image {name_image(source)}: {why}. Expected a whole PNG or JPEG."
+        f"Cannot read the image {name_image(source)}: {why_unreadable(error)}. Expected a whole PNG or JPEG."
         f"{again if isinstance(source, Path) else ''}"
     )
 
 # %% ../nbs/1_data/10_core.ipynb #0c5dae67
 def load_image(
     source: Any,  # of `as_source`: a path, bytes or a PIL image
-) -> "PIL.Image.Image":  # noqa: F821
+    transparent: bool = False,  # True: RGBA where it is transparent, as a model's processor gets it
+) -> "PIL.Image.Image":  # RGB  # noqa: F821
     "An image through `to_rgb`. `FileNotFoundError`, or `ValueError` names what is no readable image."
     try:
         with open_image(source) as image:
             if 0 in image.size:
                 raise ValueError("it has no pixels")
-            return to_rgb(image)
+            return _upright(image) if transparent else to_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"No image at {source}. {_look_for(source)}") from None
     except Exception as error:
@@ -633,8 +749,8 @@ def load_image(
 
 # %% ../nbs/1_data/10_core.ipynb #6394e8d8
 def file_hash(path: Path) -> str:  # 64 hex digits
-    "sha256 of a file's bytes."
-    with open(path, "rb") as file:
+    "sha256 of a file's bytes. `ValueError` for a pipe or a device, which may have no end."
+    with open(check_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/1_data/10_core.ipynb #02dc8584
@@ -665,10 +781,10 @@ def image_hash(
 ) -> str:  # 64 hex digits
     "sha256 of an image file's bytes; of an image in memory, of its size and pixels as a model sees them."
     if isinstance(source, Path):
-        return hash_once(source)
+        return hash_once(check_file(source))
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    seen = to_rgb(source)
+    seen = _upright(source)
     return hashlib.sha256(f"{seen.size} ".encode() + seen.tobytes()).hexdigest()
 
 # %% ../nbs/1_data/10_core.ipynb #9f95bd09
@@ -787,8 +903,8 @@ def _hash_of(sample: Sample) -> str:
         if sample.sha256:
             return sample.sha256
         problem = "there is none"
-    except OSError as error:
-        problem = error.strerror
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
     raise FileNotFoundError(
         f"No image at {sample.image} for sample '{sample.uid}': {problem}. Is the path mistyped, or was the set moved?"
     )
@@ -884,7 +1000,7 @@ class RunRecord:
         "Read `run.json`. `ValueError` if it is no run record."
         path = Path(folder) / "run.json"
         try:
-            return from_record(cls, json.loads(path.read_text(encoding="utf-8")))
+            return from_record(cls, parse_json(check_file(path).read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(
                 f"{path} is not a run record: {error} Move the folder away or pass overwrite=True."
@@ -1017,6 +1133,21 @@ def _check_owner(record: RunRecord, folder: Path, overwrite: bool) -> None:
         _go_on(record, folder, found)
 
 # %% ../nbs/1_data/10_core.ipynb #db57d53a
+def _clear(folder: Path) -> None:
+    "Take away the half files of processes that were killed."
+    for left in folder.glob(".*.tmp"):
+        number = left.name.split(".")[-2]
+        if not (number.isdecimal() and _is_alive(int(number))):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(number: int) -> bool:
+    "Does a process of this machine have this number?"
+    import psutil
+
+    return psutil.pid_exists(number)
+
+
 @contextmanager
 def lock_folder(
     folder: Path,  # made if need be
@@ -1028,6 +1159,7 @@ def lock_folder(
     lock = FileLock(make_folder(folder) / ".lock", is_singleton=True)  # the same process may hold it twice
     try:
         lock.acquire(timeout=wait)
+        _clear(Path(folder))
     except Timeout:
         raise BlockingIOError(
             f"Another process is writing to {folder}. Wait for it, or choose another run name (run=...)."

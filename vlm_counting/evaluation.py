@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
+from types import NoneType
 
 from fastcore.basics import patch
 
@@ -33,6 +35,7 @@ from vlm_counting.core import (
     code_hash,
     coverage,
     csv_text,
+    image_hash,
     later,
     lock_folder,
     progress_bar,
@@ -69,6 +72,16 @@ def to_prediction(
     about = [sample.target, _rounded(answer.logprobs), sample.factors]
     return Prediction(sample.uid, model, answer.text, *known, *about, read)
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #9afc7f74
+def _flaw(row: Prediction) -> str:  # "" if there is none
+    "What cannot be in an answer, whatever was asked."
+    numbers = [value for value in row.logprobs or () if value is not None]
+    if bad := [value for value in numbers if type(value) not in (int, float) or not -math.inf < value < 1e-3]:
+        return f"{bad[0]!r} is no log-probability, expected numbers of at most 0, or null"
+    if bad := [name for name, count in row.counts.items() if type(count) not in (int, NoneType)]:
+        return f"the count of parser '{bad[0]}' is {row.counts[bad[0]]!r}, expected a whole number, or null"
+    return ""
+
 # %% ../nbs/2_answers/24_evaluation.ipynb #a61f7241
 def load_predictions(path: Path) -> list[Prediction]:
     "Predictions from a `predictions.jsonl`, or from the run folder that holds one."
@@ -79,7 +92,11 @@ def load_predictions(path: Path) -> list[Prediction]:
         raise FileNotFoundError(
             f"No predictions at {path}. Expected a predictions.jsonl or a run folder; run `evaluate` first."
         )
-    return read_jsonl(path, Prediction)
+    rows = read_jsonl(path, Prediction)
+    for number, row in enumerate(rows, start=1):
+        if flaw := _flaw(row):
+            raise ValueError(f"{path}, answer {number} ('{row.uid}'): {flaw}.")
+    return rows
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #6db93ec9
 def _answers(said: object, asked: int, who: str) -> list[Answer | str]:
@@ -310,25 +327,69 @@ def name_shards(
     return [f"{part}/{number}" for number in numbers for part in range(1, number + 1)]
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #e249af7b
-def _journal(path: Path | None, samples: list[Sample], model: str, **options) -> Journal:
-    "What is answered already, by uid. `FileExistsError` names the first line that does not belong to this run."
-    asked = {sample.uid for sample in samples}
+def _asked(sample: Sample) -> str:  # 16 hex digits; "": there is no image to be seen
+    "Tells a question about an image from any other."
+    try:
+        seen = image_hash(sample.image)
+    except (OSError, ValueError):
+        return ""
+    return sha256(json.dumps([sample.question, seen]).encode()).hexdigest()[:16]
 
-    def strange(row: Prediction, done: dict) -> str:
-        if row.model != model:
-            return f"is an answer of '{row.model}', expected '{model}'. Choose another folder."
-        if row.uid in asked and row.uid not in done:
-            return ""
-        what = "a second time" if row.uid in done else f"which is none of the {len(asked)} samples asked for"
+
+def _misread(row: Prediction) -> str:  # "" if it is not
+    "Whether the counts of an answer are others than its text says."
+    read, counts = parse_count(row.text), [row.count, row.count_paper, *row.counts.values()]
+    if counts[:2] == [read, parse_count(row.text, "paper")]:
+        return ""
+    chosen = row.count is not None and len(set(counts)) == 1 and read in (None, row.count)  # see `Answer`
+    return "" if chosen else f"counts {row.count} and {row.count_paper}, which is not what {row.text[:40]!r} says"
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #5a827e04
+def _other_than(row: Prediction, sample: Sample) -> str:  # "" if it is not
+    "In what an answer is about something else than a sample."
+    factors = json.loads(json.dumps(sample.factors))
+    for name, now, then in (("true count", sample.target, row.target), ("factors", factors, row.factors)):
+        if now != then:
+            return f"has the {name} {then!r:.80}, and the sample has {now!r:.80}"
+    asked = _asked(sample) if row.asked else ""
+    return "is of another question or another image than the sample" if asked != row.asked and asked else ""
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #e5a51763
+def _strange(row: Prediction, samples: dict, done: dict, model: str, parsers: Sequence[str]) -> str:
+    "Why a line does not belong to this run; '' if it does."
+    if row.model != model:
+        return f"is an answer of '{row.model}', expected '{model}'. Choose another folder."
+    if row.uid not in samples:
+        what = f"which is none of the {len(samples)} samples asked for"
         return f"answers '{row.uid}', {what}: the file belongs to other samples. Choose another folder, or delete it."
+    if other := _other_than(row, samples[row.uid]):
+        return f"('{row.uid}') {other}. Choose another folder; a line that is deleted is asked again."
+    flaw = _flaw(row) or _misread(row)
+    if lacking := [name for name in parsers if name not in {*_ALWAYS, *row.counts}]:
+        flaw = flaw or f"has no count of parser '{lacking[0]}'"
+    if row.uid in done:
+        flaw = flaw or "is there a second time, with another answer"
+    return f"('{row.uid}') {flaw}. Delete the line, and it is asked again." if flaw else ""
 
-    return Journal(path, attrgetter("uid"), Prediction, strange, **options)
+
+def _journal(
+    path: Path | None, samples: list[Sample], model: str, parsers: Sequence[str] = (), repair: bool = True
+) -> Journal:
+    "What is answered already, by uid. `FileExistsError` names the first line that does not belong to this run."
+    known = {sample.uid: sample for sample in samples}
+    strange = lambda row, done: _strange(row, known, done, model, parsers)  # noqa: E731
+    journal = Journal(path, attrgetter("uid"), Prediction, strange, repair)
+    sizes = {len(row.logprobs): uid for uid, row in journal.done.items() if row.logprobs}
+    if len(sizes) > 1:
+        found = " and ".join(f"{size} ('{uid}')" for size, uid in sizes.items())
+        raise FileExistsError(f"{path} has answers with {found} log-probabilities. Delete those that are not whole.")
+    return journal
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #50813555
 def _parsed(sample: Sample, *about: object) -> Prediction:
-    "`to_prediction`, with the sample's uid in an error."
+    "`to_prediction` and what was asked, with the sample's uid in an error."
     try:
-        return to_prediction(sample, *about)
+        return replace(to_prediction(sample, *about), asked=_asked(sample))
     except (TypeError, ValueError) as error:
         _name_samples(error, [sample])
         raise
@@ -389,22 +450,22 @@ def predict(
     [PARSERS[name] for name in parsers]  # refuses a name that does not exist before anything is asked
     path = Path(path) if path else None
     if path and not shard and not path.exists() and name_shards(path.parent, path.name):
-        return _join_parts(path, samples, vlm.name)
+        return _join_parts(path, samples, vlm.name, parsers)
     if shard:
         samples, path = shard_samples(samples, shard), shard_path(path, shard) if path else None
     with lock_folder(path.parent) if path else nullcontext():
-        journal = _journal(path, samples, vlm.name)
+        journal = _journal(path, samples, vlm.name, parsers)
         if len(journal.done) < len(samples):
             _ask(vlm, samples, journal, batch_size, max_new_tokens, progress, parsers)
         return journal.finish(sample.uid for sample in samples)
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #9df2d9dd
-def _join_parts(path: Path, samples: list[Sample], model: str) -> list[Prediction]:
+def _join_parts(path: Path, samples: list[Sample], model: str, parsers: Sequence[str]) -> list[Prediction]:
     "Join the parts into one file, in the order of the samples. `ValueError` names a part that is not whole."
     whole = {}
     for shard in name_shards(path.parent, path.name):
         place, part = shard_path(path, shard), shard_samples(samples, shard)
-        rows = _journal(place, part, model, repair=False).done  # somebody may still be writing it
+        rows = _journal(place, part, model, parsers, repair=False).done  # somebody may still be writing it
         if lacking := [sample.uid for sample in part if sample.uid not in rows]:
             raise ValueError(
                 f"{place} lacks {len(lacking)} of {len(part)} samples, the first is '{lacking[0]}'. "
