@@ -760,3 +760,347 @@ def test_audit_sees_copies_contradictions_and_broken_files(tmp_path):
     assert table["error"].astype(bool).tolist() == [False, False, False, True, True]
     assert (table.loc["set/2", ["width", "height", "mode"]] == [12, 10, "RGB"]).all()
     assert list(audit([]).columns) == list(audit(samples).columns)
+
+
+# ------------------------------------------------------------------------------- what a set may hold, kind by kind
+
+
+def line(**changes) -> str:
+    row = {"uid": "a/0", "image": "0.png", "question": "How many?", "target": 1, "factors": {"entity": "red_stars"}}
+    return json.dumps(row | changes)
+
+
+ONE = line()
+TWISTED = {
+    "a field twice": ONE[:-1] + ', "target": 7}',
+    "a factor twice": ONE.replace('"entity"', '"entity": "x", "entity"'),
+    "a key twice, deep": ONE.replace('"red_stars"', '"x", "a": [{"b": 1, "b": 2}]'),
+    "lists in lists": line(factors={"x": 0}).replace('"x": 0', '"x": ' + "[" * 100_000 + "]" * 100_000),
+    "objects in objects": line(factors={"x": 0}).replace('"x": 0', '"x": ' + '{"a":' * 2000 + "1" + "}" * 2000),
+    "a few hundred lists": line(factors={"x": 0}).replace('"x": 0', '"x": ' + "[" * 300 + "]" * 300),
+    "half a character, question": line(question="How many \ud800?"),
+    "half a character, uid": line(uid="a/\ud800"),
+    "half a character, factor": line(factors={"entity": "\udfff"}),
+    "half a character, name of a factor": line(factors={"\ud800": 1}),
+    "half a character, image": line(image="\ud800.png"),
+    "blank question": line(question=" \n"),
+    "blank uid": line(uid="  "),
+    "a number too long": ONE.replace('"target": 1', '"target": 1' + "0" * 5000),
+}
+
+
+@pytest.mark.parametrize("name", TWISTED)
+def test_a_line_has_one_meaning_and_can_be_written_again(tmp_path, name):
+    picture(tmp_path / "0.png")
+    (tmp_path / "m.jsonl").write_text(f"{line(uid='a/first')}\n{TWISTED[name]}\n")
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 2"):
+        load_dataset(tmp_path / "m.jsonl")
+
+
+WRONG = {
+    "entity": [None, 3, ["x"], " ", {}],
+    "colour": [None, 3],
+    "shape": [None, ["star"]],
+    "label": [None, 3, ["a"], ""],
+    "form": [None, 3],
+    "split": [None, 3],
+    "relation": [3],
+    "caption": [None, 4],
+    "pair": [None, [1], {}, 1.5, True],
+    "layout": [None, [1], 2.5],
+    "size": [None, [1]],
+    "options": [None, 3, [], "123", [1.5], ["one"], [None], [-1], [True]],
+    "coverage": [None, "half", 3, [], [0, 0], [3, 2], ["a", "b"], [1, 2, 3]],
+    "positions": [None, "x", [1], [[1]], [[1, "a"]]],
+    "distractors": [None, "x", -1],
+    "others": [None, 3, ["x"], [{"count": 1}]],
+    "released": [None, 3, ["a"]],
+    "width": [None, "x"],
+    "mine": [float("nan"), float("inf"), [{"a": -float("inf")}]],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_factor_of_another_kind_is_refused_by_line_uid_and_name(tmp_path, name, value):
+    from vlm_counting.datasets import check_words
+
+    picture(tmp_path / "0.png")
+    (tmp_path / "m.jsonl").write_text(f"{line(uid='a/first')}\n{line(factors={name: value})}\n")
+    with pytest.raises(ValueError, match=f"line 2: id 'a/0': the factor '{name}' is "):
+        load_dataset(tmp_path / "m.jsonl")
+    with pytest.raises(ValueError, match=f"'b/0': the factor '{name}' is "):
+        check_words([Sample("b/0", tmp_path / "0.png", "How many?", 1, {name: value})], "mine")
+
+
+def test_factors_of_our_own_sets_and_free_ones_are_taken(tmp_path):
+    from vlm_counting.datasets import factor_problem
+
+    for family in stimuli.FAMILIES:
+        assert not any(factor_problem(sample.factors) for sample in stimuli.generate(family, limit=4))
+    free = {"mine": [None, 0.5, {"a": [True]}], "source": None, "layout": "b7", "pair": 3, "Größe": "", "size": 24}
+    assert factor_problem(free) == ""
+
+
+def parquet(path: Path, rows: list[dict]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def rows_of(folder: Path, **columns) -> list[dict]:
+    data = picture(folder / "images" / "0.png").read_bytes()
+    return [{"image": {"bytes": data, "path": None}, "count": number, **columns} for number in range(3)]
+
+
+@pytest.mark.parametrize("label", [1, 0, 1.5, True, ["cat"], {"a": "cat"}, b"cat", "  ", "", None, "3", "12.0", "-1"])
+def test_a_label_names_what_is_counted(tmp_path, label):
+    with pytest.raises(ValueError, match=r"row 0: id 't/0': its label is .*, .*expected the name"):
+        load_dataset(parquet(tmp_path / "t.parquet", rows_of(tmp_path, label=label)))
+
+
+def test_labels_that_the_table_knows_by_number_are_asked_by_name(tmp_path):
+    import datasets
+
+    names = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cats", "dogs"]),
+            "count": datasets.Value("int64"),
+        }
+    )
+    image = {"bytes": picture(tmp_path / "0.png").read_bytes(), "path": None}
+    table = datasets.Dataset.from_dict({"image": [image] * 2, "label": [1, 0], "count": [2, 3]}, features=names)
+    table.save_to_disk(str(tmp_path / "saved"))
+    samples = load_dataset(tmp_path / "saved")
+    assert [sample.question for sample in samples] == ["How many dogs are there?", "How many cats are there?"]
+    assert samples[0].factors["label"] == "dogs"
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        *[("question", value) for value in ("   ", "", 3, ["a"], None)],
+        *[("factors", value) for value in ("[1]", "{1", "[" * 9999, '{"a": 1, "a": 2}', '{"a": NaN}', "3", 3, [1])],
+        *[("uid", value) for value in (" ", "", None, 1.5, ["a"])],
+        *[("weight", float("inf")), ("entity", 3), ("options", "1, 2")],
+    ],
+)
+def test_a_bad_row_of_a_table_is_refused_by_its_number(tmp_path, column, value):
+    rows = rows_of(tmp_path, **{"question": "How many?"} | {column: value})
+    with pytest.raises(ValueError, match=r"t\.parquet, row 0: "):
+        load_dataset(parquet(tmp_path / "t.parquet", rows))
+
+
+def test_what_a_row_lacks_is_left_out_and_numbers_are_names_too(tmp_path):
+    rows = [row | {"uid": n} for n, row in enumerate(rows_of(tmp_path, question="How many?", weight=float("nan")))]
+    rows[1]["weight"] = 0.5
+    samples = load_dataset(parquet(tmp_path / "t.parquet", rows))
+    assert [sample.uid for sample in samples] == ["0", "1", "2"]
+    assert [sample.factors.get("weight") for sample in samples] == [None, 0.5, None]
+
+
+def test_a_table_names_no_file_outside_of_its_folder(tmp_path):
+    secret, inside = picture(tmp_path / "secret.png"), picture(tmp_path / "set" / "in.png")
+    (tmp_path / "set" / "link.png").symlink_to(secret)
+    outside = (str(secret), "../secret.png", "link.png", "x/../../secret.png")
+    for number, path in enumerate((str(inside), "in.png", *outside)):
+        for kind, image in (("a", {"bytes": None, "path": path}), ("b", path)):
+            rows = [{"image": image, "question": "How many?", "count": 1}]
+            table = parquet(tmp_path / "set" / f"{number}{kind}.parquet", rows)
+            if path not in outside:
+                assert load_dataset(table)[0].image == inside
+                continue
+            with pytest.raises(ValueError, match=r"'.*/0': its image is .*secret|link.*which may name any file"):
+                load_dataset(table)
+    (tmp_path / "m.jsonl").write_text(line(image=str(secret)) + "\n")
+    assert load_dataset(tmp_path / "m.jsonl")[0].image == secret  # one's own list may
+
+
+def test_one_of_several_configurations_is_named(tmp_path):
+    for name in ("en", "de"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        parquet(tmp_path / "set" / name / "test-0.parquet", rows_of(tmp_path, question=f"How many in {name}?"))
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("en", "de"))
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    with pytest.raises(ValueError, match=r"There are: en, de\. Say which, e\.g\. '.*set@en:test'"):
+        load_dataset(tmp_path / "set")
+    with pytest.raises(ValueError, match="No configuration named 'fr'"):
+        load_dataset(f"{tmp_path}/set@fr")
+    for part in ("de", "de:train", "de:"):
+        assert load_dataset(f"{tmp_path}/set@{part}")[0].question == "How many in de?"
+    with pytest.raises(ValueError, match="No split named 'valid'"):
+        load_dataset(f"{tmp_path}/set@de:valid")
+
+
+# --------------------------------------------------------------------------------------- images, before any model
+
+
+def gradient() -> Image.Image:
+    "A little like a photograph."
+    return Image.frombytes("RGB", (32, 32), random.Random(0).randbytes(32 * 32 * 3)).resize((256, 256), Image.BICUBIC)
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+JPEGS = ({}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0, "quality": 95}, {"optimize": True})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", JPEGS)
+def test_half_a_jpeg_is_found_behind_its_end_mark(mode, options):
+    data = saved(gradient().convert(mode), "JPEG", **options)
+    for tail in (b"", bytes(16), b"<!-- junk -->"):
+        assert room.inspect_image(data + tail)[1] == ""
+    for part in (0.35, 0.6, 0.9):
+        assert "cut off, with an end mark" in room.inspect_image(data[: int(part * len(data))] + b"\xff\xd9")[1]
+        assert "cut off" in room.inspect_image(data[: int(part * len(data))])[1]
+
+
+def test_what_cannot_be_known_of_a_jpeg_is_taken():
+    half = saved(gradient(), "JPEG")
+    half = half[: len(half) // 2] + b"\xff\xd9"
+    assert room.inspect_image(saved(Image.open(io.BytesIO(half)), "JPEG"))[1] == ""  # opened and saved anew
+
+
+def bad_images() -> dict[str, bytes]:
+    from PIL import PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "a" * 70_000_000, zip=True)
+    grey = gradient().convert("L")
+    broken = saved(gradient(), "PNG")
+    return {
+        "a text of 70 MB": saved(gradient(), "PNG", pnginfo=text),
+        "182 megapixels": saved(Image.new("1", (13_500, 13_500)), "PNG"),
+        "cut GIF": saved(gradient(), "GIF")[:5000],
+        "cut BMP": saved(gradient(), "BMP")[:5000],
+        "cut WebP": saved(gradient(), "WEBP")[:500],
+        "32 bits": saved(grey.convert("I"), "TIFF"),
+        "float": saved(grey.convert("F"), "TIFF"),
+        "PNG of too few rows": broken[:8] + broken[8:].replace(b"\0\0\1\0\0\0\1\0", b"\0\0\1\0\0\0\2\0", 1),
+        "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "HTML": b"<html>404</html>",
+        "nothing": b"",
+    }
+
+
+@pytest.mark.parametrize("name", bad_images())
+def test_an_image_that_no_model_could_be_shown_is_found_at_once_or_left_out(tmp_path, name):
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "1.png").write_bytes(bad_images()[name])
+    (tmp_path / "m.jsonl").write_text("\n".join(line(uid=f"a/{n}", image=f"{n}.png") for n in range(3)))
+    with pytest.raises(ValueError, match=r"1 problem\):\n  'a/1': the image .*1\.png is broken"):
+        load_dataset(tmp_path / "m.jsonl")
+    with pytest.warns(UserWarning, match=r"1 of 3 images left out: 'a/1': the image"):
+        left = load_dataset(tmp_path / "m.jsonl", on_error="skip")
+    assert [sample.uid for sample in left] == ["a/0", "a/2"] and left[0].factors["coverage"] == [2, 3]
+
+
+def test_only_listed_formats_are_opened_and_nothing_is_started(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    from vlm_counting.core import load_image, open_image
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "b.png").write_bytes(eps)
+    for source in (tmp_path / "b.png", eps):
+        with pytest.raises(ValueError, match="in no known format"):
+            load_image(source)
+        with pytest.raises(OSError), open_image(source):
+            pass
+        assert "in no known format" in room.inspect_image(source)[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_or_a_device_is_no_image(tmp_path):
+    from vlm_counting.core import fingerprint, load_image
+
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        sample = Sample("a/0", tmp_path / name, "How many?", 1)
+        assert "a pipe or a device" in room.inspect_image(sample.image)[1]
+        with pytest.raises(ValueError, match="a pipe or a device"):
+            load_image(sample.image)
+        with pytest.raises(FileNotFoundError, match="sample 'a/0'.*a pipe or a device"):
+            fingerprint([sample])
+
+
+def test_left_out_of_every_kind_of_source_and_never_all(tmp_path):
+    folder = make(tmp_path / "set")
+    (folder / "images" / "1.png").unlink()
+    with pytest.raises(ValueError, match=r"images/1\.png is missing"):
+        load_dataset(folder)
+    with pytest.warns(UserWarning, match="1 of 3 images left out"):
+        assert [sample.target for sample in load_dataset(folder, on_error="skip")] == [1, 3]
+    rows = rows_of(tmp_path, question="How many?")
+    rows[2]["image"] = {"bytes": None, "path": "/etc/hostname"}
+    with pytest.warns(UserWarning, match="1 of 3 images left out"):
+        left = load_dataset(parquet(tmp_path / "t.parquet", rows), on_error="skip")
+    assert [sample.factors["coverage"] for sample in left] == [[2, 3]] * 2
+    for number in (0, 2):
+        (folder / "images" / f"{number}.png").write_bytes(b"no")
+    with pytest.raises(ValueError, match="3 problems"):
+        load_dataset(folder, on_error="skip")
+    with pytest.raises(ValueError, match="No way to deal with an error named 'ignore'"):
+        load_dataset(folder, on_error="ignore")
+    assert "coverage" not in load_dataset(make(tmp_path / "whole"), on_error="skip")[0].factors
+
+
+# ------------------------------------------------------------------------------------- parts of the released layout
+
+
+def test_the_released_lists_of_positions_are_splits(tmp_path):
+    folder = make(tmp_path / "set", 5)
+    (folder / "train_ids.json").write_text('["0", "3", "1"]')
+    (folder / "valid_ids.json").write_text("[4]")
+    samples = load_dataset(folder)
+    assert [sample.factors.get("split") for sample in samples] == ["train", "train", None, "train", "valid"]
+    assert [s.uid for s in load_dataset(f"{folder}@valid")] == ["set/4"]
+    assert len(load_dataset(f"{folder}@train+valid+open")) == 4
+    with pytest.raises(ValueError, match="No part named 'test'"):
+        load_dataset(f"{folder}@test")
+    for text, message in (
+        ("[0, 5]", "5 is no position of a question, expected 0 to 4"),
+        ("[4, 4]", "a position occurs twice"),
+        ("[3]", "both have 3"),
+        ("[true]", "True is no position"),
+        ("[", "valid_ids.json is not whole JSON"),
+    ):
+        (folder / "valid_ids.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_dataset(folder)
+
+
+def test_any_folder_archive_or_manifest_can_be_asked_openly(tmp_path):
+    folder = make(tmp_path / "set")
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        tar.add(folder, "set")
+    for source in (folder, tmp_path / "set.tar.gz"):
+        opened = load_dataset(f"{source}@open")
+        assert opened == load_dataset(source, form="open") == load_dataset(f"{source}@open", form="open")
+        assert opened[0].question == "How many red stars are there?" and opened[0].factors["options"] == [3, 1, 2]
+    check_source(f"{folder}@open")
+    with pytest.raises(ValueError, match="another form of question"):
+        load_dataset(f"{folder}@open", form="closed")
+
+
+def test_photographs_lie_where_the_authors_loader_looks(tmp_path):
+    for place in ("test/images", "test"):
+        folder = tmp_path / place.replace("/", "-")
+        image = picture(folder / place / "0.jpg")
+        row = {"image_url": "https://x.org/0", "label": "cats", "count": 3, "image_path": "0.jpg"}
+        (folder / "test" / "samples.json").write_text(json.dumps([row | {"image_sha256": file_hash(image)}]))
+        assert load_dataset(f"{folder}@test")[0].image == image
+    text = (folder / "test" / "samples.json").read_text()
+    (folder / "test" / "samples.json").write_text(text.replace('"count": 3', '"count": 3, "count": 4'))
+    with pytest.raises(ValueError, match="'count' occurs twice"):
+        load_dataset(f"{folder}@test")

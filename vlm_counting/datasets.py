@@ -8,6 +8,7 @@ __all__ = ['DATASETS', 'extract_archive', 'check_source', 'load_dataset', 'expor
 # %% ../nbs/1_data/14_datasets.ipynb #a8f2afc8
 import gzip
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -29,6 +31,7 @@ from vlm_counting.core import (
     Registry,
     Sample,
     UnknownName,
+    check_file,
     coverage,
     data_dir,
     file_hash,
@@ -38,8 +41,12 @@ from vlm_counting.core import (
     moved,
     name_image,
     open_image,
+    parse_json,
     stratify,
+    to_rgb,
+    too_deep,
     unknown,
+    why_unreadable,
     write_atomic,
 )
 from .stimuli import CHOICES, entity_factors, read_options
@@ -65,31 +72,177 @@ def _count_problem(value: Any) -> str:  # "" if it is a count
         return f"the answer is {value!r} ({type(value).__name__}), expected a whole number."
     return f"the answer is {value}, expected a whole number >= 0." if value < 0 else ""
 
+# %% ../nbs/1_data/14_datasets.ipynb #de4e461a
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list(each: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and len(value) >= least and all(map(each, value))
+
+
+def _is_name(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _is_coverage(value: Any) -> bool:
+    return _is_list(_is_number)(value) and len(value) == 2 and 0 < value[1] and value[0] <= value[1]
+
+
+def _is_place(value: Any) -> bool:
+    inside = lambda number: isinstance(number, int | float) and not isinstance(number, bool)  # noqa: E731
+    return _is_list(inside)(value) and len(value) == 2
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("entity"))
+
+# %% ../nbs/1_data/14_datasets.ipynb #a784ae9a
+_FACTORS = {  # what a value has to be, and of which factors
+    "a text": (_is_text, "entity colour shape label relation family form split distractor"),
+    "a text, blank or not": (lambda value: isinstance(value, str), "caption"),
+    "a whole number >= 0": (_is_number, "distractors variant grid image_size width height points"),
+    "a text or a whole number": (_is_name, "pair layout size row"),
+    "a list of whole numbers >= 0, one at least": (_is_list(_is_number, 1), "options"),
+    "a list of texts or whole numbers": (_is_list(_is_name), "sizes"),
+    "a list of texts": (_is_list(_is_text, 3), "released"),
+    "a list of [row, column]": (_is_list(_is_place), "positions distractor_positions"),
+    "a list of objects, each with its entity": (_is_list(_is_group), "others"),
+    "[images, rows], images <= rows": (_is_coverage, "coverage"),
+}
+_KIND_OF = {name: (words, right) for words, (right, names) in _FACTORS.items() for name in names.split()}
+
+# %% ../nbs/1_data/14_datasets.ipynb #ddd001e3
+def text_problem(text: str) -> str:  # "" if it can be written
+    "Why a text cannot be written: half of a character, as broken programs leave it."
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds half of a character (number {error.start + 1}, {text[error.start]!r})"
+    return ""
+
+
+def _json_problem(value: Any) -> str:  # "" if a line of JSON can hold it
+    "What is in a value that no JSON holds; of a list or a dict, the first such thing in it."
+    if value is None or isinstance(value, bool | int):
+        return ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"holds {value}, no finite number"
+    if isinstance(value, str):
+        return text_problem(value)
+    if not isinstance(value, list | tuple | dict):
+        return f"holds a {type(value).__name__}"
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        return "holds a key that is no text"
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    return next((problem for each in inside if (problem := _json_problem(each))), "")
+
+# %% ../nbs/1_data/14_datasets.ipynb #b5dc4900
+def factor_problem(
+    factors: dict,  # of one sample
+) -> str:  # "" if none
+    "What is wrong with a factor: one whose name is known is of the wrong kind, or it cannot be written as JSON."
+    for name, value in factors.items():
+        words, right = _KIND_OF.get(name, ("", None))
+        advice = "Leave it out where it is not known."
+        if not isinstance(name, str) or text_problem(name):
+            problem = "its name is no text that can be written"
+        elif too_deep(value):
+            return f"the factor {name!r} is nested too deeply. {advice}"
+        elif problem := _json_problem(value):
+            problem = f"it {problem}, which cannot be written as JSON"
+        elif right and not right(value):
+            problem = f"expected {words}"
+            advice = advice if value is None else "Rename it if it means another thing."
+        if problem:
+            return f"the factor {name!r} is {repr(value)[:60]}: {problem}. {advice}"
+    return ""
+
 # %% ../nbs/1_data/14_datasets.ipynb #c04669de
+_MARK = re.compile(rb"\xff+([\x01-\xfe])")  # begins a part of a JPEG
+_AFTER_SCAN = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # the first mark that no coded data holds
+_PLAIN = bytes(range(1, 128)) * 8
+_NOISE = _PLAIN + b"".join(bytes([255, 208 + n]) + _PLAIN for n in range(8)) * 2  # with restart marks between
+
+
+def _jpeg_end(data: bytes) -> int | None:
+    "Where the end mark of the first image in a JPEG file stands; None: there is none."
+    place = 2
+    while mark := _MARK.match(data, place):
+        kind, place = mark[1][0], mark.end()
+        if kind == 0xD9:
+            return mark.start()
+        if kind != 1 and not 0xD0 <= kind <= 0xD7:  # those stand alone; any other tells its length
+            place += int.from_bytes(data[place : place + 2], "big")
+        if kind == 0xDA:  # coded data follow
+            after = _AFTER_SCAN.search(data, place)
+            place = after.start() if after else len(data)
+    return None
+
+# %% ../nbs/1_data/14_datasets.ipynb #4d74f761
+def _decoded(
+    data: bytes,  # of an image file
+    small: bool = False,  # a JPEG at an eighth of its size
+) -> "PIL.Image.Image":  # RGB  # noqa: F821
+    with open_image(data) as image:
+        if small and not image.info.get("progressive"):
+            image.draft(None, (1, 1))
+        return to_rgb(image)
+
+
+def _check_other(data: bytes) -> None:
+    "Errors of `load_image` for an image that is no JPEG, without the copies that it makes."
+    with open_image(data) as image:
+        if image.format == "PNG":
+            image.verify()  # its checksums; after that nothing can be read from it
+    with open_image(data) as image:
+        to_rgb(image.crop((0, 0, 1, 1)))  # decodes it all
+
+
+def _lacks_blocks(
+    data: bytes,  # of a JPEG that can be decoded
+    seen: "PIL.Image.Image",  # what it is, from `_decoded`  # noqa: F821
+) -> bool:
+    "Does the coded data end before the image does?"
+    from PIL import ImageChops
+
+    if (end := _jpeg_end(data)) is None:
+        return False
+    other = _decoded(data[:end] + _NOISE + data[end:], small=True)
+    red, green, blue = ImageChops.difference(seen, other).split()
+    changed = ImageChops.lighter(ImageChops.lighter(red, green), blue).point(lambda value: 255 * (value > 0))
+    with open_image(data) as image:
+        few = 256 if image.info.get("progressive") else 4
+    return changed.histogram()[255] > few
+
+# %% ../nbs/1_data/14_datasets.ipynb #37537dcd
 def inspect_image(
     source: Any,  # of `as_source`
+    own: str = "",  # sha256 of a file of ours: no decoding if it has that
 ) -> tuple[str, str]:  # sha256 of the file, problem ("" if none)
     "Read an image file once: its hash, and what is wrong with it."
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if isinstance(source, Image.Image):
         return image_hash(source), ""
     try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        with Image.open(BytesIO(data)) as image:
-            if image.format == "PNG":
-                image.verify()
-            elif not data.endswith(b"\xff\xd9"):  # how a JPEG ends
-                image.load()
-        return sha256(data).hexdigest(), ""
+        data = source if isinstance(source, bytes) else check_file(source).read_bytes()
+        digest = sha256(data).hexdigest()
+        if digest == own:
+            return digest, ""
+        if not data.startswith(b"\xff\xd8"):
+            _check_other(data)
+        elif _lacks_blocks(data, _decoded(data, small=True)):
+            raise ValueError("it is cut off, with an end mark behind the cut")
+        return digest, ""
     except FileNotFoundError:
         return "", f"there is no image {name_image(source)}."
-    except UnidentifiedImageError:
-        reason = "it is neither a PNG nor another kind of image that we can read"
     except Exception as error:  # PIL raises many kinds
-        reason = getattr(error, "strerror", None) or error
-        reason = "it is cut off" if "truncated" in str(error).lower() else reason
-    return "", f"the image {name_image(source)} is broken: {reason}."
+        return "", f"the image {name_image(source)} is broken: {why_unreadable(error)}."
 
 # %% ../nbs/1_data/14_datasets.ipynb #e38499a4
 def image_key(sample: Sample) -> object:
@@ -97,23 +250,60 @@ def image_key(sample: Sample) -> object:
     return sample.image if isinstance(sample.image, Path) else id(sample.image)
 
 # %% ../nbs/1_data/14_datasets.ipynb #64a62e52
-def _check_images(
+ON_ERROR = ("raise", "skip")  # what becomes of an image that cannot be used
+
+
+def leave_out(
     samples: list[Sample],
-    source: str | Path = "The dataset",  # named in the message
-) -> list[Sample]:  # the same, each with its sha256
-    "Every image is there, whole, and what its manifest says. `ValueError` names each image and uid that is not."
-    known, problems = {}, []
+    problems: dict[str, str],  # uid -> what is wrong with its image
+    source: str | Path,  # named in the messages
+) -> list[Sample]:  # those without a problem; each knows the coverage
+    "Samples whose images can be used, with a warning that names the others. `ValueError` if there is none."
+    if not problems:
+        return samples
+    good = [sample for sample in samples if sample.uid not in problems]
+    if not good:
+        refuse(source, [f"'{uid}': {problem}" for uid, problem in problems.items()])
+    told = [f"'{uid}': {problem}" for uid, problem in problems.items()]
+    more = f" ... and {len(told) - 5} more" * (len(told) > 5)
+    warnings.warn(
+        f"{source}: {len(problems)} of {len(samples)} images left out: {' '.join(told[:5])}{more}", stacklevel=2
+    )
+    had, rows = samples[0].factors.get("coverage", [len(samples)] * 2)
+    covers = {"coverage": [had - len(problems), rows]}
+    return [replace(sample, factors=sample.factors | covers) for sample in good]
+
+# %% ../nbs/1_data/14_datasets.ipynb #7d6d4651
+def _image_problems(
+    samples: list[Sample],
+    own: bool,  # whether they are of our own making: see `inspect_image`
+) -> tuple[dict[object, str], dict[str, str]]:  # `image_key` -> sha256; uid -> what is wrong with its image
+    first = {image_key(sample): sample for sample in reversed(samples)}
+    look = lambda sample: inspect_image(sample.image, sample.sha256 if own else "")  # noqa: E731
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes on all processors
+        known, problems = dict(zip(first, pool.map(look, first.values()), strict=True)), {}
     for sample in samples:
-        if image_key(sample) not in known:
-            known[image_key(sample)] = inspect_image(sample.image)
         digest, problem = known[image_key(sample)]
         if not problem and sample.sha256 not in ("", digest):
             name = name_image(sample.image)
             problem = f"the image {name} is not the one described (its sha256 differs); build the set again."
         if problem:
-            problems.append(f"'{sample.uid}': {problem}")
-    refuse(source, problems)
-    return [replace(sample, sha256=known[image_key(sample)][0]) for sample in samples]
+            problems[sample.uid] = problem
+    return {key: digest for key, (digest, _) in known.items()}, problems
+
+
+def _check_images(
+    samples: list[Sample],
+    source: str | Path = "The dataset",  # named in the message
+    on_error: str = "raise",  # 'skip': leave out what cannot be used
+    own: bool = False,
+) -> list[Sample]:  # the same, each with its sha256
+    "Every image is there, whole, and what its manifest says. `ValueError` names each image and uid that is not."
+    digests, problems = _image_problems(samples, own)
+    if on_error == "raise":
+        refuse(source, [f"'{uid}': {problem}" for uid, problem in problems.items()])
+    left = leave_out(samples, problems, source)
+    return [replace(sample, sha256=digests[image_key(sample)]) for sample in left]
 
 # %% ../nbs/1_data/14_datasets.ipynb #728d6b41
 def _flatten(
@@ -170,17 +360,19 @@ def _row_problem(
     keys: tuple[str, ...],  # image id, entity, question type
     question: Any,
     answers: dict,  # keys -> number
-    images: dict,  # image id -> its file
+    images: dict | None,  # image id -> its file; None: not looked at
 ) -> str:  # "" if none
     "What is wrong with one question, its answer or its image."
     name = "/".join(keys)
-    if not isinstance(question, str) or not question.strip():
-        return f"questions.json: id '{name}': the question is {question!r}, expected a text."
+    if not _is_text(question) or not all(map(str.strip, keys)):
+        return f"questions.json: id '{name}': the question is {question!r}, expected a text, and no blank id."
     if keys not in answers:
         return f"answers.json: id '{name}' has no answer."
     if problem := _count_problem(answers[keys]):
         return f"answers.json: id '{name}': {problem}"
-    return "" if keys[0] in images else f"images/{keys[0]}.png is missing (id '{name}')."
+    if images is not None and keys[0] not in images:
+        return f"images/{keys[0]}.png is missing (id '{name}')."
+    return ""
 
 # %% ../nbs/1_data/14_datasets.ipynb #6dfc4a86
 def _twice(
@@ -210,8 +402,42 @@ def _released_sample(
     return Sample(f"{name}/{'-'.join(keys) if shared else keys[0]}", image, question, answer, factors)
 
 # %% ../nbs/1_data/14_datasets.ipynb #7e693c79
+def _read_ids(
+    path: Path,  # train_ids.json or valid_ids.json
+    number: int,  # of questions
+    problems: list[str],  # added to
+) -> set[int]:
+    "Positions of questions. Those that are none are problems."
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problems.append(f"{path.name} is not whole JSON: {error}")
+        return set()
+    found = found if isinstance(found, list) else [found]
+    ids = [int(one) if isinstance(one, str) and one.isdecimal() else one for one in found]
+    if wrong := [one for one in ids if not _is_number(one) or one >= number][:1]:
+        problems.append(f"{path.name}: {wrong[0]!r} is no position of a question, expected 0 to {number - 1}.")
+    if len(set(map(str, ids))) < len(ids):
+        problems.append(f"{path.name}: a position occurs twice.")
+    return {one for one in ids if _is_number(one)}
+
+
+def _read_splits(
+    folder: Path,
+    number: int,  # of questions
+    problems: list[str],  # added to
+) -> dict[int, str]:  # position of a question -> 'train' or 'valid'; {} of a set that is not divided
+    "What train_ids.json and valid_ids.json say, where there are such."
+    found = {name: folder / f"{name}_ids.json" for name in ("train", "valid")}
+    ids = {name: _read_ids(path, number, problems) for name, path in found.items() if path.is_file()}
+    if both := set.intersection(*ids.values()) if len(ids) == 2 else set():
+        problems.append(f"train_ids.json and valid_ids.json both have {min(both)}.")
+    return {position: name for name, positions in ids.items() for position in positions}
+
+# %% ../nbs/1_data/14_datasets.ipynb #5c24d1fb
 def _read_released(
     folder: Path,  # with questions.json, answers.json, images/
+    skip: bool = False,  # whether images may be missing
 ) -> list[Sample]:
     "A dataset in the released layout, in the order of questions.json. `ValueError` names every file and id at fault."
     problems = []
@@ -221,13 +447,16 @@ def _read_released(
         problems.append("questions.json: there is no question in it.")
     problems += [f"answers.json: id '{'/'.join(keys)}' has no question." for keys in answers if keys not in questions]
     images = {path.stem: path for path in sorted((folder / "images").glob("*")) if path.suffix.lower() in _IMAGE_KINDS}
+    splits = _read_splits(folder, len(questions), problems)
     times, samples = Counter(keys[0] for keys in questions), []
-    for keys, question in questions.items():
-        if problem := _row_problem(keys, question, answers, images):
+    for position, (keys, question) in enumerate(questions.items()):
+        if problem := _row_problem(keys, question, answers, None if skip else images):
             problems.append(problem)
-        else:
-            shared = times[keys[0]] > 1
-            samples.append(_released_sample(keys, question, answers[keys], images[keys[0]], shared))
+            continue
+        image = images.get(keys[0], folder / "images" / f"{keys[0]}.png")
+        sample = _released_sample(keys, question, answers[keys], image, times[keys[0]] > 1)
+        split = {"split": splits[position]} if position in splits else {}
+        samples.append(replace(sample, factors=sample.factors | split))
     refuse(folder, problems + _twice(samples, "questions.json"))
     return samples
 
@@ -244,13 +473,16 @@ def _opened(
     return replace(sample, uid=uid, question=question, factors=sample.factors | {"form": "open"})
 
 # %% ../nbs/1_data/14_datasets.ipynb #85780f74
+_FORMS = ("closed", "open")
+
+
 def _as_form(
     samples: list[Sample],
     form: str | None,  # 'open': without the list of choices; 'closed': with it; None: as the source has it
 ) -> list[Sample]:
     "The same questions, open or closed. `ValueError` if closed questions are wanted and there are no choices."
-    if form not in (None, "closed", "open"):
-        raise ValueError(unknown("form of question", form, ("closed", "open")))
+    if form not in (None, *_FORMS):
+        raise ValueError(unknown("form of question", form, _FORMS))
     if form == "closed":
         for sample in samples:
             if sample.factors.get("form") != "closed":
@@ -405,9 +637,12 @@ def _field_problem(
     for name, kind in _KINDS_OF_FIELDS.items():
         if name not in record:
             continue
-        empty = name in ("uid", "question") and not record[name]
-        if empty or not isinstance(record[name], kind):
-            return f"'{name}' is {record[name]!r}, expected a {kind.__name__}."
+        value = record[name]
+        blank = name in ("uid", "question") and isinstance(value, str) and not value.strip()
+        if blank or not isinstance(value, kind):
+            return f"'{name}' is {value!r}, expected a {kind.__name__}{' that is not blank' * blank}."
+        if problem := text_problem(value) if kind is str else factor_problem(value):
+            return f"'{name}' is {value!r}: it {problem}." if kind is str else problem
     if "target" not in record:
         return "it has no 'target', the true count. To only ask, use vlm.ask or predict."
     return _count_problem(record["target"])
@@ -420,7 +655,7 @@ def _manifest_sample(
     "`ValueError` names its uid and what is wrong."
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, found a {type(record).__name__}.")
-    uid = record.get("uid")
+    uid = str(record.get("uid")).encode(errors="backslashreplace").decode()
     if problem := _field_problem(record):
         raise ValueError(f"id '{uid}': {problem}")
     try:
@@ -437,7 +672,7 @@ def _read_manifest(
     problems, samples = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            samples.append(_manifest_sample(json.loads(line), path.parent))
+            samples.append(_manifest_sample(parse_json(line), path.parent))
         except json.JSONDecodeError as error:
             problems.append(f"{path.name}, line {number} is not whole JSON: {error.msg} (column {error.colno}).")
         except ValueError as error:
@@ -460,18 +695,36 @@ def _load_table(
     source: str,  # folder, .parquet file, or hub id
     hub: bool,  # whether it is an id
     revision: str | None,  # commit on the hub
+    config: str | None = None,  # of a set that has several
 ) -> Any:  # datasets.Dataset or DatasetDict
     "What `datasets` makes of a source."
     import datasets
 
     cache = str(data_dir() / "huggingface")
     if hub:
-        return datasets.load_dataset(source, revision=revision, cache_dir=cache)
+        return datasets.load_dataset(source, config, revision=revision, cache_dir=cache)
     if any((Path(source) / name).exists() for name in ("state.json", "dataset_dict.json")):
         return datasets.load_from_disk(source)
     if Path(source).is_file():
         return datasets.load_dataset("parquet", data_files=source, cache_dir=cache)
-    return datasets.load_dataset(source, cache_dir=cache)
+    return datasets.load_dataset(source, config, cache_dir=cache)
+
+
+def _part_of(
+    source: str,
+    split: str | None,  # as typed behind '@': a split, 'config:split', or a config of several
+    error: Exception,  # of `_load_table`
+) -> tuple[str, str | None]:  # config, split
+    "Which configuration is meant, where a set has several. `ValueError` lists them; another error is raised again."
+    import datasets
+
+    if "config" not in str(error).lower():
+        raise error
+    names = datasets.get_dataset_config_names(source)
+    config, _, part = (split or "").rpartition(":") if ":" in (split or "") else (split or "", "", "")
+    if config not in names:
+        raise ValueError(unknown("configuration", config, names, f"Say which, e.g. '{source}@{names[0]}:test'."))
+    return config, part or None
 
 # %% ../nbs/1_data/14_datasets.ipynb #ba73b6af
 def _pick_split(
@@ -488,14 +741,19 @@ def _pick_split(
 # %% ../nbs/1_data/14_datasets.ipynb #62bb35ac
 def open_table(
     source: str,  # folder, .parquet file, or hub id without 'hf:'
-    split: str | None,  # None: 'test', or the only one
+    split: str | None,  # None: 'test', or the only one; 'config:split' of a set that has several configurations
     hub: bool,  # whether it is an id
     revision: str | None = None,  # commit on the hub
     whole: bool = False,  # all splits, as a dict
 ) -> Any:  # datasets.Dataset
     "One split of a Hugging Face dataset. `ConnectionError` or `ValueError` says in one sentence what to do instead."
     try:
-        data = _load_table(source, hub, revision)
+        try:
+            data = _load_table(source, hub, revision, split.rpartition(":")[0] if split and ":" in split else None)
+            split = split and split.rpartition(":")[2]
+        except ValueError as error:
+            config, split = _part_of(source, split, error)
+            data = _load_table(source, hub, revision, config)
     except ConnectionError as error:
         raise ConnectionError(
             f"Cannot reach the dataset '{source}' on the Hugging Face hub ({error}): fetch it where there is a "
@@ -509,13 +767,32 @@ def open_table(
     return _pick_split(data, source, split) if isinstance(data, dict) else data
 
 # %% ../nbs/1_data/14_datasets.ipynb #c3cfc956
+def _own_folders(
+    source: str,  # of a table: folder, .parquet file, or hub id
+) -> list[Path]:  # the first is where names are seen from
+    "Where images that a table names may lie."
+    from datasets import config
+
+    local = Path(source)
+    if local.exists():
+        return [(local.parent if local.is_file() else local).resolve()]
+    return [data_dir().resolve() / "huggingface", Path(config.HF_DATASETS_CACHE).resolve()]
+
+
 def _keep_image(
-    record: dict,  # {'bytes': ..., 'path': ...} as stored in the table
+    record: dict | None,  # {'bytes': ..., 'path': ...} as stored in the table
+    folders: list[Path],  # that a path may lie in
 ) -> Path | None:  # None: nothing there
-    "The image of one row as a file: the one it names, or its bytes in the cache under their sha256."
+    "The image of one row as a file: the one it names, or its bytes in the cache under their sha256. `ValueError`."
     data, path = (record or {}).get("bytes"), (record or {}).get("path")
     if data is None:
-        return Path(path) if path and Path(path).is_file() else None
+        found = (folders[0] / path).resolve() if path else None
+        if found and not any(found.is_relative_to(folder) for folder in folders):
+            raise ValueError(
+                f"its image is {path}, outside of {folders[0]}. Put the bytes into the table, or write a manifest "
+                "(.jsonl), which may name any file."
+            )
+        return found if found and found.is_file() else None
     digest = sha256(data).hexdigest()
     suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg" if data.startswith(b"\xff\xd8") else ".image"
     place = data_dir() / "images" / digest[:2] / f"{digest}{suffix}"
@@ -524,6 +801,19 @@ def _keep_image(
     return place
 
 # %% ../nbs/1_data/14_datasets.ipynb #65ebb65d
+def _own_factors(own: Any) -> dict:
+    "What stands in a column `factors`: JSON, or an object of columns. `ValueError` for anything else."
+    own = parse_json(own) if isinstance(own, str) and own else own or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"'factors' is {own!r}, expected an object of JSON such as '{{\"entity\": \"red_stars\"}}'.")
+    return own
+
+
+def _is_there(value: Any) -> bool:
+    "A text or a number; tables write `nan` where there is none."
+    return isinstance(value, str | int) or (isinstance(value, float) and not math.isnan(value))
+
+
 def _row_factors(
     row: dict,  # columns but the image
     columns: dict[str, str],  # field -> name of its column
@@ -531,17 +821,26 @@ def _row_factors(
 ) -> dict:
     "What else the row says: its own factors, or all other columns of text and numbers."
     known = {"uid", "factors", "sha256", *columns.values()} - {"label"}
-    factors = {key: value for key, value in row.items() if key not in known and isinstance(value, str | int | float)}
+    factors = {key: value for key, value in row.items() if key not in known and _is_there(value)}
     if columns["target"] == "number" and "text" in factors:  # CountBenchQA's name for the caption
         factors["caption"] = factors.pop("text")
     if columns["question"] == "label" and row["label"]:
         factors["form"] = "open"
     if "factors" not in row:
         return factors | {"row": number}
-    own = row["factors"] or {}
-    return factors | (json.loads(own) if isinstance(own, str) else {k: v for k, v in own.items() if v is not None})
+    own = _own_factors(row["factors"])
+    text = isinstance(row["factors"], str)  # in a column of objects each row has the keys of all rows
+    return factors | {key: value for key, value in own.items() if text or value is not None}
 
 # %% ../nbs/1_data/14_datasets.ipynb #08785154
+def _label_problem(label: Any) -> str:  # "" if it names a kind of object
+    if not _is_text(label):
+        return f"its label is {label!r}, expected the name of what is counted, such as 'cats'."
+    if not label.strip(" 0123456789.,+-"):
+        return f"its label is {label!r}, a number: expected the name that it stands for, such as 'cats'."
+    return ""
+
+
 def _row_sample(
     row: dict,  # columns but the image
     uid: str,  # used if the table has none
@@ -549,11 +848,13 @@ def _row_sample(
     number: int,  # of the row
 ) -> Sample:  # its image is still to be found
     "One row of a table. `ValueError` names its uid and what is wrong."
-    asked = row[columns["question"]]
-    if columns["question"] == "label" and asked:
+    asked, uid = row[columns["question"]], row.get("uid", uid)
+    if columns["question"] == "label":
+        if problem := _label_problem(asked):
+            raise ValueError(f"id '{uid}': {problem}")
         asked = _QUESTION.format(label=asked)
     record = {
-        "uid": row.get("uid") or uid,
+        "uid": str(uid) if _is_number(uid) else uid,
         "image": "",
         "question": asked,
         "target": row[columns["target"]],
@@ -579,6 +880,23 @@ def _find_columns(
     return columns
 
 # %% ../nbs/1_data/14_datasets.ipynb #de39ffe1
+def _named_rows(
+    table: Any,  # from `open_table`
+    left_out: str,  # column of the image
+) -> list[dict]:
+    "All rows without their images; where a number stands for a name that the table knows, the name."
+    import datasets
+
+    image = lambda column: isinstance(table.features[column], datasets.Image)  # noqa: E731
+    words = [column for column in table.column_names if column != left_out and not image(column)]
+    rows = table.select_columns(words).to_list()
+    for column in set(words) - set(_COLUMNS["target"]):
+        kind = table.features[column]
+        for row in rows if isinstance(kind, datasets.ClassLabel) else ():
+            row[column] = None if row[column] is None else kind.int2str(row[column])
+    return rows
+
+
 def _table_samples(
     table: Any,  # from `open_table`
     source: str,  # named in the messages
@@ -586,12 +904,8 @@ def _table_samples(
     name: str,  # that the uids begin with
 ) -> list[Sample]:  # one a row; images are still to be found
     "All rows but their images. `ValueError` names every row at fault."
-    import datasets
-
-    image = lambda column: isinstance(table.features[column], datasets.Image)  # noqa: E731
-    words = [column for column in table.column_names if column != columns["image"] and not image(column)]
     problems, samples = [], {}
-    for number, row in enumerate(table.select_columns(words).to_list()):
+    for number, row in enumerate(_named_rows(table, columns["image"])):
         try:
             sample = _row_sample(row, f"{name}/{number}", columns, number)
             problems += [f"{source}: id '{sample.uid}' occurs twice."] if sample.uid in samples else []
@@ -602,25 +916,35 @@ def _table_samples(
     return list(samples.values())
 
 # %% ../nbs/1_data/14_datasets.ipynb #6cd586d2
+def _find_image(record: dict | None, folders: list[Path]) -> tuple[Path | None, str]:  # the file; what is wrong
+    try:
+        found = _keep_image(record, folders)
+    except ValueError as error:
+        return None, str(error)
+    return found, "" if found else "its image is missing."
+
+
 def _read_table(
     table: Any,  # from `open_table`
     source: str,  # named in the messages
     limit: int | None,
     seed: int,
     name: str = "",  # that the uids begin with; "": of the source
+    on_error: str = "raise",  # 'skip': leave out rows whose image cannot be had
 ) -> list[Sample]:
     "Samples of a Hugging Face dataset; only chosen images are written out. `ValueError` names column or row at fault."
     import datasets
 
-    columns = _find_columns(table, source)
+    columns, folders = _find_columns(table, source), _own_folders(source)
     samples = _table_samples(table, source, columns, name or Path(source).name.removesuffix(".parquet"))
     rows = {sample.uid: number for number, sample in enumerate(samples)}
     chosen = stratify(samples, limit, seed)
     held = table.cast_column(columns["image"], datasets.Image(decode=False)).select_columns([columns["image"]])
-    images = [_keep_image(held[rows[sample.uid]][columns["image"]]) for sample in chosen]
-    lost = [sample.uid for sample, image in zip(chosen, images, strict=True) if image is None]
-    refuse(source, [f"'{uid}': its image is missing." for uid in lost])
-    return [replace(sample, image=image) for sample, image in zip(chosen, images, strict=True)]
+    images = {s.uid: _find_image(held[rows[s.uid]][columns["image"]], folders) for s in chosen}
+    lost = {uid: problem for uid, (_, problem) in images.items() if problem}
+    if on_error == "raise":
+        refuse(source, [f"'{uid}': {problem}" for uid, problem in lost.items()])
+    return [replace(sample, image=images[sample.uid][0]) for sample in leave_out(chosen, lost, source)]
 
 # %% ../nbs/1_data/14_datasets.ipynb #997bf77f
 DATASETS = Registry(
@@ -713,23 +1037,65 @@ def check_source(
     "Refuse a dataset that does not exist, before anything is read or loaded. Errors as in `_find_source`."
     _find_source(name)
 
+# %% ../nbs/1_data/14_datasets.ipynb #6af4e313
+def _part_and_form(
+    behind: str | None,  # what stands behind '@'
+    form: str | None,  # asked for in another way
+) -> tuple[str | None, str | None]:  # part, form
+    "`ValueError` for two forms that differ."
+    parts = behind.split("+") if behind else []
+    said = [part for part in parts if part in _FORMS]
+    if len({*said, form} - {None}) > 1:
+        raise ValueError(f"'@{behind}' asks for another form of question than form={form!r}. Say one of them.")
+    return "+".join(part for part in parts if part not in _FORMS) or None, said[0] if said else form
+
 # %% ../nbs/1_data/14_datasets.ipynb #cfd85f35
+def _take_part(
+    samples: list[Sample],
+    split: str | None,  # a value of the factor `split`, or several with + between them; None: all
+    source: str,  # named in the message
+) -> list[Sample]:
+    "The samples of one part of a set. `ValueError` if it has no such part."
+    if split is None:
+        return samples
+    there = dict.fromkeys(str(sample.factors["split"]) for sample in samples if "split" in sample.factors)
+    for name in split.split("+"):
+        if name not in there:
+            raise ValueError(unknown("part", name, there, f"The samples of {source} say by their factor 'split'."))
+    return [sample for sample in samples if str(sample.factors.get("split")) in split.split("+")]
+
+
 def _read_path(
     kind: str,  # hub, table, manifest, archive, released or pixmo
     source: str,  # path or id
     split: str | None,
     limit: int | None,  # for tables only, whose images are written out
     seed: int,
+    on_error: str = "raise",
 ) -> list[Sample]:
     "What lies at a place, by its kind."
     if kind in ("hub", "table"):
-        return _read_table(open_table(source, split, kind == "hub"), source, limit, seed)
+        return _read_table(open_table(source, split, kind == "hub"), source, limit, seed, on_error=on_error)
     if kind == "manifest":
-        return _read_manifest(Path(source) / "manifest.jsonl" if Path(source).is_dir() else Path(source))
+        path = Path(source) / "manifest.jsonl" if Path(source).is_dir() else Path(source)
+        return _take_part(_read_manifest(path), split, source)
     folder = extract_archive(source) if kind == "archive" else Path(source).resolve()
     if (folder / "questions.json").exists() or (folder / "answers.json").exists():
-        return _read_released(folder)
+        return _take_part(_read_released(folder, on_error == "skip"), split, source)
     return _read_pixmo(folder, split or "test")
+
+# %% ../nbs/1_data/14_datasets.ipynb #ed5c5ad5
+def check_words(
+    samples: list[Sample],
+    source: str | Path,  # named in the message
+) -> None:
+    "`ValueError` names each sample whose uid, question or factors are not what they have to be."
+    problems = []
+    for sample in samples:
+        words = next((problem for text in (sample.uid, sample.question) if (problem := text_problem(text))), "")
+        if problem := words and f"its uid or question {words}." or factor_problem(sample.factors):
+            problems.append(f"{sample.uid!r}: {problem}")
+    refuse(source, problems)
 
 # %% ../nbs/1_data/14_datasets.ipynb #b98b8659
 def load_dataset(
@@ -737,17 +1103,24 @@ def load_dataset(
     limit: int | None = None,  # at most so many samples, balanced over counts (`stratify`); None: all
     seed: int = 0,  # decides everything random here: synthetic layouts, and which samples a limit keeps
     form: str | None = None,  # 'open': without the list of choices; 'closed': with it; None: as the source has it
+    on_error: str = "raise",  # 'skip': leave out images that cannot be used, and count them in `coverage`
 ) -> list[Sample]:  # in the order of the source, each with the sha256 of its image
     "A checked dataset. `ValueError`, `FileNotFoundError`, `UnknownName`, `ConnectionError`: before a model is loaded."
     stratify([], limit)  # refuses a wrong limit before anything is read
-    _as_form([], form)
+    if on_error not in ON_ERROR:
+        raise ValueError(unknown("way to deal with an error", on_error, ON_ERROR))
     kind, source, split = _find_source(name_or_path)
+    split, form = _part_and_form(split, form)
+    _as_form([], form)
     if kind == "name":
         opened = f"{source}-open"
         samples = DATASETS[opened if form == "open" and opened in DATASETS else source](limit, seed)
     else:
-        samples = _read_path(kind, source, split, limit, seed)
-    return _check_images(stratify(_as_form(samples, form), limit, seed), name_or_path)
+        samples = _read_path(kind, source, split, limit, seed, on_error)
+    samples = stratify(_as_form(samples, form), limit, seed)
+    check_words(samples, name_or_path)
+    ours = kind == "name" and source.removesuffix("-open") in stimuli.FAMILIES
+    return _check_images(samples, name_or_path, on_error, ours)
 
 # %% ../nbs/1_data/14_datasets.ipynb #63ed11eb
 def _add_sizes(
@@ -829,8 +1202,8 @@ def split_rows(
         raise ValueError(unknown("split", split, found, f"{folder} has a samples.json in each."))
     path = found[split] / "samples.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        rows = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not whole JSON: {error}. Was the download cut off? Fetch it again.") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path} holds a {type(rows).__name__}, expected a list of rows.")
@@ -844,7 +1217,9 @@ def _pixmo_sample(
     folder: Path,  # of the split
 ) -> Sample:
     "One row. `ValueError` if its image lies outside the set."
-    image = (folder / str(row.get("image_path") or f"{number}.jpg")).resolve()
+    name = str(row.get("image_path") or f"{number}.jpg")
+    places = [(folder / name).resolve(), (folder / "images" / name).resolve()]  # the authors' loader knows the second
+    image = next((place for place in places if place.is_file()), places[0])
     if not image.is_relative_to(folder.parent):
         raise ValueError(f"row {number}: its image_path {row['image_path']!r} points outside {folder.parent}.")
     factors = {"label": row["label"], "row": number, "split": split, "form": "open"}

@@ -451,7 +451,7 @@ def _known_cells(
 def _pixels(
     image: "Image.Image | np.ndarray | str | Path | Sample",  # RGB, RGBA, palette; array (size, size, 3 or 4) uint8
 ) -> np.ndarray:  # (height, width, 3) uint8
-    "Any image as a model would see it: red, green and blue, transparency ignored."
+    "Any image as a model would see it: red, green and blue, on white where it is transparent."
     image = image.image if isinstance(image, Sample) else image
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
