@@ -889,3 +889,161 @@ def test_synthetic_sets_come_out_clean():
 )  # fmt: skip
 def test_words_that_tell(text, target, told):
     assert _tells(text, target) == told
+
+
+@contextmanager
+def raw_server(say):
+    "A server that says whatever it likes to each connection; gives its address and what was asked."
+    heard, listener = [], socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    def talk(connection):
+        with connection, suppress(OSError):
+            heard.append(connection.recv(65536))
+            say(connection)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
+    finally:
+        listener.close()
+
+
+def drip(*pieces: bytes):
+    "Say the pieces again and again, a little at a time."
+
+    def say(connection):
+        for piece in pieces[:-1]:
+            connection.sendall(piece)
+        while True:
+            connection.sendall(pieces[-1])
+            time.sleep(0.05)
+
+    return say
+
+
+DRIPS = {
+    "status line": drip(b"H"),
+    "header": drip(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers": drip(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"),
+    "continue": drip(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "early hints": drip(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+    "body": drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", b"x"),
+    "chunks": drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "redirects": drip(b"HTTP/1.1 302 Found\r\nLocation: /", b"x"),
+}
+
+
+@pytest.mark.parametrize("say", DRIPS.values(), ids=DRIPS)
+def test_a_server_that_drips_is_left_in_time(say, tmp_path):
+    "Whatever it drips: each try has an end, headers and 1xx included."
+    limits, begun = Limits(tries=1, connect=2, read=2, total=0.7), time.monotonic()
+    with raw_server(say) as (address, _):
+        found = fetch_images([row_of(f"{address}/a.jpg", b"a")], tmp_path, 1, limits, HERE, progress=False)
+    assert time.monotonic() - begun < 5
+    assert found["outcome"][0] == "dead" and ("slower than 0.7 s" in found["why"][0] or "Error" in found["why"][0])
+
+
+BAD_ADDRESSES = [
+    "http://127.0.0.1/\ud800.jpg", "http://\udc00/a.jpg", "http://[::1/a", "http://a b/c", "http://" + "a" * 70000,
+    "javascript:alert(1)", "file:///etc/passwd", "http://x\x00y/", "http://127.0.0.1:99999/a",
+]  # fmt: skip
+
+
+def test_an_address_that_is_none_stops_no_other(web, tmp_path):
+    good = jpeg(1)
+    web.files["/good/1"] = good
+    rows = [row_of(bad, f"{place}".encode()) for place, bad in enumerate(BAD_ADDRESSES)]
+    found = fetch_images([*rows, row_of(f"{web.address}/good/1", good)], tmp_path, 2, QUICK, HERE, progress=False)
+    assert found["outcome"].iloc[-1] == "fetched" and set(found["outcome"].iloc[:-1]) <= {"refused", "dead"}
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    "A proxy that answers everything itself, and what it was asked."
+    for name in (
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    data = jpeg(7)
+
+    def say(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(data) + data)
+
+    with raw_server(say) as (address, heard):
+        monkeypatch.setenv("http_proxy", address)
+        yield heard
+
+
+def test_a_proxy_is_asked_for_what_is_outside(proxy, tmp_path, monkeypatch):
+    row = row_of("http://pictures.invalid/7.jpg", jpeg(7))
+    found = fetch_images([row], tmp_path / "a", 1, QUICK, progress=False)
+    assert list(found["outcome"]) == ["fetched"] and proxy[0].startswith(b"GET http://pictures.invalid/7.jpg HTTP/1.1")
+    monkeypatch.setenv("no_proxy", "pictures.invalid")
+    found = fetch_images([row], tmp_path / "b", 1, Limits(tries=1), progress=False)
+    assert "no address for pictures.invalid" in found["why"][0] and len(proxy) == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.0.0.1", "169.254.169.254", "[::1]", "metadata.internal"]
+)
+def test_a_proxy_is_not_sent_into_the_house(proxy, host, tmp_path):
+    found = fetch_images([row_of(f"http://{host}/7.jpg", jpeg(7))], tmp_path, 1, QUICK, progress=False)
+    assert list(found["outcome"]) == ["refused"] and "private" in found["why"][0] and not proxy
+
+
+def test_a_mirror_of_one_s_own_is_visited_without_the_proxy(proxy, web, tmp_path):
+    web.files["/good/1"] = jpeg(1)
+    found = fetch_images([row_of(f"{web.address}/good/1", jpeg(1))], tmp_path, 1, QUICK, HERE, progress=False)
+    assert list(found["outcome"]) == ["fetched"] and not proxy
+
+
+LEFT = [
+    [".record.json.99999999.tmp"],
+    ["train/.samples.json.99999999.tmp"],
+    [".lock", ".record.json.1.tmp", "train/samples.json"],
+]
+
+
+@pytest.mark.parametrize("left", LEFT, ids=["record", "samples", "both"])
+def test_a_build_that_was_killed_before_its_record_goes_on(parts, left, tmp_path):
+    "Its own half files are no stranger's."
+    for name in left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("half")
+    chosen = choose_rows(parts, per_count=2)
+    with room.lock_folder(tmp_path):
+        room._write_plan(tmp_path, chosen, {"rule": "balanced", "options": {}})
+    assert json.loads((tmp_path / "record.json").read_text())["format"] == 1
+    assert not [path for path in tmp_path.rglob(".*.tmp") if "99999999" in path.name]
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", "null", "{}", '{"rows": 5}', "[" * 10**5])
+def test_a_broken_record_of_a_set_is_named(parts, text, tmp_path):
+    chosen = choose_rows(parts, per_count=2)
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(ValueError, match="record.json is no record of a set"):
+        room._write_plan(tmp_path, chosen, {"rule": "balanced", "options": {}})
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "{}", '{"image_sha256": 5}', '{"image_sha256": "a", "outcome": "fetched"}', "[" * 10**5]
+)
+def test_a_broken_line_of_the_journal_is_named(line, web, tmp_path):
+    (tmp_path / "fetched.jsonl").write_text(f"{line}\n")
+    with pytest.raises((ValueError, FileExistsError), match="fetched.jsonl, line 1"):
+        fetch_images([row_of(f"{web.address}/good/1", jpeg(1))], tmp_path, 1, QUICK, HERE, progress=False)

@@ -460,7 +460,7 @@ def predict(
         return journal.finish(sample.uid for sample in samples)
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #9df2d9dd
-def _join_parts(path: Path, samples: list[Sample], model: str, parsers: Sequence[str]) -> list[Prediction]:
+def _join_parts(path: Path, samples: list[Sample], model: str, parsers: Sequence[str] = ()) -> list[Prediction]:
     "Join the parts into one file, in the order of the samples. `ValueError` names a part that is not whole."
     whole = {}
     for shard in name_shards(path.parent, path.name):

@@ -26,7 +26,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from operator import itemgetter
 from pathlib import Path
 from random import Random
+from urllib.request import getproxies, proxy_bypass
 
+import httpcore
 import httpx
 import tenacity
 
@@ -34,9 +36,11 @@ import tenacity
 from . import __version__
 from vlm_counting.core import (
     Journal,
+    check_file,
     file_hash,
     lock_folder,
     make_folder,
+    parse_json,
     progress_bar,
     unknown,
     write_atomic,
@@ -134,6 +138,17 @@ def _look_up(
         raise _Refused(f"{host} has the private address {private[0]}" if private[0] != host else f"{host} is private")
     return found
 
+# %% ../nbs/1_data/18_photographs.ipynb #1035dcb2
+def _check_far(
+    host: str,  # name or address
+) -> None:
+    "`_Refused` for a host that a proxy should not be sent to. A name that is not known here may be known there."
+    try:
+        _look_up(host, 0)
+    except httpx.ConnectError:
+        if host.lower() == "localhost" or host.lower().endswith((".localhost", ".internal", ".local")):
+            raise _Refused(f"{host} is private") from None
+
 # %% ../nbs/1_data/18_photographs.ipynb #65bca4c8
 class _AddressBook:
     "The checked addresses of hosts, each looked up at most once in five minutes."
@@ -151,6 +166,54 @@ class _AddressBook:
             self.known[host, port] = time.monotonic() + 300, found
         return found
 
+# %% ../nbs/1_data/18_photographs.ipynb #b9921442
+class _Clock(threading.local):
+    "When the try of this thread ends."
+
+    end = float("inf")  # as `time.monotonic` has it
+
+    def left(self, timeout: float | None) -> float:  # seconds
+        "How long a step may wait. `ReadTimeout`: the try is over."
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout("too slow in all")
+        return min(left, float("inf") if timeout is None else timeout)
+
+
+_CLOCK = _Clock()
+
+# %% ../nbs/1_data/18_photographs.ipynb #fd1f49af
+class _TimedStream(httpcore.NetworkStream):
+    "A connection whose steps end with the try."
+
+    def __init__(self, stream: httpcore.NetworkStream):
+        self.stream, self.close, self.get_extra_info = stream, stream.close, stream.get_extra_info
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self.stream.read(max_bytes, _CLOCK.left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.stream.write(buffer, _CLOCK.left(timeout))
+
+    def start_tls(self, ssl_context, server_hostname=None, timeout=None) -> httpcore.NetworkStream:
+        return _TimedStream(self.stream.start_tls(ssl_context, server_hostname, _CLOCK.left(timeout)))
+
+
+class _TimedBackend(httpcore.SyncBackend):
+    "Opens connections that end with the try."
+
+    def connect_tcp(self, host, port, timeout=None, **more) -> httpcore.NetworkStream:
+        return _TimedStream(super().connect_tcp(host, port, _CLOCK.left(timeout), **more))
+
+# %% ../nbs/1_data/18_photographs.ipynb #04ebea2c
+def _proxy_for(url: httpx.URL) -> str | None:  # None: it is visited directly
+    "The proxy that the environment names for an address."
+    known = getproxies()
+    found = known.get(url.scheme) or known.get("all")
+    if not found or proxy_bypass(url.host):
+        return None
+    return found if "://" in found else f"http://{found}"
+
 # %% ../nbs/1_data/18_photographs.ipynb #32344aa0
 class _Connections:
     "A pool of connections for each host; certificates are read once for all of them."
@@ -158,15 +221,20 @@ class _Connections:
     def __init__(self, per_host: int):
         self.limits = httpx.Limits(max_connections=per_host)
         self.context: ssl.SSLContext = httpx.create_ssl_context()
-        self.pools: dict[str, httpx.HTTPTransport] = {}
+        self.pools: dict[tuple, httpx.HTTPTransport] = {}
         self.lock = threading.Lock()
 
-    def pool(self, host: str) -> httpx.HTTPTransport:
-        "The connections to one host."
+    def pool(self, host: str, proxy: str | None = None) -> httpx.HTTPTransport:
+        "The connections to one host, directly or through a proxy."
         with self.lock:
-            if host not in self.pools:
-                self.pools[host] = httpx.HTTPTransport(verify=self.context, trust_env=False, limits=self.limits)
-            return self.pools[host]
+            if (host, proxy) not in self.pools:
+                self.pools[host, proxy] = self._open(proxy)
+            return self.pools[host, proxy]
+
+    def _open(self, proxy: str | None) -> httpx.HTTPTransport:
+        made = httpx.HTTPTransport(verify=self.context, trust_env=False, limits=self.limits, proxy=proxy)
+        made._pool._network_backend = _TimedBackend()  # httpx has no parameter for it
+        return made
 
     def close(self) -> None:
         for pool in self.pools.values():
@@ -181,6 +249,9 @@ class _Guarded(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url, failed = request.url, None
+        if url.host.lower() not in self.book.private_hosts and (proxy := _proxy_for(url)):
+            _check_far(url.host)
+            return self.connections.pool(url.host, proxy).handle_request(request)
         port = url.port or {"http": 80, "https": 443}[url.scheme]
         extensions = request.extensions | {"sni_hostname": url.host}
         for address in self.book.addresses(url.host, port):
@@ -249,7 +320,7 @@ def _save(
     limits: Limits,
 ) -> str:  # sha256 of the file
     "Write a body to the disk. `_Refused` if it is too large, `_NotNow` if it takes too long."
-    digest, size, end = sha256(), 0, time.monotonic() + limits.total
+    digest, size, end = sha256(), 0, min(_CLOCK.end, time.monotonic() + limits.total)
     with open(path, "wb") as file:
         for piece in response.iter_raw():
             size += len(piece)
@@ -287,14 +358,19 @@ def _download(
     limits: Limits,
 ) -> str:  # sha256 of the file
     "One try of one link. `_Gone`, `_Refused` or `_NotNow` if it fails."
+    _CLOCK.end = time.monotonic() + limits.total
     try:
         return _follow(client, url, path, limits)
     except (httpx.InvalidURL, ValueError) as error:
         raise _Refused(f"no address: {error}") from None
-    except httpx.ConnectError as error:
+    except (httpx.ConnectError, httpx.ProxyError) as error:
         raise _NotNow(f"no connection: {error}") from None
     except httpx.TransportError as error:
+        if time.monotonic() >= _CLOCK.end:
+            raise _NotNow(f"slower than {limits.total:g} s") from None
         raise _NotNow(f"{type(error).__name__}: {error}".rstrip(": ")) from None
+    finally:
+        _CLOCK.end = float("inf")
 
 # %% ../nbs/1_data/18_photographs.ipynb #a14a3363
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # that Pillow may try
@@ -445,6 +521,15 @@ def _found_line(
     return line | {"bytes": path.stat().st_size, "width": width, "height": height}
 
 # %% ../nbs/1_data/18_photographs.ipynb #91e15972
+_LINE = {"image_sha256": str, "outcome": str, "why": str, "later": bool, "bytes": int, "width": int, "height": int}
+
+
+def _strange(line: dict, done: dict) -> str:  # "" if it is one of ours
+    "Why a line is none that was noted here."
+    wrong = [name for name, kind in _LINE.items() if not isinstance(line, dict) or type(line.get(name)) is not kind]
+    return f"has no right {wrong[0]!r}. Delete the line, and its image is looked for again." if wrong else ""
+
+
 def _finished(
     journal: Journal,
     digests: Iterable[str],  # of all images that are wanted
@@ -516,6 +601,11 @@ def _links(
     return jobs
 
 # %% ../nbs/1_data/18_photographs.ipynb #ad88f986
+def _printable(text: str) -> str:
+    "Half of a character, which no file can hold, as six letters: a link may have any."
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _outcomes(
     rows: list[dict],
     done: dict[str, dict],  # lines of the journal by sha256
@@ -527,7 +617,7 @@ def _outcomes(
     table = []
     for number, row in enumerate(rows):
         line = done[row["image_sha256"]]
-        entry = {"row": number, "image_url": row["image_url"], "image_sha256": row["image_sha256"]}
+        entry = {"row": number, "image_url": _printable(row["image_url"]), "image_sha256": row["image_sha256"]}
         table.append(entry | {name: line[name] for name in columns})
     return pandas.DataFrame(table, columns=["row", "image_url", "image_sha256", *columns])
 
@@ -546,7 +636,7 @@ def fetch_images(
     with lock_folder(folder):
         for left in make_folder(folder / "images").glob(".*.part"):  # of a run that was killed
             left.unlink()
-        journal = Journal(folder / "fetched.jsonl", itemgetter("image_sha256"))
+        journal = Journal(folder / "fetched.jsonl", itemgetter("image_sha256"), strange=_strange)
         done = _finished(journal, jobs, limits, again)
         rest = {digest: urls for digest, urls in jobs.items() if digest not in done}
         if rest:
@@ -863,21 +953,40 @@ def _plan(
     return chosen, about | {"revision": revision, "options": {}}
 
 # %% ../nbs/1_data/18_photographs.ipynb #de236c0e
+_ABOUT = {"rows": dict, "rule": str, "options": dict, "splits": dict}  # what a record has, among others
+
+
+def _read_record(
+    folder: Path,  # of a set
+) -> dict:
+    "record.json. `ValueError` if it is not one that was written here."
+    path = folder / "record.json"
+    try:
+        record = parse_json(check_file(path).read_text(encoding="utf-8"))
+        if all(isinstance(record[name], kind) for name, kind in _ABOUT.items()):
+            return record
+        why = "a part of it is of another type"
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{path} is no record of a set ({why}). Delete it and build the set again: images are kept.")
+
+
 def _is_begun(
     folder: Path,
     hashes: dict[str, str],  # `_rows_hash` of each split
 ) -> bool:
     "Whether this set was begun here. `FileExistsError` if the folder holds anything else."
-    record = folder / "record.json"
-    if record.exists():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
+    for left in folder.glob("*/.*.tmp"):  # of a run that was killed
+        left.unlink()
+    if (folder / "record.json").exists():
+        earlier = _read_record(folder)
         if earlier["rows"] != hashes:
             raise FileExistsError(
                 f"{folder} holds a set that was built otherwise ({earlier['rule']}, {earlier['options']}). Choose "
                 "another folder, or remove it."
             )
         return True
-    strange = [path.name for path in folder.iterdir() if path.name not in (".lock", *SPLITS)]
+    strange = [path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name not in SPLITS]
     if strange:
         raise FileExistsError(f"{folder} holds '{strange[0]}' but no record.json. Choose another folder.")
     return False
@@ -894,7 +1003,8 @@ def _write_plan(
         return
     for split, rows in chosen.items():
         listed = [
-            {name: row[name] for name in _FIELDS} | {"image_path": f"../images/{row['image_sha256']}.jpg"}
+            {name: row[name] for name in _FIELDS}
+            | {"image_url": _printable(row["image_url"]), "image_path": f"../images/{row['image_sha256']}.jpg"}
             for row in rows
         ]
         write_atomic(folder / split / "samples.json", json.dumps(listed, indent=2, ensure_ascii=False))
@@ -912,7 +1022,7 @@ def _missing(
         if line.outcome != "fetched":
             entry = {"row": number, "label": row["label"], "count": row["count"]}
             entry |= {"outcome": line.outcome, "why": line.why}
-            missing.append(entry | {"image_url": row["image_url"], "image_sha256": row["image_sha256"]})
+            missing.append(entry | {"image_url": line.image_url, "image_sha256": row["image_sha256"]})
     return missing
 
 # %% ../nbs/1_data/18_photographs.ipynb #66c0c359
@@ -922,7 +1032,7 @@ def _write_record(
     report: "pandas.DataFrame",  # from `fetch_images`, the splits one after the other  # noqa: F821
 ) -> None:
     "What came of each row that has no image, into the record."
-    record, start = json.loads((folder / "record.json").read_text(encoding="utf-8")), 0
+    record, start = _read_record(folder), 0
     for split, rows in chosen.items():
         missing = _missing(rows, report.iloc[start : start + len(rows)])
         record["splits"][split] = {"rows": len(rows), "images": len(rows) - len(missing), "missing": missing}
@@ -936,7 +1046,7 @@ def _describe_set(
     "What a set has and lacks, split by split; `most` is the label that is asked for most."
     import pandas
 
-    record, table = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8")), []
+    record, table = _read_record(Path(folder)), []
     for split, part in record["splits"].items():
         labels = Counter(row["label"] for row in split_rows(folder, split)[1])
         lost = Counter(row["outcome"] for row in part["missing"])
