@@ -572,3 +572,35 @@ def test_a_part_that_is_missing_is_named(name, lost, tmp_path):
     with pytest.raises(ValueError, match=said.get(lost, "The processor of .* cannot be made")) as error:
         load_model(name, checkpoint=tmp_path / name)
     assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-internvl3", "tiny-clip"])
+def test_a_transparent_image_is_put_on_white_by_the_processor(name, tmp_path):
+    from PIL import Image
+
+    from vlm_counting.core import Sample, load_image
+
+    vlm, clear = load_model(name), Image.new("RGBA", (224, 200), (0, 0, 0, 0))
+    clear.paste((255, 0, 0, 255), (20, 20, 80, 80))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    clear.save(tmp_path / "turned.png", exif=exif)
+    white = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB").rotate(-90, expand=True)
+    white.save(tmp_path / "white.png")
+    assert load_image(tmp_path / "turned.png").tobytes() == white.tobytes()
+    samples = [Sample(name, tmp_path / f"{name}.png", "How many?") for name in ("turned", "white")]
+    made = [vlm.prepare([sample]) for sample in samples]
+    for key in made[0]:
+        assert (made[0][key] == made[1][key]).all(), key
+
+
+def test_a_processor_without_a_way_to_deal_with_transparency_gets_white(monkeypatch):
+    from PIL import Image
+
+    from vlm_counting.core import Sample
+
+    vlm = load_model("tiny-qwen2-vl")
+    monkeypatch.setattr(vlm.processor.image_processor, "do_convert_rgb", False)
+    clear = Sample("a", Image.new("RGBA", (224, 224), (0, 0, 0, 0)), "How many?")
+    white = Sample("b", Image.new("RGB", (224, 224), "white"), "How many?")
+    assert (vlm.prepare([clear])["pixel_values"] == vlm.prepare([white])["pixel_values"]).all()

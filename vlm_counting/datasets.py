@@ -1358,6 +1358,21 @@ def _as_files(
     held = lambda sample: isinstance(sample.image, Path | bytes)  # noqa: E731
     return [s if held(s) else replace(s, image=image_file(s.image)[0], sha256="") for s in samples]
 
+# %% ../nbs/1_data/14_datasets.ipynb #10e72bdc
+def _plain_file(
+    source: Path | bytes,
+) -> tuple[bytes, str]:  # bytes of a file in three colours, its suffix
+    "An image as the authors' loader needs it: a file of three colours as it is, any other as a PNG."
+    with open_image(source) as image:
+        if image.mode == "RGB" and image.getexif().get(_TURNED, 1) == 1 and not image.has_transparency_data:
+            return image_file(source)
+        file = BytesIO()
+        to_rgb(image).save(file, "PNG")
+        return file.getvalue(), ".png"
+
+
+_TURNED = 0x0112  # EXIF: how a photograph lies
+
 # %% ../nbs/1_data/14_datasets.ipynb #d5f81cdd
 def _released_key(
     sample: Sample,
@@ -1417,7 +1432,7 @@ def export_released(
             _put(answers, keys, sample.target)
             if images.setdefault(keys[0], sample.sha256) != sample.sha256:
                 raise ValueError(f"'{sample.uid}': image id '{keys[0]}' stands for two different images.")
-            data, suffix = image_file(sample.image)
+            data, suffix = _plain_file(sample.image)
             (place / "images" / f"{keys[0]}{suffix}").write_bytes(data)
         for name, tree in (("questions.json", questions), ("answers.json", answers)):
             (place / name).write_text(json.dumps(tree, indent=4, ensure_ascii=False), encoding="utf-8")

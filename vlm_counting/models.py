@@ -1441,11 +1441,45 @@ def _encode(
     inputs.pop("labels", None)  # PaliGemma's processor adds them; with them the loss is computed, as nan
     return inputs.to(vlm.model.dtype)  # pixels in the model's precision; whole numbers stay
 
+# %% ../nbs/2_answers/20_models.ipynb #64364c95
+def _shapes(made) -> list[tuple]:
+    "Of each tensor that a processor makes."
+    return [tuple(each.shape) for each in (made.values() if hasattr(made, "values") else [made])]
+
+
+def _takes_transparency(
+    make,  # function: list of PIL images -> tensors
+) -> bool:
+    "Does a processor itself make three colours of an image that is transparent?"
+    from PIL import Image
+
+    clear = Image.new("RGBA", (64, 64))
+    try:
+        return _shapes(make([clear])) == _shapes(make([clear.convert("RGB")]))
+    except Exception:  # processors raise many kinds
+        return False
+
+# %% ../nbs/2_answers/20_models.ipynb #d0bd9f87
+def _images_for(
+    vlm,  # remembers what its processor can do
+    samples: list[Sample],
+    make,  # function: list of PIL images -> tensors, as its processor makes them
+) -> list:  # of PIL images
+    "Images as a processor is given them: turned; transparent ones as they are if it can deal with that, else on white."
+    images = [load_image(sample.image, transparent=True) for sample in samples]
+    if any(image.mode == "RGBA" for image in images):
+        if not hasattr(vlm, "_transparent"):
+            vlm._transparent = _takes_transparency(make)
+        if not vlm._transparent:
+            return [load_image(sample.image) for sample in samples]
+    return images
+
 
 @patch
 def prepare(self: VLM, samples: list[Sample]) -> dict:
     "Tensors of one padded batch, still on the CPU: `input_ids` (samples, tokens), pixels, masks."
-    return _encode(self, [sample.question for sample in samples], [load_image(sample.image) for sample in samples])
+    images = _images_for(self, samples, lambda images: _encode(self, ["?"], images))
+    return _encode(self, [sample.question for sample in samples], images)
 
 # %% ../nbs/2_answers/20_models.ipynb #04dc8c3d
 def _image_size(
@@ -1803,7 +1837,7 @@ class ContrastiveVLM(VLM):
 
     def prepare(self, samples: list[Sample]) -> dict:
         "Pixels (samples, 3, height, width)."
-        return {"pixels": self.encoder.pixels([load_image(sample.image) for sample in samples])}
+        return {"pixels": self.encoder.pixels(_images_for(self, samples, self.encoder.pixels))}
 
     def answer_prepared(self, samples: list[Sample], inputs: dict, max_new_tokens: int = 5) -> list[Answer]:
         "The best caption, the count in it, and the log-probability of each count on offer."

@@ -42,6 +42,7 @@ from vlm_counting.core import (
     make_folder,
     parse_json,
     progress_bar,
+    to_rgb,
     unknown,
     write_atomic,
 )
@@ -388,7 +389,7 @@ def _check_image(
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise _Refused(f"{width} x {height} pixels, more than {limits.max_pixels:,}")
-            image.load()
+            to_rgb(image)  # pixels of unknown range are refused here, not when the set is read
             return width, height
     except Image.DecompressionBombError:
         raise _Refused(f"more than {limits.max_pixels:,} pixels") from None
@@ -1039,6 +1040,24 @@ def _write_record(
         start += len(rows)
     write_atomic(folder / "record.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
+# %% ../nbs/1_data/18_photographs.ipynb #c1e67de6
+def _link_images(
+    folder: Path,
+    chosen: dict[str, list[dict]],
+) -> None:
+    "Each image under its split's own images/ too: the same file, or a copy where there are no links."
+    for split, rows in chosen.items():
+        place = make_folder(folder / split / "images")
+        for digest in sorted({row["image_sha256"] for row in rows}):
+            image, link = _image_path(folder, digest), place / f"{digest}.jpg"
+            if not image.exists() or (link.exists() and link.stat().st_size == image.stat().st_size):
+                continue
+            link.unlink(missing_ok=True)
+            try:
+                os.link(image, link)
+            except OSError:
+                write_atomic(link, image.read_bytes())
+
 # %% ../nbs/1_data/18_photographs.ipynb #49653af4
 def _describe_set(
     folder: str | Path,  # that `build_bpc` wrote
@@ -1084,4 +1103,5 @@ def build_bpc(
         everything = [row for rows in chosen.values() for row in rows]
         report = fetch_images(everything, folder, **(fetch or {}))
         _write_record(folder, chosen, report)
+        _link_images(folder, chosen)
     return _describe_set(folder)

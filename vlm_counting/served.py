@@ -112,7 +112,7 @@ def _data_uri(
 ) -> str:  # 'data:image/png;base64,...'
     "An image as text, without loss."
     file = BytesIO()
-    load_image(image).save(file, "PNG")
+    load_image(image, transparent=True).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
