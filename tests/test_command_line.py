@@ -26,6 +26,7 @@ from clusters import wait_until
 from vlm_counting import core, runs, sweeps, terminal
 from vlm_counting.__main__ import stopped, version_line
 from vlm_counting.core import Progress, RunRecord, UnknownName, claim_folder, progress_bar
+from vlm_counting.paper.findings import find_runs
 from vlm_counting.runs import (
     RUNS,
     TOOLS,
@@ -34,6 +35,7 @@ from vlm_counting.runs import (
     Limit,
     Model,
     Parameter,
+    RunNotebooks,
     check_parameters,
     check_value,
     declared_parameters,
@@ -687,3 +689,48 @@ def test_whoever_follows_shows_each_piece_of_work_and_survives_nonsense(tmp_path
     channel.write_text("{")
     over.clear()
     runs._follow(channel, "evaluate", over)  # returns
+
+
+def status(place: Path) -> str:
+    return next(json.loads(path.read_text())["status"] for path in place.rglob("run.json"))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "extract"])
+def test_a_run_is_finished_when_its_figures_are_there(command, results, monkeypatch):
+    "Its record says so, and who looks for finished runs takes no other."
+    kind = {"evaluate": "evaluation.Evaluation", "extract": "extraction.States"}[command]
+    asked = {"model": "tiny-clip", "limit": 9, "device": "cpu"}
+
+    def fail(self):
+        raise RuntimeError("no such colour")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"vlm_counting.{kind}.figures", fail)
+        with pytest.raises(RuntimeError, match="no such colour"):
+            run(command, **asked)
+    assert status(results) == "failed" and find_runs(results) == {}
+    run(command, **asked)
+    assert status(results) == "finished" and len(find_runs(results)) == 1
+
+
+def test_a_run_is_finished_when_its_page_is_there(results, monkeypatch):
+    "While a notebook is being run, what is scored is not finished; who runs it says how it ended."
+    asked = {"model": "tiny-clip", "limit": 9, "device": "cpu"}
+    parameters = check_parameters("evaluate", asked)
+    folder = run_folder(parameters)
+    notebook = {"cells": [], "metadata": {"papermill": {"parameters": asked}}, "nbformat": 4, "nbformat_minor": 5}
+    about = notebook["metadata"]["papermill"]
+    RunNotebooks().write(json.dumps(notebook), "vlm-counting://evaluate.ipynb")
+    perform("evaluate", asked)
+    assert status(results) == "scored" and find_runs(results) == {}
+    about |= {"end_time": "now", "exception": True}
+    RunNotebooks().write(json.dumps(notebook), "vlm-counting://evaluate.ipynb")
+    assert status(results) == "failed" and (folder / "notebook-failed.ipynb").exists()
+    about |= {"end_time": None, "exception": None}
+    RunNotebooks().write(json.dumps(notebook), "vlm-counting://evaluate.ipynb")
+    perform("evaluate", asked)
+    about |= {"end_time": "now"}
+    RunNotebooks().write(json.dumps(notebook), "vlm-counting://evaluate.ipynb")
+    assert status(results) == "finished" and (folder / "report.html").exists() and len(find_runs(results)) == 1
+    perform("evaluate", asked)  # in a notebook that somebody runs by hand, no page follows
+    assert status(results) == "finished"

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -384,3 +385,75 @@ def test_bins_do_not_depend_on_who_else_is_in_the_picture(monkeypatch):
     for models in (("model 1",), ("model 0", "model 1"), ("model 0",)):
         pages._draw_certainty(_gather("made", [row for row in rows if row.model in models]))
     assert asked_for == [3, 3, 4]
+
+
+def damaged(results: Path, place: Path) -> Path:
+    "A copy of the results, and in it the folder of a run of `evaluate` that may be damaged."
+    shutil.copytree(results, place / "results")
+    return next(path.parent for path in sorted((place / "results").rglob("predictions.jsonl")))
+
+
+DAMAGES = {
+    "emptied": ("predictions.jsonl", ""),
+    "lost": ("predictions.jsonl", None),
+    "cut": ("predictions.jsonl", -40),
+    "no json": ("predictions.jsonl", "{"),
+    "numbers": ("predictions.jsonl", "5\n"),
+    "deep": ("predictions.jsonl", "[" * 10**5 + "\n"),
+    "fewer": ("predictions.jsonl", 0.5),
+    "record emptied": ("run.json", ""),
+    "record cut": ("run.json", 0.5),
+    "record a number": ("run.json", "5"),
+    "record null": ("run.json", "null"),
+    "record of null": ("run.json", '{"verb": "evaluate", "parameters": null}'),
+    "record of odd sessions": ("run.json", '{"verb": "evaluate", "parameters": {}, "sessions": [5]}'),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*torn last line")
+@pytest.mark.parametrize("file, how", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_run_is_named_and_stops_no_report(results, tmp_path, file, how):
+    folder = damaged(results, tmp_path)
+    text = (folder / file).read_text()
+    if how is None:
+        (folder / file).unlink()
+    else:
+        lines = text.splitlines(keepends=True)
+        cut = how if isinstance(how, str) else "".join(lines[: len(lines) // 2]) if how == 0.5 else text[:how]
+        (folder / file).write_text(cut)
+    found = own_material(tmp_path / "results")
+    assert folder not in found.runs and len(found.runs) == len(own_material(results).runs) - 1
+    assert len(found.left_out) == 1 and found.left_out[0].startswith(f"{folder} is left out: ")
+
+
+def test_an_emptied_run_takes_no_good_one_s_place(results, tmp_path):
+    "The later run of the same model and set counts, unless it has lost its answers."
+    good = damaged(results, tmp_path)
+    later = tmp_path / "results" / "zz" / good.parent.name / good.name
+    shutil.copytree(good, later)
+    record = RunRecord.load(later)
+    record.sessions = [*record.sessions, {"finished": "2999-01-01"}]
+    record.save(later)
+    assert later in own_material(tmp_path / "results").runs
+    (later / "predictions.jsonl").write_text("")
+    assert good in own_material(tmp_path / "results").runs
+
+
+VERDICTS = ["", "{", "5", "{}", '{"probabilities": {}, "fault": null, "paper": "say"}', '{"fault": "say"}', "[" * 10**5]
+
+
+@pytest.mark.parametrize("text", VERDICTS)
+def test_a_damaged_verdict_is_left_out(tmp_path, text):
+    folder = tmp_path / "diagnose" / "mine" / "balanced"
+    RunRecord("diagnose", {}, model="mine", dataset="balanced", status="finished").save(folder)
+    (folder / "verdict.json").write_text(text)
+    assert _verdicts(tmp_path).empty and len(own_material(tmp_path).left_out) == 1
+
+
+@pytest.mark.parametrize("status", ["new", "running", "scored", "failed"])
+def test_a_run_without_its_pages_is_no_finished_one(results, tmp_path, status):
+    folder = damaged(results, tmp_path)
+    record = RunRecord.load(folder)
+    record.status = status
+    record.save(folder)
+    assert folder not in own_material(tmp_path / "results").runs

@@ -985,7 +985,7 @@ class RunRecord:
     samples: int = 0  # how many
     seeds: dict = field(default_factory=dict)  # name -> int
     device: str = ""  # e.g. 'cuda (NVIDIA H100)'
-    status: str = "new"  # new, running, finished, failed
+    status: str = "new"  # new, running, scored (its figures and pages are still to come), finished, failed
     error: str = ""  # first line of what went wrong, if it failed
     sessions: list = field(default_factory=list)  # one a start: started, finished, seconds, peak_memory, versions, git
     code: dict = field(default_factory=dict)  # functions of one's own, as `code_hash` has them; part of the identity
@@ -1137,11 +1137,13 @@ def _clear(folder: Path) -> None:
     "Take away the half files of processes that were killed."
     for left in folder.glob(".*.tmp"):
         number = left.name.split(".")[-2]
-        if not (number.isdecimal() and _is_alive(int(number))):
+        if not (number.isdecimal() and is_alive(int(number))):
             left.unlink(missing_ok=True)
 
 
-def _is_alive(number: int) -> bool:
+def is_alive(
+    number: int,  # a process id
+) -> bool:
     "Does a process of this machine have this number?"
     import psutil
 
@@ -1204,18 +1206,32 @@ def claim_folder(
     "One writer per run folder. `BlockingIOError` if it is taken, `FileExistsError` if it is another run's."
     with lock_folder(folder):
         _check_owner(record, folder, overwrite)
+        then = "scored" if record.status == "scored" else "finished"
         session = {"started": _now(), "versions": versions(), "git": git_commit()}
         record.sessions, record.status, clock = [*record.sessions, session], "running", time.monotonic()
         record.error = ""
         record.save(folder)
         try:
             yield folder
-            record.status = "finished"
+            record.status = then
         except BaseException as error:
             record.status, record.error = "failed", f"{type(error).__name__}: {error}".splitlines()[0][:500]
             raise
         finally:
             session |= {"finished": _now(), "seconds": round(time.monotonic() - clock, 2), "peak_memory": peak_memory()}
+            record.save(folder)
+            record.status = "finished" if record.status == "scored" else record.status  # whoever saves it draws, too
+
+# %% ../nbs/1_data/10_core.ipynb #d53c2953
+def close_run(
+    folder: Path,
+    error: str = "",  # what went wrong after everything was scored
+) -> None:
+    "Say in `run.json` that figures and pages are there, or why not."
+    with suppress(OSError, ValueError):
+        record = RunRecord.load(folder)
+        if record.status == "scored" or (error and record.status == "finished"):
+            record.status, record.error = ("failed" if error else "finished"), error[:500]
             record.save(folder)
 
 # %% ../nbs/1_data/10_core.ipynb #05d46902

@@ -29,6 +29,8 @@ from vlm_counting.core import (
     Registry,
     RunRecord,
     UnknownName,
+    close_run,
+    is_alive,
     later,
     lock_folder,
     moved,
@@ -39,7 +41,7 @@ from vlm_counting.core import (
     unknown,
     write_atomic,
 )
-from .datasets import DATASETS, check_source
+from .datasets import DATASETS, ON_ERROR, check_source
 from .evaluation import PARSERS, shard_path, shard_samples
 from .extraction import parse_layers, parse_poolings
 from vlm_counting.models import (
@@ -162,7 +164,9 @@ def check_value(
         return value
     try:
         problem = _problem(one, name, value)
-    except (UnknownName, ValueError, RuntimeError, OSError) as error:
+    except RuntimeError:  # of `expanduser`
+        raise ValueError(f"{name}: there is no user as in {value!r}. Give the whole path.") from None
+    except (UnknownName, ValueError, OSError) as error:
         raise _about(error, name) from None
     if problem:
         raise ValueError(problem)
@@ -224,6 +228,11 @@ def _device(text: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d\d?)?", text):
         raise UnknownName(unknown("device", text, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
 
+
+def _is_pattern(text: str) -> bool:
+    "Names of runs, and not of folders elsewhere?"
+    return bool(text.strip(".")) and not set(text) & set("/\\") and "**" not in text
+
 # %% ../nbs/6_running/62_runs.ipynb #603acbc2
 Model = TYPES.add("Model", Parameter(
     "a name in MODELS, 'hf:org/name', or a checkpoint folder", right=find_entry, options=lambda: MODELS, folder=True
@@ -280,6 +289,7 @@ Shard = TYPES.add("Shard", Parameter(
     "'i/n', or None", right=lambda text: shard_samples([], text), also=(None,), folder=True, identity=False
 ))  # fmt: skip
 Overwrite = TYPES.add("Overwrite", replace(Switch, identity=False))
+OnError = TYPES.add("OnError", _choice(lambda: ON_ERROR, identity=False))
 Device = TYPES.add("Device", Parameter("auto, cpu, cuda, cuda:0 and so on, or mps", right=_device, identity=False))
 Jobs = TYPES.add("Jobs", _whole(0, identity=False))
 Measured = TYPES.add("Measured", _whole(0, identity=False))
@@ -294,10 +304,11 @@ Scale = TYPES.add("Scale", _choice(lambda: later("sweeps").PAPER_SIZES))
 Budget = TYPES.add("Budget", _choice(lambda: ("smoke", "full")))
 Shown = TYPES.add("Shown", _choice(lambda: ("all", "some")))
 Runs = TYPES.add("Runs", Parameter(
-    "a pattern of names of runs, such as 'paper-*'", right=lambda text: bool(text) and not set(text) & set("/\\"),
-    made_by="*",
+    "a pattern of names of runs, such as 'paper-*'", right=_is_pattern, made_by="*"
 ))  # fmt: skip
-Place = TYPES.add("Place", Parameter("a folder or a file, or None", also=(None,)))
+Place = TYPES.add("Place", Parameter(
+    "a folder or a file, or None", right=lambda text: Path(text).expanduser() is not None, also=(None,)
+))  # fmt: skip
 Rule = TYPES.add("Rule", _choice(lambda: later("photographs").RULES))
 Categories = TYPES.add("Categories", Parameter(
     "a name in CATEGORIES, or a list of labels", (str, list),
@@ -425,7 +436,7 @@ def check_parameters(
 def _slug(name: str, place: bool = True) -> str:
     "A name as one folder name: 'hf:org/name' -> 'org--name'; with `place`, '/data/set.tar.gz' -> 'set'."
     name = name.removeprefix("hf:").rstrip("/")
-    path = Path(name).expanduser()
+    path = Path(name).expanduser() if place else None
     name = path.resolve().name.removesuffix(".tar.gz") if place and path.exists() else name.replace("/", "--")
     return re.sub(r"[^\w.+-]|^\.+", "_", name)
 
@@ -497,19 +508,31 @@ def _given(command: str, names: dict) -> dict:
     plain = [name for name, value in told.items() if isinstance(value, kinds) or name in declared]
     return {name: names[name] for name in names.setdefault("_given_first", plain) if name in names}
 
+# %% ../nbs/6_running/62_runs.ipynb #aa0301e4
+def _page_follows(folder: Path) -> bool:
+    "Does somebody run the notebook of this folder just now, who will put it there with its page?"
+    parents = [re.search(r"\d+", path.name) for path in folder.glob(".notebook.*.ipynb")]
+    return any(parent and is_alive(int(parent[0])) for parent in parents)
+
 # %% ../nbs/6_running/62_runs.ipynb #f44ef637
+def _perform(command: str, parameters: dict, then: str) -> Any:
+    "Do what a command does; `then` is 'scored' if figures or pages are still to come."
+    check_folder(command, parameters)
+    _bring_up_to_date(command, parameters)
+    known = replace(_record(command, parameters), dataset=parameters.get("dataset", ""), status=then)
+    work = later("commands").COMMANDS[command]
+    whole = run_folder(parameters | {"shard": None}, command)  # the function finds the place of a part itself
+    return work(SimpleNamespace(**parameters), whole, known)
+
+
 def perform(
     command: str,  # a name in `RUNS`
     names: dict,  # parameters; or a notebook's `globals()`, where they stand among others
 ) -> Any:  # a record that shows itself: `tables()`, `figures()`
     "Do what a command does, in this process. Errors of `check_parameters` and `check_folder`, and then its own."
     parameters = check_parameters(command, _given(command, names))
-    check_folder(command, parameters)
-    _bring_up_to_date(command, parameters)
-    known = replace(_record(command, parameters), dataset=parameters.get("dataset", ""))
-    work = later("commands").COMMANDS[command]
-    whole = run_folder(parameters | {"shard": None}, command)  # the function finds the place of a part itself
-    return work(SimpleNamespace(**parameters), whole, known)
+    then = "scored" if _page_follows(run_folder(parameters, command)) else "new"
+    return _perform(command, parameters, then)
 
 # %% ../nbs/6_running/62_runs.ipynb #10193a75
 def run(
@@ -517,12 +540,18 @@ def run(
     **parameters,  # of that command; what is left out keeps the notebook's default
 ) -> Path:  # the run's folder, with all that the command line would leave there but the executed notebook
     "Run a command in this process: no kernel is started. Raises what the command raises."
-    result = perform(command, parameters)
+    parameters = check_parameters(command, parameters)
+    result, folder = _perform(command, parameters, "scored"), run_folder(parameters, command)
     if hasattr(result, "check"):
         result.check()  # raises if a part of it failed
-    if hasattr(result, "figures"):
-        result.figures()  # are kept in the folder
-    return run_folder(check_parameters(command, parameters), command)
+    try:
+        if hasattr(result, "figures"):
+            result.figures()  # are kept in the folder
+    except Exception as error:
+        close_run(folder, f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    close_run(folder)
+    return folder
 
 # %% ../nbs/6_running/62_runs.ipynb #1254538d
 _SCHEME = "vlm-counting://"
@@ -561,6 +590,13 @@ def _was_stopped(notebook: str) -> bool:
     errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
     return bool(errors) or _unstarted(cells)
 
+# %% ../nbs/6_running/62_runs.ipynb #e67c7eac
+def _last_error(notebook: dict) -> str:
+    "The first line of the last error in an executed notebook."
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    errors = [f"{out['ename']}: {out['evalue']}" for out in outputs if out["output_type"] == "error"]
+    return errors[-1].split("\n")[0] if errors else "its notebook failed"
+
 # %% ../nbs/6_running/62_runs.ipynb #d3142deb
 def _keep_notebook(folder: Path, notebook: str) -> None:
     "A finished notebook and its page in the run's folder. papermill writes it twice; the second time nothing is done."
@@ -593,8 +629,10 @@ class RunNotebooks:
             left.unlink(missing_ok=True)
         if meta.get("exception"):
             write_atomic(folder / "notebook-failed.ipynb", buf)
+            close_run(folder, _last_error(json.loads(buf)))
         elif not _was_stopped(buf):
             _keep_notebook(folder, buf)
+            close_run(folder)
 
 # %% ../nbs/6_running/62_runs.ipynb #d07cdb61
 _TWO_VALUES = {"-p", "--parameters", "-r", "--parameters_raw"}

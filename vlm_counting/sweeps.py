@@ -56,6 +56,7 @@ from vlm_counting.runs import (
     _as_known,
     _declared,
     _execute,
+    _last_error,
     _load_record,
     _record,
     _slug,
@@ -303,13 +304,6 @@ class Cell:
     error: str = ""  # first line of what went wrong, if it failed
 
 # %% ../nbs/6_running/64_sweeps.ipynb #a39e9d57
-def _last_error(notebook: dict) -> str:
-    "The first line of the last error in an executed notebook."
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    errors = [f"{out['ename']}: {out['evalue']}" for out in outputs if out["output_type"] == "error"]
-    return errors[-1].split("\n")[0] if errors else "its notebook failed"
-
-
 def _same_run(verb: str, given: dict, parameters: dict) -> bool:
     "Would both come to the same? Only what identifies a run is compared, and the seed."
     types = {name: one.type for name, one in _declared(verb).items()}

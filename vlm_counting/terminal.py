@@ -54,6 +54,7 @@ from vlm_counting.runs import (
     _cells,
     _choice,
     _declared,
+    _page_follows,
     _whole,
     check_folder,
     check_parameters,
@@ -189,7 +190,9 @@ def _result_row(folder: Path, root: Path) -> dict[str, str]:
     row = {"run": folder.relative_to(root).parts[0], "command": record.verb}
     row |= {"model": record.model, "dataset": record.dataset, "samples": f"{record.samples:,}"}
     row |= {"score": first_score(folder), "when": last.get("finished", last.get("started", ""))[:16]}
-    row["status"] = "stopped" if record.status == "running" and not is_locked(folder) else record.status
+    at_work = is_locked(folder) or _page_follows(folder)
+    row["status"] = {"running": "stopped", "scored": "stopped"}.get(record.status, record.status)
+    row["status"] = "running" if at_work and row["status"] == "stopped" else row["status"]
     return {name: str(value) for name, value in row.items()}
 
 # %% ../nbs/6_running/68_terminal.ipynb #c4c4e341

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import Prediction, Registry, RunRecord
+from ..core import Prediction, Registry, RunRecord, check_file, parse_json
 from ..evaluation import load_predictions
 from ..extraction import open_states, read_lens
 from vlm_counting.paper.tables import (
@@ -50,6 +50,7 @@ class Material:
     lenses: dict[str, pd.DataFrame] = field(default_factory=dict)  # model -> from `read_lens`, with entity and layout
     heads: pd.DataFrame = field(default_factory=pd.DataFrame)  # model, set, head, among, n, difference, low, high, p
     runs: tuple[Path, ...] = ()  # folders that it was read from
+    left_out: tuple[str, ...] = ()  # finished runs that could not be used, and why
 
     @property
     def models(self) -> list[str]:  # in the paper's order, others after them
@@ -115,25 +116,71 @@ def _check_runs(results: Path, runs: str) -> None:
         there = sorted(path.name for path in Path(results).glob("[!.]*"))
         raise FileNotFoundError(f"No run is named '{runs}'. There are {', '.join(there) or 'none'} in {results}.")
 
+# %% ../../nbs/5_paper/54_findings.ipynb #24fae05e
+def _answered(folder: Path, record: RunRecord) -> None:
+    "`ValueError` unless there are as many answers as were given."
+    found = len(load_predictions(folder))
+    if found != (record.samples or found) or not found:
+        raise ValueError(f"predictions.jsonl has {found} answers, and the run gave {record.samples}.")
+
+
+def _trained(folder: Path, record: RunRecord) -> None:
+    for head in ("own", "trained"):
+        load_predictions(folder / "answers" / "test" / head)
+    pd.read_csv(folder / "scores.csv")["difference"]
+
+
+def _diagnosed(folder: Path, record: RunRecord) -> None:
+    found = parse_json(check_file(folder / "verdict.json").read_text(encoding="utf-8"))
+    max(found["probabilities"].values()), found["fault"], found["paper"]
+
+
+_NEEDED = {  # command -> a function that raises unless what is needed of its run is there
+    "evaluate": _answered,
+    "train": _trained,
+    "diagnose": _diagnosed,
+    "extract": lambda folder, record: open_states(folder),
+    "probe": lambda folder, record: pd.read_csv(folder / "probes.csv")["accuracy"],
+}
+
+
+def _in_a_line(folder: Path, error: Exception) -> str:
+    "Why a run is left out."
+    what = (str(error).splitlines() or [""])[0]
+    return f"{folder} is left out: {what if isinstance(error, ValueError) else f'{type(error).__name__}: {what}'}"
+
+# %% ../../nbs/5_paper/54_findings.ipynb #a115d723
+def _finished_runs(results: Path, runs: str) -> tuple[dict[Path, RunRecord], list[str]]:
+    "Finished runs with the model's own weights, the latest last; and why others are left out."
+    own, left_out = {}, []
+    for path in sorted(Path(results).glob(f"{runs}/*/*/run.json")):
+        folder = path.parent
+        try:
+            record = RunRecord.load(folder)
+            ended = str(record.sessions[-1].get("finished", "")) if record.sessions else ""
+            if _is_own(record):
+                _NEEDED.get(record.verb, lambda *given: None)(folder, record)
+                own[folder] = (ended, folder), record
+        except Exception as error:  # whatever a broken file may lead to
+            left_out.append(_in_a_line(folder, error))
+    return {folder: own[folder][1] for folder in sorted(own, key=lambda folder: own[folder][0])}, left_out
+
 # %% ../../nbs/5_paper/54_findings.ipynb #20c272d9
+def _latest(own: dict[Path, RunRecord]) -> dict[tuple[str, str, str], Path]:
+    "The last run of each command, model and set, of one set of weights a model."
+    weights = {record.model: record.weights for record in own.values()}
+    weights |= {record.model: record.weights for record in own.values() if record.verb == "evaluate"}
+    chosen = {folder: record for folder, record in own.items() if record.weights == weights[record.model]}
+    return {(record.verb, record.model, record.dataset): folder for folder, record in chosen.items()}
+
+
 def find_runs(
     results: Path,  # the results folder
     runs: str = "*",  # which names of runs, as a pattern: 'paper-*'
 ) -> dict[tuple[str, str, str], Path]:  # (verb, model, dataset) -> folder of the latest finished run
     "Finished runs of one set of weights a model, parts left out. `FileNotFoundError` if no run has such a name."
     _check_runs(results, runs)
-    paths = [path.parent for path in sorted(Path(results).glob(f"{runs}/*/*/run.json"))]
-    known = {folder: RunRecord.load(folder) for folder in paths}
-    own = {folder: record for folder, record in known.items() if _is_own(record)}
-    order = sorted(own, key=lambda folder: (own[folder].sessions[-1].get("finished", ""), folder))
-    weights = {own[folder].model: own[folder].weights for folder in order}
-    weights |= {own[folder].model: own[folder].weights for folder in order if own[folder].verb == "evaluate"}
-    found = {}
-    for folder in order:  # the latest comes last, and stays
-        record = own[folder]
-        if record.weights == weights[record.model]:
-            found[record.verb, record.model, record.dataset] = folder
-    return found
+    return _latest(_finished_runs(results, runs)[0])
 
 # %% ../../nbs/5_paper/54_findings.ipynb #f76a34da
 _HEADS = {"balanced": "synthetic", "pixmo-count": "real"}  # what `train` was tested on -> as in `TUNED`
@@ -182,23 +229,36 @@ def _stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def _read_run(folder: Path, verb: str, model: str, dataset: str) -> dict:  # rows, and layers, heads or lenses
+    "What a run found. Errors of whatever is not as it was written."
+    found = {"rows": _run_answers(folder, verb, model, dataset)}
+    if verb == "train" and dataset in _HEADS:
+        found["heads"] = _head_scores(folder, model, dataset)
+    elif verb == "probe" and dataset == "balanced":
+        found["layers"] = pd.read_csv(folder / "probes.csv").assign(model=model)
+    elif verb == "extract" and dataset == "balanced" and len(lens := _lens(folder)):
+        found["lenses"] = {model: lens}
+    return found
+
+
 def own_material(
     results: Path,  # the results folder
     runs: str = "*",  # which names of runs, as a pattern
 ) -> Material:
-    "What finished runs of `evaluate`, `extract`, `probe` and `train` found."
-    found = find_runs(results, runs)
-    rows, layers, heads, lenses = [], [], [], {}
-    for (verb, model, dataset), folder in found.items():
-        rows += _run_answers(folder, verb, model, dataset)
-        if verb == "train" and dataset in _HEADS:
-            heads.append(_head_scores(folder, model, dataset))
-        elif verb == "probe" and dataset == "balanced":
-            layers.append(pd.read_csv(folder / "probes.csv").assign(model=model))
-        elif verb == "extract" and dataset == "balanced" and len(lens := _lens(folder)):
-            lenses[model] = lens
-    known = {"layers": _stacked(layers), "heads": _stacked(heads), "lenses": lenses}
-    return replace(_gather("our runs", rows), runs=tuple(found.values()), **known)
+    "What finished runs of `evaluate`, `extract`, `probe` and `train` found; those that are damaged are named."
+    _check_runs(results, runs)
+    own, left_out = _finished_runs(results, runs)
+    read = {}
+    for key, folder in _latest(own).items():
+        try:
+            read[folder] = _read_run(folder, *key)
+        except Exception as error:  # whatever a broken file may lead to
+            left_out.append(_in_a_line(folder, error))
+    of = lambda name: [found[name] for found in read.values() if name in found]  # noqa: E731
+    lenses = {model: lens for found in of("lenses") for model, lens in found.items()}
+    known = {"layers": _stacked(of("layers")), "heads": _stacked(of("heads")), "lenses": lenses}
+    rows = [row for found in of("rows") for row in found]
+    return replace(_gather("our runs", rows), runs=tuple(read), left_out=tuple(left_out), **known)
 
 # %% ../../nbs/5_paper/54_findings.ipynb #497cc81f
 _POINTS = {"effect": "mean", "low": "low", "high": "high"}

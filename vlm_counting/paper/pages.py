@@ -649,7 +649,7 @@ def paragraphs(self: Report) -> dict[str, str]:  # claim -> Markdown; nothing in
 # %% ../../nbs/5_paper/58_pages.ipynb #39556d6d
 @patch
 def checks(self: Report) -> list[str]:
-    "Do the published numbers follow from the released answers, and our runs agree with the published ones?"
+    "Do published numbers follow from the released answers, and our runs agree with them? What was left out, and why?"
     answers, said = [row for rows in self.materials[1].answers.values() for row in rows], []
     if answers:
         exam = check_reports(answers)
@@ -658,7 +658,8 @@ def checks(self: Report) -> list[str]:
     told = "Of {judged} published cells that we ran too, {outside} differ ({outside_by_chance} would by chance). "
     told += "{not_run} published cells were not run."
     none = "No run of our own yet: vlm-counting evaluate"
-    return [*said, told.format(**self.compared.attrs) if len(self.compared) else none]
+    said.append(told.format(**self.compared.attrs) if len(self.compared) else none)
+    return [*said, *self.materials[2].left_out]
 
 # %% ../../nbs/5_paper/58_pages.ipynb #e1c15c22
 @patch
