@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,8 +31,8 @@ from vlm_counting.core import (
     write_atomic,
     write_jsonl,
 )
-from .datasets import load_dataset
-from .evaluation import shard_samples
+from .datasets import leave_out, load_dataset
+from .evaluation import shard_samples, usable_samples
 from .models import VLM, load_model
 
 # %% ../nbs/6_running/66_commands.ipynb #9d1cbd74
@@ -55,14 +54,36 @@ def open_model(
     given |= {name: getattr(p, name) for name in _SOME if hasattr(p, name)}
     return load_model(p.model, **given | {"instruction": p.instruction, "prompt": p.prompt, "system": p.system} | more)
 
+# %% ../nbs/6_running/66_commands.ipynb #3ab55ae0
+def open_set(
+    p: SimpleNamespace,  # parameters of a command
+    name: str,  # of the set, as for `load_dataset`
+    limit: int | str | None = "as told",  # None: all
+) -> list:  # of `Sample`
+    "A set as a command's parameters want it; of one in the released layout also what its images show, as layouts."
+    from vlm_counting.audit import annotate
+
+    limit, on_error = p.limit if limit == "as told" else limit, getattr(p, "on_error", "raise")
+    samples = load_dataset(name, limit=limit, seed=p.seed, on_error=on_error)
+    if not all("released" in sample.factors and "layout" not in sample.factors for sample in samples):
+        return samples
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that some images are no scenes
+            return annotate(samples)
+    except ValueError as error:
+        warnings.warn(f"{name}: what its images show was not read: {error}", stacklevel=2)
+        return samples
+
 # %% ../nbs/6_running/66_commands.ipynb #f83b3d9e
 @COMMANDS.add("evaluate")
 def _evaluate(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Ask a model, and score what it says."
     from vlm_counting.evaluation import evaluate
 
-    samples = load_dataset(p.dataset, limit=p.limit, seed=p.seed)
+    samples = open_set(p, p.dataset)
     how = {"parser": p.parser, "batch_size": p.batch_size, "max_new_tokens": p.max_new_tokens}
+    how["on_error"] = getattr(p, "on_error", "raise")
     return evaluate(open_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #c5be0d61
@@ -71,8 +92,9 @@ def _extract(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Read what a model holds inside."
     from vlm_counting.extraction import extract
 
-    samples = load_dataset(p.dataset, limit=p.limit, seed=p.seed)
+    samples = open_set(p, p.dataset)
     how = {"layers": p.layers, "poolings": p.poolings, "batch_size": p.batch_size}
+    how["on_error"] = getattr(p, "on_error", "raise")
     return extract(open_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #a6e10f33
@@ -117,8 +139,12 @@ def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
 
     client, states = connect(p.scheduler), _open_extraction(p)
     source = RunRecord.load(states.home)
-    known = replace(source, verb="probe", parameters=run.parameters, seeds=run.seeds, device="cpu")
-    samples = load_dataset(p.dataset, limit=source.parameters["limit"], seed=source.seeds["seed"])
+    known = replace(source, verb="probe", parameters=run.parameters, seeds=run.seeds, device="cpu", status=run.status)
+    told = SimpleNamespace(**vars(p) | {"seed": source.seeds["seed"]})
+    samples = open_set(told, p.dataset, source.parameters["limit"])
+    if getattr(p, "on_error", "raise") == "skip":  # what the model was not shown
+        lost = {s.uid: "it was not read." for s in samples if s.uid not in set(states.uids)}
+        samples = leave_out(samples, lost, p.dataset)
     seed, why = fresh_seed(states, p.untrained)
     print(why, end="\n" * bool(why))
     fresh = None if seed is None else _fresh_reader(p, states, samples, seed, known)
@@ -140,27 +166,26 @@ def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Retrain the output layer, as the training set says which of its samples are for validation."
     from vlm_counting.training import HeadConfig, split_samples, train_head
 
-    test, transfer = (load_dataset(name, limit=p.limit, seed=p.seed) for name in (p.dataset, p.transfer))
-    train, valid, held_out = split_samples(load_dataset(p.training, limit=p.training_limit, seed=p.seed))
+    opened = [open_set(p, name) for name in (p.dataset, p.transfer)] + [open_set(p, p.training, p.training_limit)]
+    split_samples(opened[2])  # refused before a model is loaded
+    vlm, on_error = open_model(p), getattr(p, "on_error", "raise")
+    test, transfer, training = (usable_samples(vlm, samples, on_error) for samples in opened)
+    train, valid, held_out = split_samples(training)
     learning = {"rate": p.learning_rate, "seed": p.training_seed, "kl_weight": p.teacher, "stop": p.stop}
     sets = {"valid": valid, "held_out": held_out, "transfer": transfer, "conditions": _conditions(p)}
     how = {"config": HeadConfig(p.part, p.epochs, **learning), "controls": p.controls, "batch_size": p.batch_size}
     how |= {"seed": p.seed, "reload": lambda head: open_model(p, head=head)}
-    return train_head(open_model(p), train, test, path=folder, overwrite=p.overwrite, run=run, **sets, **how)
+    return train_head(vlm, train, test, path=folder, overwrite=p.overwrite, run=run, **sets, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #c60e86f9
 @COMMANDS.add("diagnose")
 def _diagnose(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
-    "Weigh what a model does with one kind of object, with two, and with states exchanged between images."
+    "Weigh what a model does with one kind of object, with two, and with knobs turned."
     from vlm_counting.diagnosis import diagnose
-    from vlm_counting.patching import count_pairs
 
     alone, groups = (load_dataset(name, limit=p.limit, seed=p.seed) for name in (p.dataset, p.transfer))
-    every = getattr(p, "every", 1)  # measuring on a few images takes every n-th pair
-    more = load_dataset(p.dataset, limit=p.limit and 4 * p.limit * every, seed=p.seed)
-    pairs = count_pairs(more, seed=p.seed)[::every]
     how = {"limit": p.limit, "seed": p.seed, "batch_size": p.batch_size, "overwrite": p.overwrite}
-    return diagnose(open_model(p), alone, groups, pairs=pairs, path=folder, run=run, **how)
+    return diagnose(open_model(p), alone, groups, path=folder, run=run, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #3b63974e
 @COMMANDS.add("report")
@@ -175,10 +200,10 @@ def _report(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
 class Study:
     "What planting faults gave."
 
-    table: pandas.DataFrame  # one row a model that was examined: its planting, its fault, its evidence
+    table: pandas.DataFrame  # one row a model that was examined: its planting, what was concluded, its evidence
     plan: list  # of `Planting`: all that belong to the study
     exams: pandas.DataFrame  # how well the healthy ones count: one row an architecture
-    folder: Path  # where rows, healthy models and evidence.csv are
+    folder: Path  # where rows, healthy models and diagnosed.csv are
 
     @property
     def whole(self) -> bool:
@@ -189,28 +214,37 @@ class Study:
         return f"Study: {len(self.table)} of {len(self.plan)} models examined"
 
 # %% ../nbs/6_running/66_commands.ipynb #f1cc8bbc
+def _recipes(text: str) -> list[str]:  # 'all', 'built with', 'held out', or names with commas between
+    "Which recipes a study plants. `UnknownName`."
+    from vlm_counting.faults import FAULTS
+    from vlm_counting.held_out import HELD_OUT
+
+    families = {"built with": list(FAULTS), "held out": list(HELD_OUT), "all": [*FAULTS, *HELD_OUT]}
+    names = families.get(text) or [name.strip() for name in text.split(",")]
+    known = Registry("recipe", "Or write 'all', 'built with' or 'held out'.")
+    for name in families["all"]:
+        known.add(name, name)
+    return [known[name] for name in names if name != "none"]
+
+
 def _planned(p: SimpleNamespace) -> list:
     "Which models are broken how; in a rehearsal four of them."
-    from vlm_counting.diagnosis import plan_plantings
+    from vlm_counting.held_out import Planting, plan_plantings
 
-    numbers = [[int(part) for part in text.split(",") if part] for text in map(str, (p.seeds, p.doses, p.twice))]
-    sound = range(min(numbers[0]), min(numbers[0]) + p.healthy)
-    plan = plan_plantings(p.names.split(","), numbers[0], sound, numbers[2])
-    plan = [one for one in plan if one.step in (0, *numbers[1]) or "+" in one.recipe]
+    names, seeds = p.names.split(","), [int(part) for part in str(p.seeds).split(",")]
     if p.budget == "full":
-        return plan
-    some = [("none", 0), ("say_swap", 3), ("see_merge", 3), ("format_words", 3)]
-    first = [one for one in plan if one.architecture == plan[0].architecture and one.seed == plan[0].seed]
-    return [one for one in first if (one.recipe, one.step) in some]
+        return plan_plantings(names, _recipes(p.recipes), seeds, p.doses.split(","), p.healthy, p.twice)
+    some = [("none", "none"), ("say_swap", "strong"), ("see_merge", "strong"), ("format_words", "strong")]
+    return [Planting(names[0], recipe, dose, seeds[0]) for recipe, dose in some]
 
 # %% ../nbs/6_running/66_commands.ipynb #886914fb
-def _healthy(names: list[str], folder: Path, full: bool) -> dict[str, Path]:
-    "Folders of healthy models; in the full study brought up with two things put right, see `plant_faults`."
+def _healthy(names: list[str], folder: Path, raised: bool) -> dict[str, Path]:
+    "Folders of healthy models: brought up with two things put right, see `plant_faults`, or as shipped."
     from vlm_counting.models import twins_dir
 
     world, homes = later("tiny_training.world"), {}
     for name in names:
-        homes[name] = folder / f"healthy-{name}" if full else twins_dir() / name
+        homes[name] = folder / f"healthy-{name}" if raised else twins_dir() / name
         if not (homes[name] / "training.json").exists():
             config = replace(world.config_for(name), tail=0.0, most=9, never_asked=())
             world.train_tiny(config, homes[name], tower=twins_dir() / name)
@@ -220,11 +254,12 @@ def _healthy(names: list[str], folder: Path, full: bool) -> dict[str, Path]:
 # %% ../nbs/6_running/66_commands.ipynb #c1779a54
 def _claim_study(folder: Path, records: dict, shard: str) -> None:
     "`FileExistsError` if rows of another study are there."
-    from vlm_counting.diagnosis import EVIDENCE
     from vlm_counting.faults import FAULTS
+    from vlm_counting.held_out import HELD_OUT, procedure_hash
 
-    made = {"version": __version__, "doses": {name: fault.doses for name, fault in FAULTS.items()}}
-    made |= {"evidence": list(EVIDENCE), "healthy": {n: record["weights_sha256"] for n, record in records.items()}}
+    doses = {name: fault.doses for some in (FAULTS, HELD_OUT) for name, fault in some.items()}
+    made = {"version": __version__, "procedure": procedure_hash(), "doses": doses}
+    made |= {"healthy": {n: record["weights_sha256"] for n, record in records.items()}}
     made, notes = json.loads(json.dumps(made)), make_folder(folder) / f"made-{shard.replace('/', '-of-')}.json"
     if notes.exists() and (before := json.loads(notes.read_text())) != made:
         differs = next(name for name in made if before.get(name) != made[name])
@@ -232,88 +267,76 @@ def _claim_study(folder: Path, records: dict, shard: str) -> None:
     write_atomic(notes, json.dumps(made, indent=1) + "\n")
 
 # %% ../nbs/6_running/66_commands.ipynb #fc16610b
-def _images_of(seed: int, full: bool) -> tuple:  # samples for planting; one kind; two kinds; pairs
+def _images_of(seed: int, full: bool) -> Any:  # `Images`
     "The samples of one seed: some that the planting may look at, others for the examination."
-    from vlm_counting.patching import count_pairs
+    from vlm_counting.held_out import Images
     from vlm_counting.stimuli import generate
 
-    alone, groups, more = (216, 216, 864) if full else (54, 72, 432)
-    planting, examined = generate("balanced", seed=1000 + seed, limit=216), 100 + seed
-    pairs = count_pairs(generate("balanced", seed=examined, limit=more), seed=seed)
-    kinds = generate("balanced", seed=examined, limit=alone), generate("two_groups", seed=examined, limit=groups)
-    return planting, *kinds, pairs
+    many, examined = 144 if full else 81, 100 + seed
+    sets = [generate(name, seed=examined, limit=many) for name in ("balanced", "two_groups")]
+    return Images(generate("balanced", seed=1000 + seed, limit=216), *sets)
 
 # %% ../nbs/6_running/66_commands.ipynb #3396992b
-def _examined(vlm: VLM, planting: Any, shown: tuple) -> dict:
-    "The evidence of one broken model."
-    from vlm_counting import diagnosis
-
-    planted = diagnosis.plant_all(vlm, planting, shown[0])
-    with TemporaryDirectory() as scratch:
-        half, ends = [diagnosis.halfway(planted)], ["image", "last"]  # all that the verdict needs of the map
-        evidence, _ = diagnosis.examine(planted, *shown[1:], Path(scratch), layers=half, positions=ends)
-    return {name: round(value, 4) for name, value in evidence.items()}
-
-
 def _rows_file(folder: Path, shard: str) -> Path:
     "Where a part of the study keeps its rows."
     return folder / f"rows-{shard.replace('/', '-of-')}.jsonl"
 
 
-def _read_study(folder: Path, own: Path) -> dict:  # Planting -> evidence
+def _read_study(folder: Path, own: Path) -> dict:  # Planting -> what was found
     "What all parts have found so far. A torn last line is cut off our own file only: others may be writing."
-    from vlm_counting.diagnosis import Planting
+    from vlm_counting.held_out import Planting
 
     rows = [row for file in sorted(folder.glob("rows-*.jsonl")) for row in read_jsonl(file, repair=file == own)]
-    return {Planting(**row["planting"]): row["evidence"] for row in rows}
+    return {Planting(**row["planting"]): row["found"] for row in rows}
 
 # %% ../nbs/6_running/66_commands.ipynb #9013d2fb
-def _examine_left(left: list, homes: dict[str, Path], path: Path, full: bool) -> None:
-    "Plant and examine what is left, a row each."
-    from vlm_counting import diagnosis
+def _diagnose_left(left: list, homes: dict[str, Path], path: Path, full: bool) -> None:
+    "Plant and diagnose what is left, a row each."
+    from vlm_counting.held_out import diagnose_planting, remember_inputs
 
     current = None
     with progress_bar(len(left), label="planted", unit="model") as bar:
         for one in left:
             if current != (one.architecture, one.seed):
-                current, shown = (one.architecture, one.seed), _images_of(one.seed, full)
-                vlm = load_model(one.architecture, homes[one.architecture], "cpu", "float32")
-                vlm = diagnosis.remember_inputs(vlm)
-            write_jsonl(path, [{"planting": asdict(one), "evidence": _examined(vlm, one, shown)}], append=True)
+                current, images = (one.architecture, one.seed), _images_of(one.seed, full)
+                vlm = remember_inputs(load_model(one.architecture, homes[one.architecture], "cpu", "float32"))
+            found = diagnose_planting(vlm, one, images)
+            write_jsonl(path, [{"planting": asdict(one), "found": found}], append=True)
             bar.update(1)
 
 # %% ../nbs/6_running/66_commands.ipynb #69667c51
 def _collected(folder: Path, own: Path, plan: list, records: dict) -> Study:
-    "All rows of all parts, in the order of the plan; as evidence.csv, too."
+    "All rows of all parts, in the order of the plan; as diagnosed.csv, too."
     found = _read_study(folder, own)
-    table = pandas.DataFrame([asdict(one) | {"fault": one.fault} | found[one] for one in plan if one in found])
-    write_atomic(folder / "evidence.csv", csv_text(table))
+    about = {one: asdict(one) | {"family": one.family, "fault": one.fault} for one in plan if one in found}
+    table = pandas.DataFrame([about[one] | found[one] for one in about])
+    write_atomic(folder / "diagnosed.csv", csv_text(table))
     exams = [{"twin": n, "balanced": each["exam"][0]["accuracy"]} | each["swap"][0] for n, each in records.items()]
     return Study(table, plan, pandas.DataFrame(exams), folder)
 
 
 def _shipped(study: Study, name: str, full: bool) -> Study:
     "Replace the table inside the package. `ValueError` for a rehearsal, or a study that is not finished."
-    from vlm_counting.diagnosis import planted_file
+    from vlm_counting.held_out import planted_file
 
     if not full or not study.whole:
         raise ValueError("A rehearsal or an unfinished study is not shipped. Run all parts with budget=full first.")
-    study.table.to_csv(make_folder(planted_file().parent) / name, index=False)
+    study.table.to_csv(make_folder(planted_file(name).parent) / name, index=False)
     return study
 
 # %% ../nbs/6_running/66_commands.ipynb #6d07f9d2
 @COMMANDS.add("plant_faults")
 def _plant_faults(p: SimpleNamespace, folder: Path, run: RunRecord) -> Study:
-    "Examine every broken model of this part that was not examined yet, and put all parts together."
+    "Diagnose every broken model of this part that was not diagnosed yet, and put all parts together."
     world = later("tiny_training.world")
     full, folder = p.budget == "full", Path(p.folder) if p.folder else results_dir() / "planted" / p.budget
     plan = _planned(p)
     mine, path = shard_samples(plan, p.shard), _rows_file(folder, p.shard)
-    homes = _healthy(list(dict.fromkeys(one.architecture for one in mine)), folder, full)
+    homes = _healthy(list(dict.fromkeys(one.architecture for one in mine)), folder, full and p.raised)
     records = {name: world.read_training(home) for name, home in homes.items()}
     _claim_study(folder, records, p.shard)
     found = _read_study(folder, path)
-    _examine_left([one for one in mine if one not in found], homes, path, full)
+    _diagnose_left([one for one in mine if one not in found], homes, path, full)
     study = _collected(folder, path, plan, records)
     return _shipped(study, p.ship, full) if p.ship else study
 

@@ -305,6 +305,11 @@ def _check_images(
     left = leave_out(samples, problems, source)
     return [replace(sample, sha256=digests[image_key(sample)]) for sample in left]
 
+
+def image_problems(samples: list[Sample]) -> dict[str, str]:  # uid -> what is wrong
+    "What is wrong with the images of samples; {} if nothing is."
+    return _image_problems(samples, own=False)[1]
+
 # %% ../nbs/1_data/14_datasets.ipynb #728d6b41
 def _flatten(
     tree: tuple,  # a JSON object as (key, value) pairs

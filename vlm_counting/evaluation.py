@@ -30,6 +30,7 @@ from vlm_counting.core import (
     Prediction,
     RunRecord,
     Sample,
+    UnknownName,
     at_least,
     claim_folder,
     code_hash,
@@ -41,9 +42,11 @@ from vlm_counting.core import (
     progress_bar,
     read_jsonl,
     run_context,
+    unknown,
     write_atomic,
     write_jsonl,
 )
+from .datasets import ON_ERROR, factor_problem, image_problems, leave_out
 from .parsing import PARSERS, parse_count
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #4b048859
@@ -654,15 +657,9 @@ def _as_samples(samples: object) -> list[Sample]:
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #19caabc9
 def _check_factors(sample: Sample) -> None:
-    "`ValueError` names a factor that a line of predictions cannot hold."
-    for name, value in sample.factors.items():
-        try:
-            json.dumps({name: value}, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Sample '{sample.uid}': the factor {name!r} is {value!r}, which cannot be written as JSON ({error}). "
-                "Expected text, whole and finite numbers, lists and dicts."
-            ) from None
+    "`ValueError` names a factor of the wrong kind, or one that a line of predictions cannot hold."
+    if problem := factor_problem(sample.factors):
+        raise ValueError(f"Sample '{sample.uid}': {problem}")
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #1f6d456c
 def _check_samples(samples: object) -> list[Sample]:
@@ -680,6 +677,26 @@ def _check_samples(samples: object) -> list[Sample]:
     for sample in found:
         _check_factors(sample)
     return found
+
+# %% ../nbs/2_answers/24_evaluation.ipynb #0bed5021
+def usable_samples(
+    vlm,  # asked how long each sample is, where it can tell
+    samples: list[Sample],
+    on_error: str,  # 'raise': all of them, and the first that will not do ends the run later; 'skip': without those
+) -> list[Sample]:
+    "The samples that a model can be shown, with a warning that names the others. `UnknownName`; `ValueError`: none."
+    if on_error not in ON_ERROR:
+        raise UnknownName(unknown("way to deal with an error", on_error, ON_ERROR))
+    if on_error == "raise":
+        return samples
+    problems = image_problems(samples)
+    for sample in samples if hasattr(vlm, "length") else ():
+        if sample.uid not in problems:
+            try:
+                vlm.length(sample)
+            except Exception as error:  # processors raise many kinds
+                problems[sample.uid] = f"{vlm.name} refuses it: {error}"
+    return leave_out(samples, problems, "The samples")
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #a913a25c
 _CODES = {}  # id of a parser -> the parser and its hash, before it has read anything: it may count what it reads
@@ -746,6 +763,7 @@ def evaluate(
     sampling_seed: int | None = None,  # of what is drawn. None: as the model was loaded
     batch_size: int | str = "auto",  # samples asked at once; 'auto': by their length in tokens
     max_new_tokens: int = 5,  # length of an answer
+    on_error: str = "raise",  # 'skip': leave out images that cannot be shown, and count them in `coverage`
     shard: str | None = None,  # 'i/n': ask that part only; when all are done, once more without it joins them
     overwrite: bool = False,  # replace another run in the folder
     progress: bool = True,  # show a bar
@@ -753,7 +771,7 @@ def evaluate(
 ) -> Evaluation:
     "Ask a model how many it sees. What can be refused is refused before anything is asked, or a folder made."
     _check_model(vlm)
-    samples = _check_samples(samples)
+    samples = usable_samples(vlm, _check_samples(samples), on_error)
     vlm = _told(vlm, "reworded", instruction=instruction, prompt=prompt, system=system)
     vlm = _told(vlm, "with_generation", generation=generation, temperature=temperature, sampling_seed=sampling_seed)
     settings = _settings(vlm, parser, batch_size, max_new_tokens)

@@ -63,6 +63,7 @@ from vlm_counting.evaluation import (
     plan_samples,
     shard_path,
     shard_samples,
+    usable_samples,
 )
 
 # %% ../nbs/3_states/30_extraction.ipynb #744fdcdc
@@ -1280,13 +1281,14 @@ def extract(
     instruction: str | None = None,  # in front of each question; "" for none. None: as the model was loaded
     prompt: str | None = None,  # the user's turn, of {instruction} and {question}. None: as the model was loaded
     system: str | None = None,  # a system turn. None: as the model was loaded
+    on_error: str = "raise",  # 'skip': leave out images that cannot be shown, and count them in `coverage`
     shard: str | None = None,  # 'i/n': read that part only; when all are done, once more without it joins them
     overwrite: bool = False,  # replace another run in the folder
     progress: bool = True,  # show a bar
     run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
 ) -> States:
     "Read the hidden states. Without `path` they take 4 bytes a sample, representation and dimension of memory."
-    samples = list(samples)
+    samples = usable_samples(vlm, list(samples), on_error)
     vlm = _told(vlm, "reworded", instruction=instruction, prompt=prompt, system=system)
     chosen = _layers(layers), _named_poolings(poolings), batch_size, lens
     reader, path = _plan_reader(vlm, samples, *chosen), Path(path).expanduser() if path is not None else None

@@ -35,9 +35,9 @@ from vlm_counting.core import (
     lock_folder,
     moved,
     progress_bar,
-    project_root,
     refuse_other_run,
     results_dir,
+    shipped_dir,
     unknown,
     write_atomic,
 )
@@ -67,10 +67,8 @@ __getattr__ = moved(
 )
 
 # %% ../nbs/6_running/62_runs.ipynb #25a43dcf
-_HOW_TO_ADD = "A command is a notebook in nbs/ without a number."
-_HOW_TO_GET = "The notebooks are part of the repository: clone it and install it with `pip install -e .`."
-RUNS = Registry("command", _HOW_TO_ADD if project_root() else _HOW_TO_GET)
-for _notebook in sorted((project_root() / "nbs").glob("[a-z]*.ipynb")) if project_root() else ():
+RUNS = Registry("command", "A command is a notebook in nbs/ without a number.")
+for _notebook in sorted(shipped_dir("nbs").glob("[a-z]*.ipynb")):
     if _notebook.stem != "index":
         RUNS.add(_notebook.stem, _notebook)
 

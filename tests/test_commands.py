@@ -1,0 +1,88 @@
+"Guards of `commands`: sets of others go through them, and what cannot be shown is left out where that was asked for."
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from vlm_counting.core import RunRecord
+from vlm_counting.datasets import export_released, load_dataset
+from vlm_counting.runs import run
+from vlm_counting.stimuli import generate
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
+    return tmp_path
+
+
+def test_a_released_folder_is_asked_read_and_probed_by_the_papers_folds(home):
+    samples = generate("distractors_1_small_red_star", limit=54)
+    folder = export_released(samples, home / "set")
+    assert {Image.open(path).mode for path in (folder / "images").glob("*")} == {"RGB"}
+    asked = run("evaluate", dataset=str(folder), limit=None, run="asked")
+    own = run("extract", dataset=str(folder), limit=None, run="read", layers="4", poolings="last")
+    probed = run(
+        "probe", dataset=str(folder), states="read", run="p", rules="paper,layout", probes="ridge", untrained=None
+    )
+    assert RunRecord.load(asked).samples == RunRecord.load(own).samples == len(samples)
+    rows = (probed / "probes.csv").read_text().splitlines()
+    assert any(",paper," in row for row in rows) and any(",layout," in row for row in rows)
+    kept = [json.loads(line) for line in (asked / "predictions.jsonl").read_text().splitlines()]
+    seen, drawn = [row["factors"] for row in kept], [sample.factors for sample in samples]
+    assert [sorted(one["positions"]) for one in seen] == [sorted(one["positions"]) for one in drawn]
+
+
+@pytest.mark.slow
+def test_a_head_is_trained_as_the_released_lists_say(home):
+    samples = generate("unseen_combinations", limit=90)
+    folder = export_released(samples, home / "set")
+    for split in ("train", "valid"):
+        ids = [number for number, sample in enumerate(samples) if sample.factors["split"] == split]
+        (folder / f"{split}_ids.json").write_text(json.dumps(ids))
+    trained = run("train", training=str(folder), training_limit=None, limit=27, epochs=1, controls=False, run="t")
+    assert RunRecord.load(trained).status == "finished"
+
+
+def test_what_cannot_be_shown_is_left_out_and_counted(home):
+    sizes = [(224, 224), (2010, 9), (200, 200), (224, 224)]  # the second is too long for Qwen2-VL
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (40 * number, 0, 0)).save(home / f"{number}.png")
+    (home / "3.png").write_bytes(b"none")
+    rows = [{"uid": f"a/{n}", "image": f"{n}.png", "question": "How many?", "target": n} for n in range(4)]
+    (home / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    about = {"dataset": str(home / "manifest.jsonl"), "limit": None}
+    with pytest.raises(ValueError, match="1 problem.*\n.*'a/3'"):
+        run("evaluate", **about)
+    assert not os.path.exists(home / "results" / "evaluate")
+    with pytest.warns(UserWarning, match="left out: 'a/1': tiny-qwen2-vl refuses it"):
+        folder = run("evaluate", **about, on_error="skip")
+    kept = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert [row["uid"] for row in kept] == ["a/0", "a/2"] and kept[0]["factors"]["coverage"] == [2, 4]
+    scores = dict(zip(*[line.split(",") for line in (folder / "scores.csv").read_text().splitlines()], strict=True))
+    assert (scores["images"], scores["rows"], scores["coverage"]) == ("2", "4", "0.5")
+    with pytest.warns(UserWarning):
+        states = run("extract", **about, on_error="skip", layers="4", poolings="last")
+    assert RunRecord.load(states).samples == 2
+
+
+def test_python_leaves_out_too(home):
+    from vlm_counting import evaluate, extract, load_model
+
+    samples = load_dataset("balanced", limit=4)
+    (home / "cut.png").write_bytes(samples[1].image.read_bytes()[:99])
+    broken = [
+        replace(sample, image=home / "cut.png", sha256="") if n == 1 else sample for n, sample in enumerate(samples)
+    ]
+    vlm = load_model("tiny-clip")
+    with pytest.warns(UserWarning, match=f"1 of 4 images left out: '{samples[1].uid}'"):
+        done = evaluate(vlm, broken, on_error="skip", progress=False)
+    assert len(done) == 3 and done.tables()["scores"]["coverage"].iloc[0] == 0.75
+    with pytest.warns(UserWarning):
+        assert len(extract(vlm, broken, on_error="skip", progress=False)) == 3
+    for call in (evaluate, extract):
+        with pytest.raises(KeyError, match="No way to deal with an error named 'ignore'"):
+            call(vlm, samples, on_error="ignore")
