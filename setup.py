@@ -1,16 +1,32 @@
 "Package metadata lives in settings.ini, the one file that nbdev and pip both read; this script hands it to setuptools."
 
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 settings = ConfigParser(delimiters=["="])
 settings.read("settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 EXTRAS = ("dev", "slurm", "served", "quantized", "adapters")
+SHIPPED = ("nbs/[a-z]*.ipynb", "data/published/*")  # of the repository: the commands, and what the paper found
+
+
+class BuildWithCommands(build_py):
+    "An installed package has copies of these files beside its modules; a clone, also an editable one, reads its own."
+
+    def run(self) -> None:
+        super().run()
+        for path in [] if self.editable_mode else [path for pattern in SHIPPED for path in Path().glob(pattern)]:
+            copy = Path(self.build_lib) / "vlm_counting" / "shipped" / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
 
 setup(
+    cmdclass={"build_py": BuildWithCommands},
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],

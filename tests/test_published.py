@@ -248,9 +248,9 @@ def test_folders_that_are_no_experiment(tmp_path):
     assert find_releases(tmp_path) == [tmp_path / "m" / "clustered"]
 
 
-def test_without_the_repository(monkeypatch):
-    monkeypatch.setattr(published, "project_root", lambda: None)
-    with pytest.raises(FileNotFoundError, match="Clone the repository"):
+def test_without_the_repository(monkeypatch, tmp_path):
+    monkeypatch.setattr(published, "shipped_dir", lambda name: tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="which comes with the repository and with the package"):
         load_published()
 
 

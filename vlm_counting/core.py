@@ -584,6 +584,13 @@ def project_root() -> Path | None:  # None when the package was installed withou
     root = Path(spec.origin).resolve().parent.parent
     return root if (root / "settings.ini").exists() and (root / "nbs").exists() else None
 
+
+def shipped_dir(
+    name: str,  # of a folder of the repository: 'nbs', 'data/published'
+) -> Path:  # need not exist
+    "Where that folder is: in the clone, or the copy that an installed package brings along."
+    return (project_root() or Path(find_spec("vlm_counting").origin).parent / "shipped") / name
+
 # %% ../nbs/1_data/10_core.ipynb #f5b46df6
 def data_dir() -> Path:
     "Where rendered images and downloads are cached: `VLM_COUNTING_DATA`, else `data/cache` of the clone."

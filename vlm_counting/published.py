@@ -15,20 +15,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import Prediction, UnknownName, project_root, read_jsonl, unknown
+from .core import Prediction, UnknownName, read_jsonl, shipped_dir, unknown
 from .evaluation import parse_count
 from .statistics import per_class, score, tabulate
 from .stimuli import entity_factors, read_options
 
 # %% ../nbs/5_paper/50_published.ipynb #8e628115
 def _shipped(name: str) -> Path:
-    "A file of `data/published`. `FileNotFoundError` where the package is installed without its repository."
-    root = project_root()
-    path = (root or Path()) / "data" / "published" / name
-    if root is None or not path.exists():
+    "A file of `data/published`. `FileNotFoundError`: it is gone."
+    path = shipped_dir("data/published") / name
+    if not path.exists():
         raise FileNotFoundError(
-            f"The published numbers are in the repository (data/published/{name}), not in the "
-            "installed package. Clone the repository and run 'pip install -e .' in it."
+            f"There is no {path}, which comes with the repository and with the package. Install it again."
         )
     return path
 
