@@ -4,11 +4,14 @@ import json
 import math
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vlm_counting import models
 from vlm_counting.core import Sample, UnknownName, describe_run
 from vlm_counting.datasets import load_dataset
 from vlm_counting.evaluation import evaluate
@@ -604,3 +607,44 @@ def test_a_processor_without_a_way_to_deal_with_transparency_gets_white(monkeypa
     clear = Sample("a", Image.new("RGBA", (224, 224), (0, 0, 0, 0)), "How many?")
     white = Sample("b", Image.new("RGB", (224, 224), "white"), "How many?")
     assert (vlm.prepare([clear])["pixel_values"] == vlm.prepare([white])["pixel_values"]).all()
+
+
+HOSTILE = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
+    "{% endfor %}",
+    "loops that write": "{% for a in range(99999) %}{% for b in range(99999) %}word {% endfor %}{% endfor %}",
+    "long": "{% for a in range(99999) %}{{ messages[0].content }} {{ 'a' * 100 }}{% endfor %}",
+    "at once": "{{ 'a' * 9000000 }}",
+    "itself": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("system", ["", "Count."])
+def test_a_template_that_does_not_end_is_refused_in_time(template, system, twin_copy, monkeypatch):
+    "A checkpoint brings it along; it is run shut in, and with an end."
+    monkeypatch.setattr(models, "_SECONDS", 0.3)
+    folder = twin_copy("tiny-qwen2-vl")
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "chat_template.jinja").write_text(template)
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="template|recursion"):
+        load_model("tiny-qwen2-vl", folder, system=system)
+    assert time.monotonic() - begun < 20
+
+
+def test_what_is_in_time_is_never_stopped_and_what_is_late_always():
+    "Whatever the moment at which the clock strikes; and in other threads too."
+
+    def ask(seconds: float) -> str:
+        end = time.monotonic() + seconds
+        try:
+            return models._in_time(lambda: next("done" for _ in iter(int, 1) if time.monotonic() > end), 0.1)
+        except TimeoutError:
+            return "stopped"
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, [0.01, 0.02, 0.3, 0.4] * 5 + [0.1, 0.11, 0.12, 0.13]))
+    assert found[:20] == ["done", "done", "stopped", "stopped"] * 5 and set(found[20:]) <= {"done", "stopped"}
+    assert ask(0.01) == "done"

@@ -7,10 +7,14 @@ __all__ = ['INSTRUCTION', 'MODELS', 'ModelSpec', 'twins_dir', 'choose_models', '
            'load_model', 'doctor']
 
 # %% ../nbs/2_answers/20_models.ipynb #fe209f4e
+import ctypes
 import hashlib
 import re
+import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from copy import copy as shallow_copy
 from copy import deepcopy
@@ -823,6 +827,64 @@ def _with_system(
         "instruction=... instead."
     )
 
+# %% ../nbs/2_answers/20_models.ipynb #230be13f
+_SECONDS = 5  # that a template may take for one question; real ones take a thousandth of one
+_LONGEST = 200_000  # characters that it may make of one, beside the question's own
+
+
+class _Watch:
+    "One thread that ends what takes too long in others."
+
+    def __init__(self):
+        self.ends, self.lock, self.thread = {}, threading.Lock(), None  # ends: thread -> when; None: it is late
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(0.05)
+            with self.lock:
+                for one in [one for one, end in self.ends.items() if end is not None and end < time.monotonic()]:
+                    self.ends[one] = None
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(one), ctypes.py_object(TimeoutError))
+
+    def until(self, end: float) -> None:
+        "From here on the calling thread is watched."
+        with self.lock:
+            if self.thread is None or not self.thread.is_alive():  # also after a fork
+                self.thread = threading.Thread(target=self._look, daemon=True)
+                self.thread.start()
+            self.ends[threading.get_ident()] = end
+
+
+_WATCH = _Watch()
+
+
+def _in_time(work: Callable[[], str], seconds: float) -> str:
+    "What a function returns. `TimeoutError`: what Python runs of it is stopped."
+    _WATCH.until(time.monotonic() + seconds)
+    try:
+        return work()
+    finally:
+        with _WATCH.lock:
+            late = _WATCH.ends.pop(threading.get_ident()) is None
+        while late and not isinstance(sys.exc_info()[1], TimeoutError):
+            time.sleep(0.01)  # the error is under way
+
+# %% ../nbs/2_answers/20_models.ipynb #b3afdc32
+def _render(
+    template: Callable[[list], str],  # turns -> prompt
+    turns: list,
+) -> str:
+    "A prompt. `ValueError` for a template that takes too long, or makes too much of a question."
+    try:
+        prompt = _in_time(lambda: template(turns), _SECONDS)
+    except TimeoutError:
+        why = f"takes more than {_SECONDS} s for one question"
+    else:
+        if len(prompt) <= _LONGEST + 10 * len(str(turns)):
+            return prompt
+        why = f"makes {len(prompt):,} characters of one question"
+    raise ValueError(f"The chat template of this checkpoint {why}. Is it what its makers wrote? Look at its files.")
+
 # %% ../nbs/2_answers/20_models.ipynb #012c0ffc
 def _chat_prompt(
     spec: ModelSpec,
@@ -831,7 +893,8 @@ def _chat_prompt(
     system: str,  # "" for no system turn
 ) -> str:
     "A user's turn as the checkpoint's template has it, the image where the model wants it."
-    render = partial(processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    template = partial(processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    render = partial(_render, template)
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
     return _with_system(render, turn, system) if system else render([turn])
