@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from vlm_counting import published
-from vlm_counting.core import Prediction, project_root
+from vlm_counting.core import Prediction, Sample, project_root
 from vlm_counting.evaluation import parse_count
 from vlm_counting.published import (
     _classification_report,
@@ -349,3 +350,48 @@ def test_printed_numbers_follow_from_the_reports_where_they_are_accuracies():
     ours = ours.assign(column=name).set_index(["model", "column"])["value"]
     for row in printed.itertuples():
         assert abs(100 * ours[row.row, row.column] - row.printed) <= 0.5 * 10.0**-row.digits + 1e-9, row
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["CLIP/clustered", "CLIP/distractors_1_small_red_star"])
+def test_the_released_answers_give_the_released_reports_again(tmp_path, name):
+    "Released answers, written by our export, are the files that the authors wrote."
+    from vlm_counting.published import export_results
+
+    answers = json.loads((RELEASED / name / "results.json").read_text())
+    samples, said = [], []
+    for (image, entity, kind), record in published._read_results(RELEASED / name / "results.json"):
+        factors = {"entity": entity, "released": [image, entity, kind]}
+        samples.append(Sample(f"{image}-{entity}", b"none", record["input"], record["target"], factors))
+        count = None if record["pred"] < 0 else record["pred"]
+        said.append(Prediction(samples[-1].uid, "CLIP", record["original_pred"], None, count, record["target"]))
+    folder = export_results(samples, said, tmp_path / name)
+    assert json.loads((folder / "results.json").read_text()) == answers
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.json"))
+    assert len(files) == 3 + len({sample.factors["entity"] for sample in samples})
+    for file in files:
+        ours, theirs = (json.loads((root / file).read_text()) for root in (folder, RELEASED / name))
+        assert list(ours) == list(theirs), file
+        assert same_numbers(ours, theirs), file
+
+
+def same_numbers(ours: dict, theirs: dict) -> bool:
+    flat = lambda tree: [tree] if not isinstance(tree, dict) else [x for each in tree.values() for x in flat(each)]  # noqa: E731
+    return flat(ours) == pytest.approx(flat(theirs))
+
+
+def test_answers_of_photographs_are_a_flat_list_and_nothing_leads_out_of_the_folder(tmp_path):
+    from vlm_counting.published import export_results, load_release
+
+    samples = [Sample(f"p/{n}", b"none", "How many cats are there?", n) for n in (1, 2)]
+    said = [Prediction(s.uid, "m", "", None, None if s.target == 2 else 1, s.target) for s in samples]
+    folder = export_results(samples, said, tmp_path / "m" / "baseline" / "CountBenchQA")
+    assert [(row.target, row.count_paper) for row in load_release(folder)] == [(1, 1), (2, None)]
+    with pytest.raises(FileExistsError):
+        export_results(samples, said, folder)
+    export_results(samples, said, folder, overwrite=True)
+    evil = [replace(sample, factors={"entity": "../../evil"}) for sample in samples]
+    with pytest.raises(ValueError, match="is no name of a folder"):
+        export_results(evil, said, tmp_path / "evil")
+    with pytest.raises(ValueError, match="'p/2' has no answer"):
+        export_results(samples, said[:1], tmp_path / "some")
