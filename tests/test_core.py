@@ -578,3 +578,34 @@ def test_a_plain_table_is_written_as_pandas_writes_it():
 
 def test_a_carriage_return_begins_no_row():
     assert csv_text(pd.DataFrame({"label": ["cats\r=cmd"]})) == "label\ncats =cmd\n"
+
+
+WITHOUT_LOCKS = """
+import errno, fcntl, sys
+from vlm_counting.core import lock_folder
+
+def flock(file, operation):
+    raise OSError(int(sys.argv[2]), "no locks here")
+
+fcntl.flock = flock
+try:
+    with lock_folder(sys.argv[1]), lock_folder(sys.argv[1]):
+        print("held", flush=True)
+        sys.stdin.read()
+except BlockingIOError as error:
+    print(error)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_has_one_writer_all_the_same(tmp_path, code):
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_LOCKS, str(tmp_path), str(code)]
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **how) as first:
+        assert first.stdout.readline() == "held\n"
+        second = subprocess.run(command, input="", capture_output=True, text=True)
+        assert second.stdout.startswith("Another process is writing to")
+        first.kill()
+    again = subprocess.run(command, input="", capture_output=True, text=True)  # who was killed holds nothing
+    assert again.stdout == "held\n"

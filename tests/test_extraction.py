@@ -1370,3 +1370,28 @@ def test_the_verb_is_asked_rightly(given, complaint):
     asked = check_parameters("extract", {"layers": 3, "poolings": "mean, last", "untrained": 0})  # papermill gives 3
     assert parse_layers(asked["layers"]) == [3] and parse_poolings(asked["poolings"]) == ["mean", "last"]
     assert parse_layers("all") is parse_poolings("all") is None
+
+
+STATES_JSON = {
+    "no hashes": lambda about: about.pop("sha256"),
+    "a hash less": lambda about: about["sha256"].pop("samples.jsonl"),
+    "hashes of nothing": lambda about: about.update(sha256={}),
+    "other layers": lambda about: about.update(layers=[0, 1]),
+    "other poolings": lambda about: about.update(poolings=["mean"]),
+    "no fingerprint": lambda about: about.pop("fingerprint"),
+    "samples in words": lambda about: about.update(samples="nine"),
+    "no dims": lambda about: about.update(dims=None),
+}
+
+
+@pytest.mark.parametrize("edit", STATES_JSON.values(), ids=STATES_JSON)
+def test_a_description_that_does_not_go_together_is_refused_by_name(edit, tmp_path):
+    vlm, samples = load_model("tiny-clip", device="cpu"), generate("balanced", limit=9)
+    extract(vlm, samples, tmp_path, layers=[0, 2], poolings=["class"], progress=False)
+    path = tmp_path / "states" / "states.json"
+    about = json.loads(path.read_text())
+    edit(about)
+    path.write_text(json.dumps(about))
+    for again in (open_states, lambda place: extract(vlm, samples, place, layers=[0, 2], poolings=["class"])):
+        with pytest.raises(ValueError, match="states.json is damaged"):
+            again(tmp_path)

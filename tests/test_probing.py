@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -1427,3 +1428,21 @@ def test_a_probe_of_ours_may_have_another_name():
         "ridge",
     ]
     assert _find_probe(("mine", "svm"))[0] == "mine"
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e6, -1e6, 1e9])
+@pytest.mark.parametrize("width", [12, 300], ids=["plain", "with a Gram matrix"])
+def test_a_constant_that_drowns_the_rest_in_a_kernel_of_float32_does_no_harm(constant, width):
+    "It is said, and the states are centred: the same machines. Beside a weak signal svm read 0.111, which is chance."
+    rng, labels = np.random.default_rng(0), np.arange(216) % 9
+    states = rng.normal(size=(216, width)).astype(np.float32)
+    states[:, :9] += 2 * np.eye(9)[labels]
+    drowned = np.hstack([states, np.full((216, 1), constant, np.float32)])
+    fold = np.arange(216) // 72
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = probing.PROBES["svm"](Features(drowned), labels, fold)
+    assert (
+        abs((found == labels).mean() - (probing.PROBES["svm"](Features(states), labels, fold) == labels).mean()) < 0.02
+    )
+    assert bool(said) == (constant != 0)

@@ -7,6 +7,7 @@ __all__ = ['Sample', 'Answer', 'Prediction', 'write_jsonl', 'read_jsonl', 'Regis
            'versions', 'RunRecord', 'progress_bar']
 
 # %% ../nbs/1_data/10_core.ipynb #09e3df2c
+import errno
 import hashlib
 import inspect
 import json
@@ -1157,17 +1158,34 @@ def is_alive(
     return psutil.pid_exists(number)
 
 
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # said by file systems that have none, such as some NFS
+
+
+def _acquire(folder: Path, wait: float) -> Any:  # the lock
+    "Lock a folder; where the file system cannot, by a file that is there as long as its process."
+    from filelock import FileLock, SoftFileLock
+
+    for kind, name in ((FileLock, ".lock"), (SoftFileLock, ".lock-file")):
+        lock = kind(folder / name, is_singleton=True)  # the same process may hold it twice
+        try:
+            lock.acquire(timeout=wait)
+            return lock
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or kind is SoftFileLock:
+                raise
+
+
 @contextmanager
 def lock_folder(
     folder: Path,  # made if need be
     wait: float = 0.5,  # seconds for another process to let go of it
 ) -> Iterator[None]:
     "Be the only process that writes to `folder`. `BlockingIOError` if another one is."
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    lock = FileLock(make_folder(folder) / ".lock", is_singleton=True)  # the same process may hold it twice
+    make_folder(folder)
     try:
-        lock.acquire(timeout=wait)
+        lock = _acquire(Path(folder), wait)
         _clear(Path(folder))
     except Timeout:
         raise BlockingIOError(
@@ -1176,8 +1194,8 @@ def lock_folder(
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"Cannot write to the results folder {folder}: {error.strerror}. "
-            "Set VLM_COUNTING_RESULTS to a folder that you may write to.",
+            f"Cannot lock the results folder {folder}: {error.strerror}. "
+            "Set VLM_COUNTING_RESULTS to a folder that you may write to, on a disk that is well.",
         ) from None
     try:
         yield

@@ -36,6 +36,7 @@ from vlm_counting.core import (
     RunRecord,
     Sample,
     UnknownName,
+    check_file,
     claim_folder,
     csv_text,
     file_hash,
@@ -44,6 +45,7 @@ from vlm_counting.core import (
     later,
     lock_folder,
     make_folder,
+    parse_json,
     progress_bar,
     read_jsonl,
     run_context,
@@ -411,10 +413,28 @@ def _write_about(folder: Path, about: dict) -> None:
     write_atomic(folder / "states.json", _as_json(about))
 
 # %% ../nbs/3_states/30_extraction.ipynb #95307ec1
+_PARTS = {"model": str, "samples": int, "fingerprint": str, "layers": list, "poolings": list, "settings": dict,
+          "dims": dict}  # fmt: skip
+
+
+def _damage(about: dict) -> str:  # "" if there is none
+    "What is missing in states.json, or does not go together."
+    parts = _PARTS | {"sha256": dict} if about.get("finished") else _PARTS
+    for name, kind in parts.items():
+        if type(about.get(name)) is not kind:
+            return f"its {name!r} is {about.get(name)!r:.60}"
+    files = {_file_of(layer, pooling) for layer in about["layers"] for pooling in about["poolings"]}
+    files |= set(_LENS_FILES) if about.get("lens") else set()
+    if files != set(about["dims"]):
+        return f"its layers and poolings make other files than its 'dims': {sorted(files ^ set(about['dims']))[0]}"
+    lost = sorted({*files, "samples.jsonl"} - set(about.get("sha256", files | {"samples.jsonl"})))
+    return f"it has no sha256 of {lost[0]}" if lost else ""
+
+
 def _load_about(path: Path) -> dict:
     "states.json, of this version. `ValueError` for a damaged one and for another format."
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(check_file(path).read_text(encoding="utf-8"))
         known = about["format"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
@@ -424,6 +444,8 @@ def _load_about(path: Path) -> dict:
         raise ValueError(
             f"{path} has format {known!r}, expected {_FORMAT}: it was made by another version. Extract again."
         )
+    if wrong := _damage(about):
+        raise ValueError(f"{path} is damaged: {wrong}. Delete the folder and extract again.")
     return about
 
 # %% ../nbs/3_states/30_extraction.ipynb #b688149e
@@ -482,7 +504,7 @@ def _keep_samples(folder: Path, samples: list[Sample], expected: str = "") -> No
 def _map_array(path: Path, column: Column, samples: int) -> np.memmap | None:
     "An array file, of which only what is used will be read; None if there is none of this size, type and shape."
     try:
-        found = np.lib.format.open_memmap(path, "r")
+        found = np.lib.format.open_memmap(check_file(path), "r")
     except (OSError, ValueError):
         return None
     fits = found.shape == (samples, *column.shape) and found.dtype == column.dtype and found.flags.c_contiguous
@@ -663,6 +685,7 @@ def _load_array(states: States, file: str, again: bool = False) -> np.ndarray:
     path, (shape, dtype) = states.folder / file, _shape_of(states.about, file)
     if not path.exists():
         _check_array(states, file)
+    check_file(path)
     with open(path, "rb") as opened:
         data = np.fromfile(opened, np.uint8)
     array, columns_first = _parse_array(path, data)
@@ -808,7 +831,7 @@ def _noted_rows(journal: Journal, maps: list[np.ndarray]) -> set[int]:
     "Rows that are noted, as far as they still are what was noted."
     done, lost = set(), set()
     for line in journal.done.values():
-        whole = "sha256" not in line or line == _note(line["rows"], _take_rows(maps, line["rows"]))  # older ones: none
+        whole = line == _note(line["rows"], _take_rows(maps, line["rows"]))
         (done if whole else lost).update(line["rows"])
     if lost - done:
         which = f"{len(lost - done)} rows of {journal.path.parent}"
