@@ -27,6 +27,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# %% ../nbs/1_data/14_datasets.ipynb #028f25e9
 from . import stimuli
 from vlm_counting.core import (
     Registry,
@@ -150,17 +151,16 @@ def factor_problem(
     for name, value in factors.items():
         words, right = _KIND_OF.get(name, ("", None))
         advice = "Leave it out where it is not known."
+        shown = "" if too_deep(value) else repr(value)[:60]
         if not isinstance(name, str) or text_problem(name):
-            problem = "its name is no text that can be written"
-        elif too_deep(value):
+            return f"the factor {name!r} is {shown}, and its name is no text that can be written. Rename it."
+        if too_deep(value):
             return f"the factor {name!r} is nested too deeply. {advice}"
-        elif problem := _json_problem(value):
-            problem = f"it {problem}, which cannot be written as JSON"
-        elif right and not right(value):
-            problem = f"expected {words}"
+        if problem := _json_problem(value):
+            return f"the factor {name!r} is {shown}, which cannot be written as JSON: it {problem}. {advice}"
+        if right and not right(value):
             advice = advice if value is None else "Rename it if it means another thing."
-        if problem:
-            return f"the factor {name!r} is {repr(value)[:60]}: {problem}. {advice}"
+            return f"the factor {name!r} is {shown}, expected {words}. {advice}"
     return ""
 
 # %% ../nbs/1_data/14_datasets.ipynb #c04669de

@@ -24,6 +24,7 @@ from types import NoneType
 
 from fastcore.basics import patch
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #9f052903
 from vlm_counting.core import (
     Answer,
     Journal,
@@ -46,7 +47,6 @@ from vlm_counting.core import (
     write_atomic,
     write_jsonl,
 )
-from .datasets import ON_ERROR, factor_problem, image_problems, leave_out
 from .parsing import PARSERS, parse_count
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #4b048859
@@ -658,7 +658,7 @@ def _as_samples(samples: object) -> list[Sample]:
 # %% ../nbs/2_answers/24_evaluation.ipynb #19caabc9
 def _check_factors(sample: Sample) -> None:
     "`ValueError` names a factor of the wrong kind, or one that a line of predictions cannot hold."
-    if problem := factor_problem(sample.factors):
+    if problem := later("datasets").factor_problem(sample.factors):
         raise ValueError(f"Sample '{sample.uid}': {problem}")
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #1f6d456c
@@ -685,18 +685,19 @@ def usable_samples(
     on_error: str,  # 'raise': all of them, and the first that will not do ends the run later; 'skip': without those
 ) -> list[Sample]:
     "The samples that a model can be shown, with a warning that names the others. `UnknownName`; `ValueError`: none."
-    if on_error not in ON_ERROR:
-        raise UnknownName(unknown("way to deal with an error", on_error, ON_ERROR))
+    checks = later("datasets")
+    if on_error not in checks.ON_ERROR:
+        raise UnknownName(unknown("way to deal with an error", on_error, checks.ON_ERROR))
     if on_error == "raise":
         return samples
-    problems = image_problems(samples)
+    problems = checks.image_problems(samples)
     for sample in samples if hasattr(vlm, "length") else ():
         if sample.uid not in problems:
             try:
                 vlm.length(sample)
             except Exception as error:  # processors raise many kinds
                 problems[sample.uid] = f"{vlm.name} refuses it: {error}"
-    return leave_out(samples, problems, "The samples")
+    return checks.leave_out(samples, problems, "The samples")
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #a913a25c
 _CODES = {}  # id of a parser -> the parser and its hash, before it has read anything: it may count what it reads

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import Prediction, Sample, UnknownName, read_jsonl, shipped_dir, unknown, write_atomic
-from .datasets import released_keys, whole_folder
+from .core import Prediction, Sample, UnknownName, later, read_jsonl, shipped_dir, unknown, write_atomic
 from .evaluation import parse_count
 from .statistics import per_class, score, tabulate
 from .stimuli import entity_factors, read_options
@@ -197,7 +196,7 @@ def _classification_report(
 def _results_tree(samples: list[Sample], said: list[Prediction]) -> dict:
     "results.json: image -> entity -> question type -> what was asked and said; of photographs, number -> that."
     tree, entities = {}, all("entity" in sample.factors for sample in samples)
-    keys = released_keys(samples) if entities else [(str(number),) for number in range(len(samples))]
+    keys = later("datasets").released_keys(samples) if entities else [(str(number),) for number in range(len(samples))]
     for where, sample, row in zip(keys, samples, said, strict=True):
         count = -1 if row.count_paper is None else row.count_paper
         about = {"target": sample.target, "input": sample.question, "original_pred": row.text, "pred": count}
@@ -231,7 +230,7 @@ def export_results(
         if kinds
         else {}
     )
-    with whole_folder(folder, ("*.json", "*/classification_report.json"), overwrite) as place:
+    with later("datasets").whole_folder(folder, ("*.json", "*/classification_report.json"), overwrite) as place:
         for name, content in files.items():
             write_atomic(place / name, json.dumps(content, indent=4, ensure_ascii=False))
     return folder
