@@ -8,6 +8,7 @@ import tempfile
 
 import pytest
 
+pytest.register_assert_rewrite("broken")  # a file of fixtures
 WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes of `pytest -n 2`
 
 os.environ.setdefault("MPLBACKEND", "agg")

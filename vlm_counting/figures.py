@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'style', 'Picture', 'new_axes', 'check_table', 'escape', 'show_table', 'plot_accuracy_per_count',
            'plot_confusion', 'plot_answers', 'plot_entity_grid', 'plot_layers', 'plot_gap', 'plot_learning',
-           'plot_evidence', 'plot_dose_response', 'plot_verdicts', 'plot_hits', 'plot_patching']
+           'plot_evidence', 'plot_dose_response', 'plot_verdicts', 'plot_hits', 'plot_patching', 'plot_chain']
 
 # %% ../nbs/5_paper/56_figures.ipynb #68b95342
 import html
@@ -1578,6 +1578,46 @@ def plot_patching(
     ax.set(xlabel="Position that is replaced", ylabel="Layer")
     said = "0: answers as before, 100: as the donor. Small: a donor with the same count."
     _heading(ax, title, f"{_sizes(rows['pairs'])} pairs a cell. {said} Layer 0: what enters the first block.")
+    return ax
+
+# %% ../nbs/5_paper/56_figures.ipynb #c86f51fb
+_PLACES = {  # on the way from the image to the answer -> what stands below them
+    "first": "image tokens",
+    "halfway": "image tokens,\nhalfway up",
+    "last": "last state",
+    "among": "likeliest\nnumber",
+    "own_words": "its own\nwords",
+    "said": "answer,\nparsed",
+}
+
+
+def _chain_lines(rows: pd.DataFrame) -> pd.DataFrame:  # images, across, share, low, high
+    "The two lines of the chain, one below the other."
+    wrong = rows.assign(images="answered wrongly", share=rows["of_wrong"])
+    every = rows.assign(images="all images", share=rows["all"], low=np.nan, high=np.nan)
+    return pd.concat([wrong.assign(across=np.arange(len(rows))), every.assign(across=np.arange(len(rows)))])
+
+# %% ../nbs/5_paper/56_figures.ipynb #03f946e7
+@FIGURES.add("chain")
+@style()
+def plot_chain(
+    rows: pd.DataFrame,  # columns: place, n (wrong answers), all, of_wrong, low, high (shares); in the order of the way
+    ax: Axes | None = None,  # None: new ones
+    title: str = "Where is the number?",  # in bold, above the caption
+) -> Axes:
+    "Who reads the number at each place from the image to the answer: of all images, and of those answered wrongly."
+    check_table(rows, ("place", "n", "all", "of_wrong", "low", "high"), ("place",), "diagnose(vlm).details['chain']")
+    ax = ax or new_axes(6.4, 3.4)
+    for name, colour, marker, line in _series(_chain_lines(rows), "images"):
+        share, reach = _reaching(line, "share", scale=100)
+        ax.errorbar(line["across"], share, yerr=reach, color=colour, marker=marker, label=name)
+    ax.set_xticks(np.arange(len(rows)), [_PLACES.get(place, place) for place in rows["place"]])
+    ax.set(xlabel="From the image to the answer", ylabel="Number is read (% of images)", ylim=(-4, 104))
+    ax.grid(axis="y")
+    _heading(
+        ax, title, f"{_sizes(rows['n'])} wrong answers a place. Bars: 95 % interval. Readers never saw the layout."
+    )
+    _legend(ax)
     return ax
 
 # %% ../nbs/5_paper/56_figures.ipynb #ea66a005

@@ -458,17 +458,18 @@ def browse_runs(
 def _verdicts(
     results: Path,  # the results folder
     runs: str = "*",  # which names of runs, as a pattern
-) -> pd.DataFrame:  # model, dataset, verdict ('withheld' if none), probability (of the likeliest), likeliest, paper
+) -> pd.DataFrame:  # model, dataset, verdict ('withheld' if none), likeliest, alternatives, where, paper
     "What runs of `diagnose` concluded, and what the paper's rule says."
     rows = []
     for (verb, model, dataset), folder in find_runs(results, runs).items():
         if verb != "diagnose" or not (folder / "verdict.json").exists():
             continue
         found = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-        likeliest, chance = max(found["probabilities"].items(), key=lambda pair: pair[1])
         row = {"model": model, "dataset": dataset, "verdict": found["fault"] or "withheld"}
-        rows.append(row | {"likeliest": likeliest, "probability": chance, "paper": found["paper"]})
-    return pd.DataFrame(rows, columns=["model", "dataset", "verdict", "likeliest", "probability", "paper"])
+        others = ", ".join(found.get("alternatives", ()))
+        about = {"likeliest": found.get("likeliest", ""), "alternatives": others, "where": found.get("where", "")}
+        rows.append(row | about | {"paper": found["paper"]})
+    return pd.DataFrame(rows, columns=["model", "dataset", "verdict", "likeliest", "alternatives", "where", "paper"])
 
 # %% ../../nbs/5_paper/58_pages.ipynb #e92e48b0
 def _paper_tables(materials: Sequence[Material]) -> dict[str, pd.DataFrame]:  # name in `TABLES` -> rows by source
