@@ -86,3 +86,13 @@ def test_python_leaves_out_too(home):
     for call in (evaluate, extract):
         with pytest.raises(KeyError, match="No way to deal with an error named 'ignore'"):
             call(vlm, samples, on_error="ignore")
+
+
+@pytest.mark.parametrize("target", [10**20, 10**400])
+def test_an_id_for_a_count_is_refused_before_anything_is_asked(home, target):
+    from vlm_counting import evaluate, load_model
+
+    samples = load_dataset("balanced", limit=3)
+    with pytest.raises(ValueError, match=f"Sample '{samples[0].uid}': the answer is about 10.*Is it an id"):
+        evaluate(load_model("tiny-clip"), [replace(samples[0], target=target), *samples[1:]], home / "run")
+    assert not (home / "run").exists()

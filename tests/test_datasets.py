@@ -494,6 +494,8 @@ BAD_ROWS = {
     "float": ({"target": 1.0}, "line 2: id 'm/1': the answer is 1.0"),
     "text": ({"target": "1"}, "line 2: id 'm/1': the answer is '1'"),
     "no answer": ({"target": None}, "line 2"),
+    "an id for a count": ({"target": 10**20}, "line 2: id 'm/1': the answer is about 10^20, no number of objects"),
+    "a very long id": ({"target": 10**400}, "line 2: id 'm/1': the answer is about 10^"),
     "no uid": ({"uid": None}, "line 2"),
     "duplicated id": ({"uid": "m/0"}, "id 'm/0' occurs 2 times"),
     "number as uid": ({"uid": 1}, "'uid' is 1"),

@@ -68,10 +68,15 @@ def refuse(
         raise ValueError("\n  ".join([heading, *problems[:5], *more]))
 
 # %% ../nbs/1_data/14_datasets.ipynb #04b25f13
-def _count_problem(value: Any) -> str:  # "" if it is a count
-    "Why a value is no count: a count is a whole number >= 0, not a text, not True, not 3.0."
+MOST = 2**53  # counts above it are no longer told from their neighbours by a float, nor drawn
+
+
+def count_problem(value: Any) -> str:  # "" if it is a count
+    "Why a value is no count: a count is a whole number >= 0, not a text, not True, not 3.0, and not an id."
     if isinstance(value, bool) or not isinstance(value, int):
         return f"the answer is {value!r} ({type(value).__name__}), expected a whole number."
+    if value > MOST:
+        return f"the answer is about 10^{int(value.bit_length() * 0.30103)}, no number of objects. Is it an id?"
     return f"the answer is {value}, expected a whole number >= 0." if value < 0 else ""
 
 # %% ../nbs/1_data/14_datasets.ipynb #de4e461a
@@ -374,7 +379,7 @@ def _row_problem(
         return f"questions.json: id '{name}': the question is {question!r}, expected a text, and no blank id."
     if keys not in answers:
         return f"answers.json: id '{name}' has no answer."
-    if problem := _count_problem(answers[keys]):
+    if problem := count_problem(answers[keys]):
         return f"answers.json: id '{name}': {problem}"
     if images is not None and keys[0] not in images:
         return f"images/{keys[0]}.png is missing (id '{name}')."
@@ -651,7 +656,7 @@ def _field_problem(
             return f"'{name}' is {value!r}: it {problem}." if kind is str else problem
     if "target" not in record:
         return "it has no 'target', the true count. To only ask, use vlm.ask or predict."
-    return _count_problem(record["target"])
+    return count_problem(record["target"])
 
 # %% ../nbs/1_data/14_datasets.ipynb #45e36ad2
 def _manifest_sample(
@@ -1182,7 +1187,7 @@ def _pixmo_problem(
             return f"its {name} is {row.get(name)!r}, expected a text."
     if not isinstance(row.get("image_sha256"), str) or not _HEX.fullmatch(row["image_sha256"]):
         return f"its image_sha256 is {row.get('image_sha256')!r}, expected 64 hex digits."
-    return _count_problem(row.get("count"))
+    return count_problem(row.get("count"))
 
 # %% ../nbs/1_data/14_datasets.ipynb #79b6179e
 def check_rows(

@@ -657,8 +657,12 @@ def _as_samples(samples: object) -> list[Sample]:
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #19caabc9
 def _check_factors(sample: Sample) -> None:
-    "`ValueError` names a factor of the wrong kind, or one that a line of predictions cannot hold."
-    if problem := later("datasets").factor_problem(sample.factors):
+    "`ValueError` names what a line of predictions or a figure cannot hold: a factor of a wrong kind, an absurd count."
+    checks = later("datasets")
+    problem = checks.factor_problem(sample.factors)
+    if sample.target is not None:
+        problem = problem or checks.count_problem(sample.target)
+    if problem:
         raise ValueError(f"Sample '{sample.uid}': {problem}")
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #1f6d456c
