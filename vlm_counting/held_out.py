@@ -11,7 +11,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -267,13 +267,17 @@ class Images:
     planting: list[Sample]
     alone: list[Sample]  # one kind of object
     groups: list[Sample]  # two kinds
+    known: dict = field(default_factory=dict)  # what healthy models were asked already
 
 
 def _right(vlm, images: Images, most: int | None = None) -> np.ndarray:  # (2,) one kind, two kinds
-    "Shares of right answers."
-    sets = [images.alone[:most], images.groups[:most]]
-    answers = [predict(vlm, samples, batch_size=27, progress=False) for samples in sets]
-    return np.array([np.mean([row.count == row.target for row in rows]) for rows in answers])
+    "Shares of right answers; what was asked once is remembered."
+    key = (vlm.weights, most)
+    if key not in images.known:
+        sets = [images.alone[:most], images.groups[:most]]
+        answers = [predict(vlm, samples, batch_size=27, progress=False) for samples in sets]
+        images.known[key] = np.array([np.mean([row.count == row.target for row in rows]) for rows in answers])
+    return images.known[key]
 
 
 _COSTS = 0.15  # share of answers that a mild fault costs, at least
