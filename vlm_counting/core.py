@@ -292,7 +292,7 @@ def _check_field(cls: type, name: str, value: Any, expected: Any) -> None:
     said = ", or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
     raise ValueError(f"{cls.__name__} has {str(value)[:60]!r} for '{name}', expected {said}.")
 
-
+# %% ../nbs/1_data/10_core.ipynb #68235618
 def from_record(
     cls: type,  # a dataclass
     record: dict,  # field -> value
@@ -355,7 +355,10 @@ def _once(pairs: list[tuple]) -> dict:
     return found
 
 
-def too_deep(value: Any, left: int = _DEEPEST) -> bool:
+def too_deep(
+    value: Any,  # of JSON
+    left: int = _DEEPEST,  # levels that may still come
+) -> bool:
     "Are there more lists and dicts within each other than anybody needs?"
     if not isinstance(value, dict | list | tuple):
         return False
@@ -719,7 +722,9 @@ def _look_for(path: Path) -> str:
     return f"Is it spelt right? Was its dataset moved, or its cache cleared?{given}"
 
 # %% ../nbs/1_data/10_core.ipynb #9c46963b
-def why_unreadable(error: Exception) -> str:
+def why_unreadable(
+    error: Exception,  # of Pillow
+) -> str:
     "What Pillow found, in words."
     if type(error).__name__ == "UnidentifiedImageError":
         return f"it is in no known format ({', '.join(IMAGE_FORMATS)})"
