@@ -1162,7 +1162,7 @@ def is_alive(
 
     return psutil.pid_exists(number)
 
-
+# %% ../nbs/1_data/10_core.ipynb #b730c85e
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # said by file systems that have none, such as some NFS
 
 
@@ -1179,7 +1179,7 @@ def _acquire(folder: Path, wait: float) -> Any:  # the lock
             if error.errno not in _NO_LOCKS or kind is SoftFileLock:
                 raise
 
-
+# %% ../nbs/1_data/10_core.ipynb #fdfc8fc8
 @contextmanager
 def lock_folder(
     folder: Path,  # made if need be

@@ -63,6 +63,8 @@ from vlm_counting.runs import (
     read_word,
     run_folder,
 )
+
+# %% ../nbs/6_running/68_terminal.ipynb #5eb8540e
 from vlm_counting.sweeps import (
     describe_costs,
     describe_outcomes,
