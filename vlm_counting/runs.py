@@ -599,10 +599,10 @@ def _last_error(notebook: dict) -> str:
 def _keep_notebook(folder: Path, notebook: str) -> None:
     "A finished notebook and its page in the run's folder. papermill writes it twice; the second time nothing is done."
     (folder / "notebook-failed.ipynb").unlink(missing_ok=True)
-    kept = folder / "notebook.ipynb"
-    if not kept.exists() or kept.read_text(encoding="utf-8") != notebook:
-        write_atomic(kept, notebook)
-        write_atomic(folder / "report.html", _html(notebook))
+    kept, page = folder / "notebook.ipynb", folder / "report.html"
+    if not (kept.exists() and page.exists()) or kept.read_text(encoding="utf-8") != notebook:
+        write_atomic(page, _html(notebook))
+        write_atomic(kept, notebook)  # last: a sweep takes it for the sign that all is there
 
 # %% ../nbs/6_running/62_runs.ipynb #cbd98e7e
 class RunNotebooks:
