@@ -147,12 +147,9 @@ def test_images_of_any_shape_are_refused(tmp_path):
 
 def test_a_model_without_image_tokens_is_diagnosed_from_the_rest(checkpoint):
     alone = generate("balanced", counts=[2, 5, 9], limit=27)
-    same = generate("balanced", seed=1, entities=["red_squares", "blue_stars"], counts=[2, 9], limit=8)
-    done = diagnose(
-        loaded(checkpoint("mllama")), alone, generate("two_groups", limit=36), pairs=count_pairs(same), progress=False
-    )
-    assert {"probe_last", "lens", "head_gain"} < set(done.evidence)
-    assert not {"probe_image", "probe_token", "patch_image", "attention_share"} & set(done.evidence)
+    done = diagnose(loaded(checkpoint("mllama")), alone, generate("two_groups", limit=36), progress=False)
+    assert {"last", "last_one", "last_two", "form"} < set(done.evidence)
+    assert {"first", "halfway", "knob_image", "kinds_apart"} <= set(done.verdict.missing)
 
 
 def test_a_model_that_answers_otherwise_in_a_batch_is_asked_one_by_one(checkpoint):

@@ -539,7 +539,7 @@ def test_what_is_read_back_is_what_was_written(damage, reader, store, tmp_path):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_finished_store_is_compared_before_it_is_used_again(damage, store, samples, tmp_path, monkeypatch):
-    "By `extract`, and so by the commands extract, probe (untrained states), train and diagnose."
+    "By `extract`, and so by the commands extract, probe (untrained states) and train."
     folder = broken(store, tmp_path)
     damage(folder / "layer_02.last.npy")
     monkeypatch.setattr(Reader, "read", None)
@@ -558,19 +558,6 @@ def test_one_layer_alone_is_compared_too(samples, tmp_path):
         again()
     with pytest.raises(ValueError, match="layer_04.last.npy has changed"):
         states.array(4, "last")  # opened before it was damaged
-
-
-def test_diagnose_does_not_weigh_damaged_states(samples, tmp_path, monkeypatch):
-    from vlm_counting import diagnosis
-
-    vlm, alone, groups = load(WRITERS[0]), generate("balanced", limit=18), generate("two_groups", limit=18)
-    poolings = ["last", "image_mean"]
-    for name, some in (("one", alone), ("two", groups)):
-        extract_states(vlm, some, tmp_path / "states" / name, poolings=poolings, progress=False)
-    zero_rows(tmp_path / "states" / "two" / "layer_03.last.npy")
-    monkeypatch.setattr(diagnosis, "predict", lambda *arguments, **options: [])
-    with pytest.raises(ValueError, match="two.layer_03.last.npy has changed"):
-        diagnosis.examine(vlm, alone, groups, [], tmp_path)
 
 
 def test_each_file_is_hashed_once_unless_somebody_touched_it(store, tmp_path, monkeypatch):

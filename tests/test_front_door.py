@@ -289,7 +289,7 @@ def test_states_are_exchanged_between_images(vlm):
 @pytest.mark.slow
 def test_a_diagnosis_makes_everything_itself():
     found = vc.diagnose(vc.load_model("tiny-clip", device="cpu"), progress=False)
-    assert found.verdict.probabilities and found.evidence and "The paper's rule says" in str(found)
+    assert found.verdict.likeliest and found.evidence and "The paper's rule says" in str(found)
     with pytest.raises(TypeError, match="conclude"):
         vc.diagnose({"accuracy": 0.5})
 

@@ -1467,9 +1467,9 @@ def _verdict_table(rows: pd.DataFrame, by: str) -> pd.DataFrame:  # (faults, ver
     "Planted faults against verdicts; abstentions come last, where there may be any."
     paper, faults = by == "paper", _faults(rows["fault"])
     said = _faults([*(("none", "say", "see") if paper else faults), *rows[by]])
-    said = [name for name in said if name != "abstains"]
-    apart = not paper or "abstains" in set(rows[by])
-    columns = said + ["abstains"] * apart
+    said = [name for name in said if name != "withheld"]
+    apart = not paper or "withheld" in set(rows[by])
+    columns = said + ["withheld"] * apart
     return pd.crosstab(rows["fault"], rows[by]).reindex(index=faults, columns=columns, fill_value=0)
 
 # %% ../nbs/5_paper/56_figures.ipynb #ee1c45a6
@@ -1496,7 +1496,7 @@ def plot_verdicts(
     "Planted fault (down) against verdict (across): models counted, hits framed, shares to the right."
     _judged(rows, (by,))
     paper, table = by == "paper", _verdict_table(rows, by)
-    counts, apart = table.to_numpy(), "abstains" in table
+    counts, apart = table.to_numpy(), "withheld" in table
     ax = ax or new_axes(max(5.4, 2.9 + 0.56 * table.shape[1]), 1.5 + 0.42 * len(table))
     shares = counts / counts.sum(axis=1, keepdims=True)
     down, across = _heat_map(ax, shares, gaps=(0, int(apart)), zeros=False, words=counts.astype(str))
@@ -1542,7 +1542,7 @@ def plot_hits(
     ax.set(xlabel="Named rightly (% of models)", ylabel="Planted fault", xlim=(-3, 103), xticks=range(0, 101, 20))
     ax.set(ylim=(down[-1] + 0.5, -0.5))
     ax.grid(axis="x")
-    _heading(ax, title, f"n = {len(rows):,} models. Bars: 95 % Wilson interval. Abstaining is no hit.")
+    _heading(ax, title, f"n = {len(rows):,} models. Bars: 95 % Wilson interval. Withheld is no hit.")
     _legend(ax)
     return ax
 

@@ -132,7 +132,7 @@ def _trained(folder: Path, record: RunRecord) -> None:
 
 def _diagnosed(folder: Path, record: RunRecord) -> None:
     found = parse_json(check_file(folder / "verdict.json").read_text(encoding="utf-8"))
-    max(found["probabilities"].values()), found["fault"], found["paper"]
+    found["likeliest"], found["fault"], found["paper"]
 
 
 _NEEDED = {  # command -> a function that raises unless what is needed of its run is there

@@ -466,8 +466,8 @@ def _verdicts(
             continue
         found = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
         row = {"model": model, "dataset": dataset, "verdict": found["fault"] or "withheld"}
-        others = ", ".join(found.get("alternatives", ()))
-        about = {"likeliest": found.get("likeliest", ""), "alternatives": others, "where": found.get("where", "")}
+        others = ", ".join(found["alternatives"])
+        about = {"likeliest": found["likeliest"], "alternatives": others, "where": found["where"]}
         rows.append(row | about | {"paper": found["paper"]})
     return pd.DataFrame(rows, columns=["model", "dataset", "verdict", "likeliest", "alternatives", "where", "paper"])
 
