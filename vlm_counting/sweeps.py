@@ -560,10 +560,8 @@ def _measure_run(cell: Cell, images: int, vlm: object) -> dict:
     few = _with_few(cell.parameters, images)
     folder, samples, clock = run_folder(few, cell.verb), _count_samples(few), time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
-    every = max(1, round((cell.samples or 1) / (samples or 1)))
-    asked = SimpleNamespace(**few, vlm=vlm, every=every)
     work = later("commands").COMMANDS[cell.verb]
-    work(asked, folder, _record(cell.verb, few)).figures()
+    work(SimpleNamespace(**few, vlm=vlm), folder, _record(cell.verb, few)).figures()
     record, seconds = RunRecord.load(folder), time.perf_counter() - clock
     session = record.sessions[-1]
     about = {"samples": samples or record.samples, "work": session["seconds"], "bytes": _folder_size(folder)}
