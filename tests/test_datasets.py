@@ -356,6 +356,8 @@ EVIL = {
     "hard link": ([(member("set/a", tarfile.LNKTYPE, "/etc/passwd"), b"")], "is a link"),
     "device": ([(member("set/a", tarfile.CHRTYPE), b"")], "a device"),
     "pipe": ([(member("set/a", tarfile.FIFOTYPE), b"")], "a device or another special"),
+    "a long name": ([(member(f"set/{'a' * 300}"), b"x")], "longer or deeper than files may have"),
+    "deep folders": ([(member("set/" + "a/" * 3000 + "b"), b"x")], "longer or deeper than files may have"),
     "twice": ([(member("set/a"), b"x"), (member("./set/a"), b"y")], "occurs twice"),
     "file as folder": ([(member("set/a"), b"x"), (member("set/a/b"), b"y")], "was not unpacked"),
     "no dataset": ([(member("set/notes.txt"), b"x")], "holds 0 datasets"),

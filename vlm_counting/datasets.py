@@ -503,6 +503,9 @@ def _as_form(
     return [_opened(sample) if form == "open" else sample for sample in samples]
 
 # %% ../nbs/1_data/14_datasets.ipynb #7f05997a
+_DEEPEST, _LONGEST = 32, 255  # folders above a file; bytes of one name
+
+
 def _plain(
     member: tarfile.TarInfo,
     target: str,  # folder to unpack into
@@ -513,6 +516,8 @@ def _plain(
         raise ValueError(f"member '{member.name}' points outside the archive")
     if not (member.isreg() or member.isdir()) or member.issparse():
         raise ValueError(f"member '{member.name}' is a link, a device or another special file")
+    if len(parts) > _DEEPEST or any(len(part.encode(errors="surrogateescape")) > _LONGEST for part in parts):
+        raise ValueError(f"member '{member.name:.40}...' has a name longer or deeper than files may have")
     if member.isreg() and os.path.lexists(os.path.join(target, member.name)):
         raise ValueError(f"member '{member.name}' occurs twice")
     return tarfile.data_filter(member, target)
