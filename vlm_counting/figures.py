@@ -1582,8 +1582,8 @@ def plot_patching(
 
 # %% ../nbs/5_paper/56_figures.ipynb #c86f51fb
 _PLACES = {  # on the way from the image to the answer -> what stands below them
-    "first": "image tokens",
-    "halfway": "image tokens,\nhalfway up",
+    "first": "image\ntokens",
+    "halfway": "the same,\nhalfway",
     "last": "last state",
     "among": "likeliest\nnumber",
     "own_words": "its own\nwords",

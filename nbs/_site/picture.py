@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
 from vlm_counting.core import write_atomic
-from vlm_counting.diagnosis import load_planted
 from vlm_counting.figures import _FAINT, _GRID, _INK, COLOURS, Picture, style
+from vlm_counting.held_out import load_planted, planted_file
 from vlm_counting.stimuli import COLOURS as PAINT
 from vlm_counting.stimuli import SHAPES, Scene
 
@@ -30,9 +30,9 @@ SCENE = SCENE.add("magenta_circles", [(0, 7), (3, 0), (5, 7)])  # not asked for
 
 def numbers() -> pd.DataFrame:  # recipe, twins, read, said; shares 0..1, means over twins
     "What a probe reads from the last token, and what is said, in twins with one kind of fault."
-    study = load_planted()
+    study = load_planted(planted_file("evidence.csv"))  # the first version's study has probes as well
     rows = study[study["recipe"].isin(TWINS) & study["step"].isin([0, 3])]
-    found = rows.groupby("recipe").agg(twins=("twin", "size"), read=("probe_last", "mean"), said=("accuracy", "mean"))
+    found = rows.groupby("recipe").agg(twins=("seed", "size"), read=("probe_last", "mean"), said=("accuracy", "mean"))
     return found.loc[list(TWINS)].reset_index()
 
 
