@@ -257,9 +257,8 @@ def test_files_of_others_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match="line 1 is an answer of 'letters', expected 'stranger'"):
         predict(stranger, samples, path, progress=False)
     assert path.read_bytes() == before
-    write_jsonl(path, [*rows[:3], rows[1]])
-    with pytest.raises(FileExistsError, match=f"line 4 answers '{rows[1].uid}', a second time"):
-        predict(Letters(), samples, path, progress=False)
+    write_jsonl(path, [*rows, rows[1]])  # two writers where locks do nothing: the very same line counts once
+    assert predict(Letters(), samples, path, progress=False) == rows and path.read_bytes() == before
 
 
 def test_a_uid_that_occurs_twice_is_refused(tmp_path):

@@ -115,7 +115,7 @@ def test_a_bad_value_is_refused_in_the_first_second(command, name, value, compla
         ("extract", {"layers": 3, "poolings": "mean, last", "untrained": 0}),
         ("probe", {"untrained": None, "probes": "svm", "rules": "auto", "scheduler": "tcp://host:8786"}),
         ("train", {"learning_rate": 1, "teacher": 0, "stop": 3, "training_limit": 3}),
-        ("plant_faults", {"twice": "", "doses": 3}),
+        ("plant_faults", {"twice": False, "doses": "mild"}),
         ("build_bpc", {"categories": ["cats"], "source": None}),
     ],
 )

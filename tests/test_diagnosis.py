@@ -218,6 +218,7 @@ def test_a_ranking_model_gives_what_it_can(clip, exam, tmp_path):
     found = diagnose(clip, *exam, path=tmp_path, progress=False)
     assert set(found.details) == {"chain"} and {"first", "knob_image"} <= set(found.verdict.missing)
     assert found.verdict.likeliest in CAUSES and "Not to be had: rival_held, kinds_apart" in str(found)
+    assert set(found.figures()) == {"chain"}
     assert (tmp_path / "chain.svg").exists() and not (tmp_path / "knobs.csv").exists()
 
 

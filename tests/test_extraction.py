@@ -1022,7 +1022,7 @@ def test_killed_while_it_is_laid_out_or_finished(forker, tmp_path, step):
     (folder / "progress.jsonl").write_text("".join(json.dumps({"rows": row}) + "\n" for row in rows))
     log.write_text("")
     forker(folder, log, events=2 * step)
-    assert forker(folder, log) == 0 and log.read_text() == ""
+    assert forker(folder, log) == 0  # notes without a hash are not believed: these rows are read again
     assert (folder / "states.json").read_bytes() == about and not (folder / "progress.jsonl").exists()
 
 

@@ -111,7 +111,7 @@ def twin_rows() -> pd.DataFrame:
             "probe_last": 0.9 - (fault == "see") * step / 6 - 0.01 * seed,
             "other_count": np.nan if architecture == "b" else 0.05 + (fault == "bind") * step / 10,
             "a_rather_long_name_of_evidence": 0.5,
-            "verdict": "abstains" if step == 1 and seed else fault,
+            "verdict": "withheld" if step == 1 and seed else fault,
             "paper": "none" if fault == "none" else "see" if fault == "see" else "say",
         }
         for architecture in "ab"
@@ -202,6 +202,14 @@ def regression_rows() -> pd.DataFrame:
     return table
 
 
+def chain_rows():
+    "A number that is lost between image tokens and last state."
+    places = ["first", "halfway", "last", "own_words", "among", "said"]
+    rows = pd.DataFrame({"place": places, "n": 80, "all": [0.97, 0.96, 0.7, 0.5, 0.55, 0.5]})
+    rows["of_wrong"] = [0.95, 0.94, 0.4, 0.1, 0.1, 0.0]
+    return rows.assign(low=(rows["of_wrong"] - 0.08).clip(lower=0), high=rows["of_wrong"] + 0.05)
+
+
 DRAWN = {
     "accuracy_per_count": lambda: figures.plot_accuracy_per_count(count_rows(), chance=1 / 9),
     "f1_per_count": lambda: figures.plot_f1_per_count(count_rows(), chance=1 / 9),
@@ -220,6 +228,7 @@ DRAWN = {
     "verdicts": lambda: figures.plot_verdicts(twin_rows()),
     "hits": lambda: figures.plot_hits(twin_rows()),
     "patching": lambda: figures.plot_patching(patch_rows()),
+    "chain": lambda: figures.plot_chain(chain_rows()),
     "groups": lambda: figures.plot_groups(group_rows()),
     "distractors": lambda: figures.plot_distractors(distractor_rows()),
     "response": lambda: figures.plot_response(response_rows())[0],
@@ -230,7 +239,7 @@ DRAWN = {
     "regression": lambda: figures.plot_regression(regression_rows()),
 }
 UNITS = dict.fromkeys(DRAWN, "questions") | dict.fromkeys(("evidence", "dose_response", "verdicts", "hits"), "models")
-UNITS |= {"patching": "pairs"}  # what n counts in each figure
+UNITS |= {"patching": "pairs", "chain": "wrong answers"}  # what n counts in each figure
 
 
 @cache
@@ -621,7 +630,7 @@ def test_verdicts_are_counted_and_hits_framed():
     ax = figures.plot_verdicts(twin_rows())
     names = ["none", "say", "see", "bind", "route", "format"]
     assert [label.get_text() for label in ax.get_yticklabels()] == names
-    assert [label.get_text() for label in ax.get_xticklabels()] == [*names, "abstains"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [*names, "withheld"]
     assert {at: word for at, word in cells_of(ax).items() if at[0] == at[1]} == {
         (i, i): "14" if i else "6" for i in range(6)
     }

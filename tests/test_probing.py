@@ -186,7 +186,7 @@ def test_a_machine_that_rounding_keeps_from_ending_is_trained_on_centred_states(
             probing._read_fold(Features(states), labels, train, test, gram=gram)
         except probing.Stopped:
             break
-    with pytest.warns(UserWarning, match="not ended after 1,000,000 steps. Its fold is read from centred states"):
+    with pytest.warns(UserWarning, match="They are centred|Its fold is read from centred states"):
         read = probing.svm(Features(states), labels, np.array([-1, 0]).repeat([60, 30]), gram=gram)
     centred = states - states.mean(axis=0, dtype=np.float64)
     expected = SVC(kernel="linear", C=1).fit(centred[train], labels[train]).predict(centred[test])
@@ -698,6 +698,7 @@ def test_workers_open_the_store_themselves_and_give_the_same_bytes(client, store
     about = {"format": _FORMAT, "finished": True, "model": "by hand", "samples": len(rows), "layers": [0, 1, 2]}
     about |= {"poolings": ["mean", "last"], "sha256": {path.name: file_hash(path) for path in folder.glob("*.npy")}}
     about |= {"dims": {_file_of(*key): store.array(*key).shape[1] for key in store.keys()}}
+    about |= {"fingerprint": "by hand", "settings": {}}
     (folder / "states.json").write_text(json.dumps(about))
     states, files = open_states(folder), [tmp_path / "turn" / "p.jsonl", tmp_path / "cluster" / "p.jsonl"]
     tables = [

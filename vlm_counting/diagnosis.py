@@ -236,7 +236,7 @@ def _reader_evidence(reads: dict[str, np.ndarray], alone: int) -> dict:
     for name, part in (("last_one", slice(alone)), ("last_two", slice(alone, None))):
         if len(wrong[part]):
             found[name] = _kept_of(reads["last"][part], wrong[part])
-    if "rival" in reads:
+    if "rival" in reads and len(wrong) > alone:
         found["rival_held"] = _share(reads["rival"][alone:][wrong[alone:]])
     return found
 

@@ -34,7 +34,6 @@ from vlm_counting.core import (
     load_image,
     read_jsonl,
     stratify,
-    to_rgb,
     unknown,
     whole_number,
     write_atomic,
@@ -451,11 +450,12 @@ def _known_cells(
 def _pixels(
     image: "Image.Image | np.ndarray | str | Path | Sample",  # RGB, RGBA, palette; array (size, size, 3 or 4) uint8
 ) -> np.ndarray:  # (height, width, 3) uint8
-    "Any image as a model would see it: red, green and blue, on white where it is transparent."
+    "Red, green and blue of any image; black where it is transparent, as the ground of a scene is."
     image = image.image if isinstance(image, Sample) else image
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else load_image(image))
+    pixels = np.asarray(load_image(image, transparent=True).convert("RGBA"))
+    return pixels[..., :3] * (pixels[..., 3:] > 0)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #f9618ce4
 def _read_cell(
