@@ -611,11 +611,8 @@ class _Shown:
         return "\n".join(_tell(self))
 
     def _repr_html_(self) -> str:
-        return (
-            later("figures")
-            .show_table(self.details["chain"].drop(columns="place"), str(self.verdict), digits=2)
-            .to_html()
-        )
+        table = self.details["chain"].drop(columns="place")
+        return later("figures").show_table(table, str(self.verdict), digits=2).to_html()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
