@@ -119,7 +119,7 @@ def test_turned_settings_are_kept_and_not_asked_again(vlm, chain, tmp_path, monk
 def test_what_cannot_be_turned_says_so(vlm, asked, chain):
     with pytest.raises(UnknownName, match="Did you mean 'words'"):
         turn_knobs(vlm, chain, ["wrds"])
-    small = replace(asked[0], image=without(asked[0]).image.resize((336, 336)))
+    small = replace(asked[0], image=without(asked[0]).image.resize((672, 224)))
     with pytest.raises(ValueError, match=r"The images have \[\d+, \d+\] image tokens, expected equally many"):
         read_prompts(vlm, [asked[0], small])
     right = replace(chain, logits=np.eye(len(chain.counts))[[list(chain.counts).index(n) for n in chain.targets]])
