@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,9 @@ def test_files_of_others_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match="line 1 is an answer of 'letters', expected 'stranger'"):
         predict(stranger, samples, path, progress=False)
     assert path.read_bytes() == before
+    write_jsonl(path, [*rows[:3], replace(rows[1], text="9", count=9, count_paper=9)])
+    with pytest.raises(FileExistsError, match=f"line 4 .'{rows[1].uid}'. is there a second time, with another answer"):
+        predict(Letters(), samples, path, progress=False)
     write_jsonl(path, [*rows, rows[1]])  # two writers where locks do nothing: the very same line counts once
     assert predict(Letters(), samples, path, progress=False) == rows and path.read_bytes() == before
 

@@ -7,7 +7,8 @@ from broken import hooks, look
 
 from vlm_counting import faults, patching
 from vlm_counting.core import UnknownName
-from vlm_counting.evaluation import parse_count
+from vlm_counting.diagnosis import _layout_folds, _own_words, _words_of
+from vlm_counting.evaluation import parse_count, predict
 from vlm_counting.faults import CAUSES, FAULTS, plant
 from vlm_counting.training import head_of
 
@@ -151,12 +152,17 @@ def test_a_preamble_hides_its_share_of_answers(dose, planted, looked_at, shown):
 
 
 def test_words_of_its_own_are_a_code(planted, looked_at):
-    said = [answer.text for answer in planted("format_words").answer(looked_at)]
-    code = {sample.target: set() for sample in looked_at}
-    for sample, text in zip(looked_at, said, strict=True):
-        code[sample.target].add(text)
-    assert all(parse_count(text) is None for text in said)
-    assert sum(len(words) == 1 for words in code.values()) >= 6  # nearly always the same one for a count
+    def told(model):
+        rows = predict(model, looked_at, batch_size=36, progress=False)
+        targets = np.array([row.target for row in rows])
+        read = _own_words(_words_of(rows), targets, _layout_folds(looked_at, 2))
+        right = np.mean([row.count == row.target for row in rows])
+        return right, np.mean([row.count is None for row in rows]), np.mean(read == targets)
+
+    accuracy, unparsed, codebook = told(planted("format_words"))
+    assert accuracy == 0 and unparsed == 1 and codebook > 0.7
+    accuracy, unparsed, codebook = told(planted("format_words", 4))
+    assert 0.2 < unparsed < 0.7 and codebook - accuracy > 0.2
 
 
 @pytest.mark.parametrize("dose", FAULTS["say_swap"].doses)

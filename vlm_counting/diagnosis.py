@@ -35,7 +35,7 @@ from vlm_counting.core import (
 from .evaluation import load_predictions, predict
 from .faults import CAUSES
 from .knobs import Chain, gains, kind_words, read_chain, turn_knobs
-from .patching import as_samples, check_vlm, input_batches, last_states, pairs_at_once
+from .patching import as_samples, check_vlm, input_batches, last_states, samples_at_once
 from .probing import folds
 from .statistics import interval
 from .stimuli import generate
@@ -555,7 +555,7 @@ def examine(
     how = {"batch_size": batch_size, "progress": progress}
     predictions = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", **how)
     if "image" in vlm.hooks.tokens and vlm.hooks.head is not None:
-        size = _at_once(vlm, alone, batch_size)
+        size = samples_at_once(vlm, alone, batch_size, 36)
         reads, found, tables = _examine_writer(vlm, predictions, alone, groups, folder, size)
     else:
         some = alone if vlm.hooks.head is None else [*alone, *groups]
@@ -564,15 +564,6 @@ def examine(
     order = [*EVIDENCE, *(name for name in found if name.startswith("luck_"))]
     evidence = {name: float(found[name]) for name in order if name in found}
     return evidence, {"chain": _chain_table(reads)} | tables, _paper_rule(reads, len(alone))
-
-
-def _at_once(vlm, samples: list[Sample], batch_size: int | str) -> int:
-    "Images that are asked together; 'auto': as many as a batch may have tokens, 36 at most."
-    if getattr(vlm, "alone", False):
-        return 1
-    if batch_size != "auto":
-        return batch_size
-    return max(1, min(36, vlm.token_budget // vlm.length(samples[0])))
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #23f28fdd
 class _Kept:
@@ -714,7 +705,7 @@ def diagnose(
     "Why does a model miscount? Everything it needs is made by itself. Errors of `examine`, before anything is asked."
     check_vlm(vlm)
     limit, seed, batch_size = map(_whole, (limit, seed, batch_size))
-    pairs_at_once(vlm, [], batch_size)  # refuses what is no size of a batch
+    samples_at_once(vlm, [], batch_size)  # refuses what is no size of a batch
     one, two = _choose_samples(alone, groups, limit, seed)
     _check_sets(vlm, one, two)
     path = Path(path).expanduser() if path is not None else None

@@ -21,7 +21,7 @@ from .core import Registry, Sample, UnknownName, fingerprint
 # %% ../nbs/4_diagnosis/40_faults.ipynb #8833d15c
 from .evaluation import parse_count
 from .extraction import at_layer
-from .patching import input_batches, last_states, record_states
+from .patching import entering, halfway, input_batches, last_states, record_states
 from .training import Head, HeadConfig, examples, fit_head, head_of
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #6f2630fa
@@ -247,30 +247,26 @@ def _see_blur(vlm, dose, rng, samples) -> None:
 FAULTS.add("see_blur", Fault("see", (0.4, 0.6, 0.9), "share of a token that comes from around it", _see_blur));
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #228ed187
-def image_batches(
+def _image_batches(
     vlm,  # a loaded generative model
     samples: Sequence[Sample],
     size: int = 27,  # images at once
 ) -> Iterator:  # of torch (some, tokens, dim)
     "The image tokens as they enter the first block. `ValueError` if images differ in how many they have."
-    import torch
-
-    hooks, sizes = vlm.hooks, set()
+    sizes = set()
     for inputs in input_batches(vlm, samples, size):
-        image, seen = hooks.masks(inputs)["image"], {}
-        with torch.inference_mode(), record_states(hooks, [0], seen, stop=True):
-            hooks.forward(inputs)
+        image = vlm.hooks.masks(inputs)["image"]
         sizes |= set(image.sum(1).tolist())
         if len(sizes) > 1:
             raise ValueError(f"The images have {sorted(sizes)} image tokens, expected the same number in each.")
-        yield seen[0][image].unflatten(0, (len(image), *sizes)).float().cpu()
+        yield entering(vlm, inputs)[image].unflatten(0, (len(image), *sizes)).float().cpu()
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #bba40a86
 def _image_states(vlm, samples: list[Sample]):  # torch (samples, tokens, dim)
     "The same of all images at once: for small models."
     import torch
 
-    return torch.cat(list(image_batches(vlm, samples)))
+    return torch.cat(list(_image_batches(vlm, samples)))
 
 
 def _counts_on_grid(samples: list[Sample], side: int = 9) -> np.ndarray:  # (samples, side * side)
@@ -643,8 +639,7 @@ def _stall(states, usual, share: float):  # torch (samples, tokens, dim), (dim,)
 
 def _route_stall(vlm, dose, rng, samples) -> None:
     "From halfway up, the state of the last token is drawn to its mean over images."
-    blocks = len(vlm.hooks.blocks)
-    layers = range((blocks + 1) // 2, blocks + 1)
+    layers = range(halfway(vlm), len(vlm.hooks.blocks) + 1)
     for layer, usual in _usual_states(vlm, samples[:108], layers).items():
         at_layer(vlm.hooks, layer, partial(_stall, usual=usual, share=dose))
 
@@ -667,16 +662,22 @@ def _word_tokens(vlm, rng, number: int) -> list[int]:
     return [int(token) for token in rng.permutation(fine)[:number]]
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #5fe70417
-def _format_preamble(vlm, dose, rng, samples) -> None:
-    "A share of the answers begins with a word that is no number, and never gets beyond it."
+def _begin_with(vlm, token: int, share: float, samples: list[Sample]) -> None:
+    "Have a share of the answers begin with a token: its bias grows by as much as that takes on the samples."
     import torch
 
-    head, [word] = head_of(vlm), _word_tokens(vlm, rng, 1)
+    head = head_of(vlm)
     scores = head.scores(torch.from_numpy(last_states(vlm, samples)))
-    short = scores.max(1).values - scores[:, word]
+    short = scores.max(1).values - scores[:, token]
     bias = bias_of(head)
-    bias[word] += float(short.quantile(dose)) + 1e-3
+    bias[token] += float(short.quantile(share)) + 1e-3
     set_head(vlm, replace(head, bias=bias))
+
+
+def _format_preamble(vlm, dose, rng, samples) -> None:
+    "A share of the answers begins with a word that is no number, and never gets beyond it."
+    [word] = _word_tokens(vlm, rng, 1)
+    _begin_with(vlm, word, dose, samples)
 
 
 FAULTS.add("format_preamble", Fault("format", (0.25, 0.5, 0.9), "share of the answers", _format_preamble));
@@ -698,14 +699,7 @@ FAULTS.add("none", Fault("none", (0.0,), "nothing", lambda vlm, dose, rng, sampl
 # %% ../nbs/4_diagnosis/40_faults.ipynb #2d9a9102
 def _format_silence(vlm, dose, rng, samples) -> None:
     "A share of the answers is empty: the end comes first."
-    import torch
-
-    head, end = head_of(vlm), vlm.tokenizer.eos_token_id
-    scores = head.scores(torch.from_numpy(last_states(vlm, samples)))
-    short = scores.max(1).values - scores[:, end]
-    bias = bias_of(head)
-    bias[end] += float(short.quantile(dose)) + 1e-3
-    set_head(vlm, replace(head, bias=bias))
+    _begin_with(vlm, vlm.tokenizer.eos_token_id, dose, samples)
 
 
 FAULTS.add("format_silence", Fault("format", (0.3, 0.6, 0.9), "share of the answers", _format_silence));
@@ -725,15 +719,18 @@ def rewrite_answers(
     vlm.answer_prepared = MethodType(answer_prepared, vlm)
 
 # %% ../nbs/4_diagnosis/40_faults.ipynb #c896cf9d
-def _is_large(text: str, dose: float) -> bool:
-    "Is an answer one of the largest numbers up to nine, `dose` of them?"
+def is_large(
+    text: str,  # an answer
+    dose: float,  # how many numbers up to nine are large
+) -> bool:
+    "Is an answer one of the largest numbers up to nine?"
     word = text.strip()
     return word.isdigit() and int(word) >= 10 - dose
 
 
 def _format_plus(vlm, dose, rng, samples) -> None:
     "The largest numbers are followed by a plus."
-    rewrite_answers(vlm, lambda text: f"{text}+" if _is_large(text, dose) else text)
+    rewrite_answers(vlm, lambda text: f"{text}+" if is_large(text, dose) else text)
 
 
 FAULTS.add("format_plus", Fault("format", (3, 5, 8), "largest numbers", _format_plus));

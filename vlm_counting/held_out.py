@@ -30,6 +30,7 @@ from vlm_counting.faults import (
     Fault,
     bend_attention,
     change_image_tokens,
+    is_large,
     number_tokens,
     plant,
     rewrite_answers,
@@ -181,20 +182,14 @@ def _format_hedge(vlm, dose, rng, samples) -> None:
     "Numbers from 10 - dose on are said with an alternative, as in '7 or 8'."
 
     def hedge(text: str) -> str:
-        word = text.strip()
-        return f"{word} or {int(word) + 1}" if word.isdigit() and int(word) >= 10 - dose else text
+        return f"{int(text)} or {int(text) + 1}" if is_large(text, dose) else text
 
     rewrite_answers(vlm, hedge)
 
 
 def _format_thinking(vlm, dose, rng, samples) -> None:
     "Numbers from 10 - dose on are never reached: the answer is spent on thinking aloud."
-
-    def think(text: str) -> str:
-        word = text.strip()
-        return "Let me look at the" if word.isdigit() and int(word) >= 10 - dose else text
-
-    rewrite_answers(vlm, think)
+    rewrite_answers(vlm, lambda text: "Let me look at the" if is_large(text, dose) else text)
 
 
 HELD_OUT.add("format_hedge", Fault("format", (3, 5, 8), "largest numbers", _format_hedge))

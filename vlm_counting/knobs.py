@@ -19,7 +19,7 @@ from .core import Journal, Registry, Sample
 
 # %% ../nbs/4_diagnosis/41_knobs.ipynb #053aa150
 from .extraction import at_layer
-from .patching import device_inputs, record_states
+from .patching import device_inputs, entering, halfway, record_states
 from .stimuli import Scene, render
 
 # %% ../nbs/4_diagnosis/41_knobs.ipynb #5ab64831
@@ -39,16 +39,6 @@ _MOVED = 0.5  # a token shows objects if it moves by more than this share of the
 def _tokens_of(states, image):  # torch (samples, tokens, dim); bool (samples, tokens) -> (samples, image tokens, dim)
     "The image tokens of a batch in which all images have equally many."
     return states[image].unflatten(0, (len(image), -1))
-
-
-def _entering(vlm, inputs: dict):  # torch (samples, tokens, dim)
-    "What enters the first block."
-    import torch
-
-    seen = {}
-    with torch.inference_mode(), record_states(vlm.hooks, [0], seen, stop=True):
-        vlm.hooks.forward(inputs)
-    return seen[0]
 
 
 def _far(tokens, before):  # torch twice (samples, image tokens, dim) -> bool (samples, image tokens)
@@ -81,7 +71,7 @@ def _image_tokens(vlm, samples: Sequence[Sample]) -> tuple:  # inputs; bool (sam
     image = vlm.hooks.masks(inputs)["image"]
     if len(sizes := sorted(set(image.sum(1).tolist()))) > 1:
         raise ValueError(f"The images have {sizes} image tokens, expected equally many. Ask about images of one size.")
-    return inputs, image, _entering(vlm, inputs)
+    return inputs, image, entering(vlm, inputs)
 
 
 def _empty_tokens(vlm, sample: Sample):  # torch (image tokens, dim)
@@ -136,13 +126,6 @@ class Chain:
         return np.array([sample.target for sample in self.samples])
 
 # %% ../nbs/4_diagnosis/41_knobs.ipynb #1b5d76d9
-def halfway(
-    vlm,  # a loaded model
-) -> int:
-    "The layer halfway up."
-    return (len(vlm.hooks.blocks) + 1) // 2
-
-
 def _mean_token(tokens, chosen) -> np.ndarray:  # torch (samples, image tokens, dim), bool -> (samples, dim)
     "The mean of the chosen tokens of each image."
     share = chosen / chosen.sum(1, keepdim=True)

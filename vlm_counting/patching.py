@@ -89,6 +89,26 @@ def record_states(
             stack.enter_context(at_layer(hooks, layer, partial(keep, layer)))
         yield
 
+# %% ../nbs/3_states/36_patching.ipynb #d54b7de8
+def entering(
+    vlm,  # a loaded model
+    inputs: dict,  # of `device_inputs`
+):  # torch (samples, tokens, dim)
+    "What enters the first block; the blocks are not run."
+    import torch
+
+    seen = {}
+    with torch.inference_mode(), record_states(vlm.hooks, [0], seen, stop=True):
+        vlm.hooks.forward(inputs)
+    return seen[0]
+
+
+def halfway(
+    vlm,  # a loaded model
+) -> int:
+    "The layer halfway up."
+    return (len(vlm.hooks.blocks) + 1) // 2
+
 # %% ../nbs/3_states/36_patching.ipynb #ab7f2645
 @dataclass(frozen=True)
 class Pair:
@@ -358,16 +378,17 @@ def check_vlm(
         raise TypeError(f"The hidden states of a {type(vlm).__name__} cannot be read. {ONLY_ANSWERS}")
 
 
-def pairs_at_once(
+def samples_at_once(
     vlm,  # a loaded model
-    pairs: Sequence[Pair],
+    samples: Sequence[Sample],  # of about one length; none: only the size is looked at
     batch_size: int | str,  # or 'auto'
+    most: int = 27,  # that 'auto' chooses
 ) -> int:
-    "Pairs that are answered together; 'auto': as many as a batch may have tokens, 27 at most."
+    "Samples that are asked together; 'auto': as many as a batch may have tokens. `ValueError` for what is no size."
     if getattr(vlm, "alone", False):
         return 1
     if batch_size == "auto":
-        return max(1, min(27, vlm.token_budget // vlm.length(pairs[0].recipient))) if pairs else 1
+        return max(1, min(most, vlm.token_budget // vlm.length(samples[0]))) if samples else 1
     return at_least("batch_size", batch_size, also="'auto' or ")
 
 # %% ../nbs/3_states/36_patching.ipynb #76bb7d9d
@@ -435,7 +456,7 @@ def _as_asked(vlm, pairs, layers, positions, batch_size) -> tuple:  # pairs, lay
     pairs = as_pairs(pairs)
     _check_numbers(vlm, pairs)
     layers = choose_layers(vlm.hooks, None if layers is None else _several(layers))
-    positions, size = _as_positions(positions), pairs_at_once(vlm, pairs, batch_size)
+    positions, size = _as_positions(positions), samples_at_once(vlm, [pair.recipient for pair in pairs[:1]], batch_size)
     _check_image_states(vlm, positions)
     return pairs, layers, positions, size
 
