@@ -640,11 +640,11 @@ def test_what_is_in_time_is_never_stopped_and_what_is_late_always():
     def ask(seconds: float) -> str:
         end = time.monotonic() + seconds
         try:
-            return models._in_time(lambda: next("done" for _ in iter(int, 1) if time.monotonic() > end), 0.1)
+            return models._in_time(lambda: next("done" for _ in iter(int, 1) if time.monotonic() > end), 1)
         except TimeoutError:
             return "stopped"
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(ask, [0.01, 0.02, 0.3, 0.4] * 5 + [0.1, 0.11, 0.12, 0.13]))
+        found = list(pool.map(ask, [0.01, 0.02, 5, 6] * 5 + [0.99, 1.0, 1.05, 1.1]))
     assert found[:20] == ["done", "done", "stopped", "stopped"] * 5 and set(found[20:]) <= {"done", "stopped"}
     assert ask(0.01) == "done"

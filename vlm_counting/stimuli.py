@@ -450,12 +450,11 @@ def _known_cells(
 def _pixels(
     image: "Image.Image | np.ndarray | str | Path | Sample",  # RGB, RGBA, palette; array (size, size, 3 or 4) uint8
 ) -> np.ndarray:  # (height, width, 3) uint8
-    "Red, green and blue of any image; black where it is transparent, as the ground of a scene is."
+    "Red, green and blue of any image as they are stored, also where it is transparent."
     image = image.image if isinstance(image, Sample) else image
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    pixels = np.asarray(load_image(image, transparent=True).convert("RGBA"))
-    return pixels[..., :3] * (pixels[..., 3:] > 0)
+    return np.asarray(load_image(image, transparent=True).convert("RGB"))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #f9618ce4
 def _read_cell(
