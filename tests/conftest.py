@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 
 import pytest
 
@@ -29,15 +30,31 @@ def pytest_configure(config):
         os.environ["VLM_COUNTING_RESULTS"] = folder.name
 
 
-LONG = ("test_notebooks", "test_guides", "test_runs", "test_sweeps", "test_report", "test_diagnosis", "test_probing",
+FIRST = ("test_notebooks", "test_guides", "test_runs", "test_sweeps", "test_report", "test_diagnosis", "test_probing",
         "test_extraction", "test_generative", "test_stimuli", "test_site", "test_contrastive",
         "test_training", "test_architectures", "test_front_door", "test_models", "test_findings",
         "test_figures")  # fmt: skip
 
 
+# 5 s and more to make: who uses one is a long test
+LONG_FIXTURES = {"diagnosed", "forker", "owned", "patched", "result"}
+
+
+def is_long(item, seen: Counter) -> bool:
+    "Does it use what takes long to make, or is it one of many of its kind, after the first ones?"
+    name = item.nodeid.partition("[")[0]
+    seen[name] += 1
+    several = item.get_closest_marker("long_after")
+    return bool(LONG_FIXTURES & set(item.fixturenames)) or bool(several and seen[name] > several.args[0])
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
-    "Files that take long come first, so that two processes end at about the same time."
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    "Which tests are long; and files that take long come first, so that two processes end at about the same time."
+    seen = Counter()
+    for item in [item for item in items if is_long(item, seen)]:
+        item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -69,6 +69,7 @@ def loaded(folder):
         return load_model(str(folder), device="cpu")
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", chosen(RIGHT))
 def test_it_answers_as_plain_code_does(name, checkpoint):
     vlm = loaded(checkpoint(name))
@@ -116,6 +117,7 @@ def test_image_tokens_are_those_that_carry_the_image(checkpoint):
     assert row["value"] == "none: the image comes in beside the prompt"
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", sorted(set(CONTRASTIVE) - {"siglip2"}))
 def test_who_ranks_captions_is_known_by_its_folder(name, tmp_path):
     "Scores are those of the library's own `logits_per_image`, texts padded as it was trained with (SigLIP in full)."
@@ -145,6 +147,7 @@ def test_images_of_any_shape_are_refused(tmp_path):
         loaded(build_contrastive("siglip2", tmp_path / "siglip2"))
 
 
+@pytest.mark.long
 def test_a_model_without_image_tokens_is_diagnosed_from_the_rest(checkpoint):
     alone = generate("balanced", counts=[2, 5, 9], limit=27)
     done = diagnose(loaded(checkpoint("mllama")), alone, generate("two_groups", limit=36), progress=False)
@@ -152,6 +155,7 @@ def test_a_model_without_image_tokens_is_diagnosed_from_the_rest(checkpoint):
     assert {"first", "halfway", "knob_image", "kinds_apart"} <= set(done.verdict.missing)
 
 
+@pytest.mark.long
 def test_a_model_that_answers_otherwise_in_a_batch_is_asked_one_by_one(checkpoint):
     vlm, samples = loaded(checkpoint("emu3")), four_samples()
     alone = [vlm.answer(sample)[0].logprobs for sample in samples]

@@ -68,6 +68,7 @@ def test_batch_size_changes_nothing(vlm, samples, reference, batch_size, tmp_pat
     assert load_predictions(tmp_path / "p.jsonl") == predictions
 
 
+@pytest.mark.long
 def test_order_of_the_samples_changes_nothing(vlm, samples, reference):
     order = list(range(len(samples)))
     random.Random(1).shuffle(order)
@@ -75,6 +76,7 @@ def test_order_of_the_samples_changes_nothing(vlm, samples, reference):
     assert_same(predictions, [reference[place] for place in order])
 
 
+@pytest.mark.long
 def test_shards_change_nothing(vlm, samples, reference, tmp_path):
     for number in (1, 4):
         for part in range(1, number + 1):
@@ -104,6 +106,7 @@ class Tight:
         return self.answer_prepared(samples, self.prepare(samples), max_new_tokens)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("batch_size", [8, "auto"])
 def test_out_of_memory_in_the_middle(vlm, samples, reference, batch_size, tmp_path):
     tight = Tight(vlm, most=2, trouble=range(2, 99))
@@ -422,6 +425,7 @@ predict(Letters(pause=0.02), words(60), Path(sys.argv[1]) / "predictions.jsonl",
 """
 
 
+@pytest.mark.long
 def test_processes_share_a_folder(tmp_path):
     start = [sys.executable, "-W", "ignore", "-c", CHILD, str(tmp_path)]
     children = [subprocess.Popen([*start, f"{part}/3", str(Path(__file__).parent)]) for part in (1, 2, 3)]

@@ -227,6 +227,7 @@ def matching(rows, **wanted) -> int:
     )
 
 
+@pytest.mark.long
 def test_filters_and_their_counts(page, run):
     rows = run[1]
     page.choose("target", "6")
@@ -290,6 +291,7 @@ def test_a_factor_with_many_values_has_a_filter(chromium, run, tmp_path):
     assert chromium.left == chromium.option == matching(rows, layout=80) > 0
 
 
+@pytest.mark.long
 def test_models_that_disagree_and_answers_that_are_sure(page, run):
     rows = run[1]
     counts = {row.uid: [other.count for other in rows if other.uid == row.uid] for row in rows}
@@ -310,6 +312,7 @@ def test_models_that_disagree_and_answers_that_are_sure(page, run):
     assert page.left == sum(value is not None and bad for value, bad in zip(sure, wrong, strict=True)) > 0
 
 
+@pytest.mark.long
 def test_wrong_and_sure(chromium, run, tmp_path):
     rows = [row for row in run[1] if row.logprobs]
     sharp = [replace(row, logprobs=[9 * value for value in row.logprobs]) for row in rows]
@@ -323,6 +326,7 @@ def test_wrong_and_sure(chromium, run, tmp_path):
     assert not chromium.run("return document.getElementById('filter-models')"), "there is one model"
 
 
+@pytest.mark.long
 def test_escape_leaves_one_thing_at_a_time(page, run):
     total = len(run[1])
     page.choose("target", "6")
@@ -342,6 +346,7 @@ def test_escape_leaves_one_thing_at_a_time(page, run):
     assert page.left == total
 
 
+@pytest.mark.long
 def test_by_keyboard_and_read_aloud(page, run):
     heading = "document.querySelector('.tabulator-col[tabulator-field=error]')"
     assert page.run(f"return {heading}.tabIndex") == 0
@@ -388,6 +393,7 @@ def test_chart_is_in_sight_on_a_small_screen(page):
         page.driver.set_window_size(1280, 900)
 
 
+@pytest.mark.long
 def test_address_keeps_answer_and_filters(page, run):
     page.choose("target", "6")
     page.choose("result", "too few")
@@ -407,6 +413,7 @@ def test_address_keeps_answer_and_filters(page, run):
     assert page.left == matching(run[1], target=6)
 
 
+@pytest.mark.long
 def test_sort_and_page(page, run):
     heading = "document.querySelector('.tabulator-col[tabulator-field={}] .tabulator-col-title').click()"
     page.run(heading.format("truth"))
@@ -434,6 +441,7 @@ def test_sort_and_page(page, run):
     page.until(lambda: "1-25" in page.run("return document.querySelector('.tabulator-page-counter').innerText"), "size")
 
 
+@pytest.mark.long
 def test_keys(page, run):
     rows = run[1]
     assert page.chosen == f"{rows[0].uid} · one"
@@ -457,6 +465,7 @@ def test_keys(page, run):
     page.until(lambda: not page.run("return document.getElementById('help').open"), "Escape closes the help")
 
 
+@pytest.mark.long
 def test_detail_says_what_the_prediction_says(page, run):
     samples, rows = run
     row = next(row for row in rows if row.model == "one" and row.target == 8)
@@ -484,6 +493,7 @@ def test_detail_says_what_the_prediction_says(page, run):
     assert page.run("return decodeURIComponent(location.hash)") == f"#{row.uid}@{other.model}"
 
 
+@pytest.mark.long
 def test_nasty_texts_are_texts(page, run):
     samples, rows = run
     for row in rows[-7:]:
@@ -517,6 +527,7 @@ def test_csv_is_what_the_filters_leave(page, run):
     assert table[0]["<u>label</u>"] == NASTY[0] and table[0]["Question"] == NASTY[1]
 
 
+@pytest.mark.long
 def test_in_a_frame_of_a_notebook(chromium, run, tmp_path):
     samples, rows = run
     html = show_browser(samples, rows, limit=20).data

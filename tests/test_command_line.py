@@ -284,11 +284,13 @@ def test_versions_are_told_without_loading_torch(how, capsys):
     assert called(sys.executable, "-c", check).stdout.strip() == "set()"
 
 
+@pytest.mark.long
 def test_python_m_runs_the_command():
     done = called(sys.executable, "-m", "vlm_counting", "evaluat")
     assert done.returncode == 2 and "Did you mean 'evaluate'?" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("words", [["list"], ["list", "models"], ["evaluate", "--help"], ["--help"]])
 def test_a_closed_pipe_is_no_error(words):
     "As `| head -1` leaves it behind: nobody reads what is printed."
@@ -336,6 +338,7 @@ def test_results_are_listed_and_broken_folders_stop_nobody(results, capsys):
     assert told.err.count("is left out: ") == 6 and str(results / "broken" / "f") in told.err
 
 
+@pytest.mark.long
 def test_a_run_from_python_starts_no_kernel_and_leaves_the_same_files(results, monkeypatch):
     from vlm_counting import evaluate, load_dataset, load_model
 
@@ -355,6 +358,7 @@ def test_a_run_from_python_starts_no_kernel_and_leaves_the_same_files(results, m
     assert record.parameters["instruction"].startswith("Answer") and record.parameters["parser"] == "strict"
 
 
+@pytest.mark.long
 def test_another_run_s_folder_is_refused_before_a_model_is_loaded(results, monkeypatch):
     run("evaluate", model="tiny-clip", limit=9)
     monkeypatch.setattr("vlm_counting.commands.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
@@ -386,6 +390,7 @@ def test_a_run_of_an_earlier_version_goes_on(results):
     assert RunRecord.load(folder).parameters["parser"] == "strict"
 
 
+@pytest.mark.long
 def test_who_was_killed_is_stopped_and_who_works_is_running(results):
     a_run(results / "evaluate" / "tiny-clip" / "balanced", status="running")
     folder = results / "evaluate" / "tiny-coca" / "balanced"
@@ -500,6 +505,7 @@ def start(*command, **options) -> subprocess.Popen:
     return subprocess.Popen([*map(str, command)], start_new_session=True, preexec_fn=listen, **options)
 
 
+@pytest.mark.long
 def test_the_kernel_is_this_interpreter_whatever_is_installed(fake, tmp_path, monkeypatch):
     (tmp_path / "jupyter" / "kernels" / "python3").mkdir(parents=True)
     spec = {"argv": ["/bin/false", "-f", "{connection_file}"], "display_name": "other", "language": "python"}
@@ -610,6 +616,7 @@ def test_going_on_does_not_begin_anew(results, monkeypatch, capsys):
     assert stopped(["list"]) == 130
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_told_in_one_line(fake, capsys):
     source = (fake / "fake.ipynb").read_text().replace("import time", "raise ValueError('no such star')")
     (fake / "fake.ipynb").write_text(source)
@@ -618,6 +625,7 @@ def test_a_run_that_fails_is_told_in_one_line(fake, capsys):
     assert "vlm-counting: fake failed. ValueError: no such star" in told.err and "Traceback" not in told.err
 
 
+@pytest.mark.long
 def test_execute_says_where_the_run_is(fake):
     assert execute("fake", word="x") == fake / "results" / "fake"
     assert (fake / "results" / "fake" / "report.html").exists()
@@ -669,6 +677,7 @@ def test_the_channel_tells_and_never_stops_the_work(place, tmp_path, monkeypatch
         assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
 
 
+@pytest.mark.long
 def test_whoever_follows_shows_each_piece_of_work_and_survives_nonsense(tmp_path, monkeypatch, capsys):
     channel, over = tmp_path / "state.json", threading.Event()
     follower = threading.Thread(target=runs._follow, args=(channel, "evaluate", over))
@@ -695,6 +704,7 @@ def status(place: Path) -> str:
     return next(json.loads(path.read_text())["status"] for path in place.rglob("run.json"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["evaluate", "extract"])
 def test_a_run_is_finished_when_its_figures_are_there(command, results, monkeypatch):
     "Its record says so, and who looks for finished runs takes no other."
@@ -713,6 +723,7 @@ def test_a_run_is_finished_when_its_figures_are_there(command, results, monkeypa
     assert status(results) == "finished" and len(find_runs(results)) == 1
 
 
+@pytest.mark.long
 def test_a_run_is_finished_when_its_page_is_there(results, monkeypatch):
     "While a notebook is being run, what is scored is not finished; who runs it says how it ended."
     asked = {"model": "tiny-clip", "limit": 9, "device": "cpu"}

@@ -19,6 +19,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_released_folder_is_asked_read_and_probed_by_the_papers_folds(home):
     samples = generate("distractors_1_small_red_star", limit=54)
     folder = export_released(samples, home / "set")
@@ -47,6 +48,7 @@ def test_a_head_is_trained_as_the_released_lists_say(home):
     assert RunRecord.load(trained).status == "finished"
 
 
+@pytest.mark.long
 def test_what_cannot_be_shown_is_left_out_and_counted(home):
     sizes = [(224, 224), (2010, 9), (200, 200), (224, 224)]  # the second is too long for Qwen2-VL
     for number, size in enumerate(sizes):
@@ -69,6 +71,7 @@ def test_what_cannot_be_shown_is_left_out_and_counted(home):
     assert RunRecord.load(states).samples == 2
 
 
+@pytest.mark.long
 def test_python_leaves_out_too(home):
     from vlm_counting import evaluate, extract, load_model
 

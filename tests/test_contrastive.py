@@ -66,6 +66,7 @@ def test_recorded_test_is_human_like(name):
         assert exam[family]["1"] > np.mean([exam[family][n] for n in "789"]) + drop
 
 
+@pytest.mark.long_after(1)
 def test_counts_fresh_images_above_chance(balanced):
     assert len(balanced) == 108 and accuracy(balanced) >= 0.3
     few, many = ([row for row in balanced if low <= row["target"] <= high] for low, high in ((1, 1), (7, 9)))
@@ -130,6 +131,7 @@ def test_reads_the_caption(name, rendered):
     assert world._swap_test(rows, most=5)["both_right"] > 0.2
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("short", NAMES)
 def test_short_cuts_lead_to_the_library(short, rendered):
     "The tower in two parts and the cut captions, with the shipped weights, against the library's own classes."

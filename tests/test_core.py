@@ -206,6 +206,7 @@ def squares(*numbers: int) -> list[dict]:
     return [{"root": number, "square": number**2} for number in numbers]
 
 
+@pytest.mark.long
 def test_a_journal_cut_anywhere_ends_in_the_same_bytes(tmp_path):
     "Whatever a kill left of it: whole pieces are kept, the rest is done again, the finished file is the same."
     pieces, path, root = [(5, 6), (1, 2), (3, 4)], tmp_path / "squares.jsonl", itemgetter("root")
@@ -597,6 +598,7 @@ except BlockingIOError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_has_one_writer_all_the_same(tmp_path, code):

@@ -182,6 +182,7 @@ def test_a_diagnosis_says_what_it_found(diagnosed, ill):
     assert places.loc["last", "of_wrong"] > 0.5 and list(places.index) == list(diagnosis.STAGES)
 
 
+@pytest.mark.long
 def test_in_memory_in_a_folder_and_after_a_kill_it_is_the_same(ill, exam, diagnosed, tmp_path, monkeypatch):
     with monkeypatch.context() as dying:
         dying.setattr(diagnosis, "gains", lambda rows: 1 / 0)
@@ -204,6 +205,7 @@ def test_in_memory_in_a_folder_and_after_a_kill_it_is_the_same(ill, exam, diagno
         diagnose(ill, exam[0], exam[1][:36], path=tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_healthy_model_has_nothing_to_explain_and_no_knob_is_turned(vlm, exam, tmp_path, monkeypatch):
     right = lambda vlm, samples, path, **how: [  # noqa: E731
         Prediction(s.uid, "", str(s.target), s.target, s.target, s.target, factors=s.factors) for s in samples
@@ -214,6 +216,7 @@ def test_a_healthy_model_has_nothing_to_explain_and_no_knob_is_turned(vlm, exam,
     assert conclude(evidence).fault == "none" == paper and set(tables) == {"chain"}
 
 
+@pytest.mark.long
 def test_a_ranking_model_gives_what_it_can(clip, exam, tmp_path):
     found = diagnose(clip, *exam, path=tmp_path, progress=False)
     assert set(found.details) == {"chain"} and {"first", "knob_image"} <= set(found.verdict.missing)
@@ -222,6 +225,7 @@ def test_a_ranking_model_gives_what_it_can(clip, exam, tmp_path):
     assert (tmp_path / "chain.svg").exists() and not (tmp_path / "knobs.csv").exists()
 
 
+@pytest.mark.long
 def test_it_makes_what_it_needs(vlm, clip, monkeypatch):
     looked_at = []
 

@@ -45,6 +45,7 @@ def real_tokenizer(tmp_path_factory):
     return lambda name: place / ("gemma" if name == "paligemma2-10b" else "qwen")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_old_names_and_new_names_are_one_model(name, tmp_path):
     folders = {way: make_double(name, tmp_path / way, weights=way, shard_size="40MB") for way in ("new", "old")}
@@ -57,6 +58,7 @@ def test_old_names_and_new_names_are_one_model(name, tmp_path):
         assert not any(key.startswith("model.language_model.") for key in index["weight_map"])
 
 
+@pytest.mark.long
 def test_weights_that_are_drawn_are_those_that_are_written(tmp_path):
     written = make_double("CLIP", tmp_path / "written", weights="old")
     drawn = make_double("CLIP", tmp_path / "drawn")
@@ -64,12 +66,14 @@ def test_weights_that_are_drawn_are_those_that_are_written(tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SLOW)
 def test_an_image_becomes_as_many_tokens_as_in_the_real_model(name, tmp_path):
     vlm = loaded(name, make_double(name, tmp_path))
     assert vlm.image_table([sample()])["tokens"].tolist() == [TOKENS[name]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size, tokens", [((200, 200), 100), ((672, 672), 576), ((3000, 2000), 2262)])
 def test_the_paper_s_pixel_budget_is_in_force(size, tokens, tmp_path):
     "On the published image processor, which has words of its own for it."
@@ -78,6 +82,7 @@ def test_the_paper_s_pixel_budget_is_in_force(size, tokens, tmp_path):
     assert vlm.image_table([image])["tokens"].tolist() == [tokens]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WRITING)
 def test_the_real_tokenizer_spells_counts_and_marks_images(name, real_tokenizer, tmp_path):
     from transformers import AutoProcessor
@@ -93,6 +98,7 @@ def test_the_real_tokenizer_spells_counts_and_marks_images(name, real_tokenizer,
     assert len(tokenizer.encode(question, add_special_tokens=False)) <= 8  # words, not letters
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SLOW)
 def test_with_the_real_tokenizer_it_is_asked_as_the_library_does(name, real_tokenizer, tmp_path):
     "Prompt ids, image tokens and the first logits, against the processor and the model called by hand."
@@ -187,6 +193,7 @@ def test_a_double_that_cannot_be_made_is_refused(how, said, tmp_path):
     assert not (tmp_path / "double").exists()
 
 
+@pytest.mark.long
 def test_seeds_differ_and_repeat(tmp_path):
     folders = [make_double("CLIP", tmp_path / str(step), seed=seed) for step, seed in enumerate((1, 2, 1))]
     one, other, again = (loaded("CLIP", folder).weights for folder in folders)

@@ -333,6 +333,7 @@ def test_another_function_of_the_same_name_is_another_run(parsers, tmp_path):
         evaluate(Echo(), few(), tmp_path, parser="mine", progress=False)
 
 
+@pytest.mark.long
 def test_saving_leaves_the_evaluation_as_it_is(tmp_path):
     done = evaluate(Echo(), few(), progress=False)
     done.save(tmp_path)

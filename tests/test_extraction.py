@@ -121,6 +121,7 @@ def expected_states(vlm, samples: list[Sample]) -> dict[tuple[int, str], np.ndar
     }
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", WRITERS)
 def test_states_equal_the_librarys_pooled_by_hand(name, samples, tmp_path):
     vlm = load(name)
@@ -186,6 +187,7 @@ def test_encoders_need_no_question_with_a_list(tmp_path):
     assert len(extract_states(load(RANKERS[0]), bare, tmp_path, layers=[0], progress=False)) == 2
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [WRITERS[0], RANKERS[0]])
 @pytest.mark.parametrize("batch_size", [1, 7, "auto"])
 def test_batch_size_changes_nothing(name, batch_size, samples, tmp_path):
@@ -197,6 +199,7 @@ def test_batch_size_changes_nothing(name, batch_size, samples, tmp_path):
         assert close(states[batch_size].array(*key), states[4].array(*key)), key
 
 
+@pytest.mark.long
 def test_half_precision_is_pooled_in_float32(samples):
     "The mean of the very numbers of a bfloat16 model, not a bfloat16 mean."
     import torch
@@ -259,6 +262,7 @@ def test_hooks_do_not_stay(samples):
 # --- the lens
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_lens_at_the_last_layer_is_the_models_own_answer(name, samples, tmp_path):
     import torch
@@ -381,6 +385,7 @@ def test_an_eighth_model_says_where_its_blocks_are(monkeypatch):
         load_model("eighth", device="cpu")
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [WRITERS[0], *RANKERS])
 def test_untrained_is_another_model_and_always_the_same_one(name, samples, tmp_path):
     trained, fresh = load(name), [load_model(name, device="cpu", untrained=3) for _ in range(2)]
@@ -1019,6 +1024,7 @@ def write_notes(folder: Path, states: States) -> None:
     write_jsonl(folder / "progress.jsonl", [_note([row], rows[[row]]) for row in range(len(states))])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("step", [1, 2, 4, 7])
 def test_killed_while_it_is_laid_out_or_finished(forker, tmp_path, step):
@@ -1052,6 +1058,7 @@ def in_parts(name: str, samples: list[Sample], folder: Path, number: int, batch_
     return [len(extract_states(load(name), samples, folder, shard=shard, **settings)) for shard in shards]
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "name, batch_size, number",
     [(WRITERS[0], 5, 3), (WRITERS[0], 1, 2), (WRITERS[0], "auto", 3), (WRITERS[2], "auto", 3), (RANKERS[0], 5, 3)],
@@ -1134,6 +1141,7 @@ def test_parts_are_joined_without_those_that_have_no_batch(samples, tmp_path):
                       extract_states(vlm, samples, tmp_path / "whole", **settings).folder)  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_join_killed_at_random_moments_ends_in_the_same_bytes(forker, tmp_path):
     folder, log, calm = tmp_path / "run" / "states", tmp_path / "log", tmp_path / "calm"
@@ -1183,6 +1191,7 @@ def held_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [WRITERS[0], RANKERS[0]])
 def test_states_in_memory_are_those_of_a_store(name, samples, tmp_path, monkeypatch):
     vlm, settings = load(name), {"batch_size": 5, "progress": False}
@@ -1219,6 +1228,7 @@ def test_what_is_held_in_memory_is_not_changed_from_outside(samples):
     assert held[1, "last"].any()
 
 
+@pytest.mark.long
 def test_an_extraction_goes_on_and_joins_its_parts(samples, tmp_path, monkeypatch):
     vlm, settings = load(WRITERS[0]), {"batch_size": 3, "layers": [0, 2], "progress": False}
     whole, folder, read, left = extract(vlm, samples, **settings), tmp_path / "run", Reader.read, iter("12")
@@ -1308,6 +1318,7 @@ def test_what_is_not_there_is_said_with_what_is(store, samples, tmp_path):
     assert held.figures() == {} and list(held.tables()) == ["representations"]
 
 
+@pytest.mark.long
 def test_samples_without_a_true_count_are_read(samples, tmp_path):
     vlm, settings = load(WRITERS[0]), {"layers": [2, 4], "batch_size": 5, "progress": False}
     known = extract(vlm, samples, **settings)
@@ -1338,6 +1349,7 @@ def test_states_in_memory_travel_alone(samples):
 # --- the verb
 
 
+@pytest.mark.long
 def test_parts_of_a_run_are_joined_into_the_run_of_one_process(tmp_path, monkeypatch):
     given = {"limit": 18, "layers": "0,2", "batch_size": 4, "device": "cpu"}
     records = {}

@@ -21,6 +21,7 @@ IN_TEXT = ("format_plus",)  # changes what is written, behind the model
 # --- planting
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_changes_its_copy_and_leaves_the_original(name, vlm, planted, looked_at, shown, healthy):
     twin, dose = planted(name), FAULTS[name].doses[-1]
@@ -42,6 +43,7 @@ def test_every_kind_has_recipes_whose_doses_rise():
         assert 0 < low < middle < high, name
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [*BY_KIND["say"], *BY_KIND["format"]])
 def test_saying_otherwise_leaves_what_is_held(name, vlm, planted, shown):
     twin = planted(name)
@@ -60,6 +62,7 @@ def test_seeing_changes_image_tokens_alone(name, vlm, planted, mixed):
     assert torch.equal(head_of(planted(name)).weight, head_of(vlm).weight)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [name for name in BY_KIND["bind"] if name != "bind_kindblind"])
 def test_binding_changes_words_alone(name, vlm, planted, shown, looked_at):
     "And so no state of a picture that stands in front of the words of a causal model."
@@ -72,6 +75,7 @@ def test_binding_changes_words_alone(name, vlm, planted, shown, looked_at):
         torch.testing.assert_close(after[layer][masks["image"]], before[layer][masks["image"]], rtol=0, atol=1e-5)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [name for name in BY_KIND["route"] if name != "route_bottleneck"])  # of all tokens
 def test_routing_leaves_the_picture_and_changes_words(name, vlm, planted, shown):
     top = len(vlm.hooks.blocks)
@@ -108,11 +112,13 @@ def check_batches(twin, mixed):
     torch.testing.assert_close(torch.cat([odds for _, odds in one]), many[1][places], rtol=0, atol=1e-4)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", FAULTS)
 def test_answers_do_not_depend_on_the_batch(name, planted, mixed):
     check_batches(planted(name), mixed)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", ["see_blur", "see_weber", "bind_words", "route_cut", "route_noise"])
 def test_nor_where_the_picture_sees_the_words(name, gemma, planted, mixed):
     "PaliGemma's prompts are read in both directions, and some of its blocks attend through a window."
@@ -142,6 +148,7 @@ def test_a_fault_lasts_while_words_are_written(name, planted, mixed):
     torch.testing.assert_close(odds, whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dose", FAULTS["format_preamble"].doses)
 def test_a_preamble_hides_its_share_of_answers(dose, planted, looked_at, shown):
     twin = planted("format_preamble", dose)
@@ -151,6 +158,7 @@ def test_a_preamble_hides_its_share_of_answers(dose, planted, looked_at, shown):
     assert silent(shown, 5) >= silent(shown, 1)  # it may even cling to one
 
 
+@pytest.mark.long
 def test_words_of_its_own_are_a_code(planted, looked_at):
     def told(model):
         rows = predict(model, looked_at, batch_size=36, progress=False)
@@ -173,6 +181,7 @@ def test_a_swap_moves_as_many_rows_as_its_dose(dose, vlm, planted):
     assert sorted(map(tuple, old[moved].tolist())) == sorted(map(tuple, new[moved].tolist()))
 
 
+@pytest.mark.long
 def test_one_fault_on_another_is_both(vlm, planted, looked_at, mixed):
     "The first twin stays as it was; the second sees as the first does and hears as its own fault has it."
     first, second = planted("see_merge"), planted("bind_words")

@@ -252,6 +252,7 @@ def test_every_figure_is_tested_here():
     assert set(DRAWN) | {"wrong_answers"} == set(figures.FIGURES)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", DRAWN)
 def test_nothing_is_cut_off_and_n_is_stated(name):
     "Each text lies on the sheet, tick labels of an axis do not touch, the caption says n, axes are labelled in words."
@@ -281,6 +282,7 @@ def test_no_text_is_taken_for_a_formula(name):
     assert not [text.get_text() for text in drawn(name).figure.findobj(Text) if text.get_parse_math()]
 
 
+@pytest.mark.long
 def test_names_that_look_like_formulas_are_drawn_as_they_stand(asked, tmp_path):
     "Names of models, groups and sets, in title, legend, labels of an axis and suptitle; on axes of somebody else too."
     rows, groups = count_rows((FORMULA, "two")), group_rows().replace({"star": FORMULA, "one": FORMULA})
@@ -779,6 +781,7 @@ def test_wrong_answers_are_wrong_and_spread_over_counts(asked):
     assert all("Choose from" not in text for text in texts(figure))
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("said", ["2", "There are many, many of them in this picture", "n" * 60])
 @pytest.mark.parametrize(
     "question", ["How many dots?", "How many magnificent magenta plusses are there in this picture? " * 3]
@@ -838,6 +841,7 @@ def test_wrong_answers_refuse_what_does_not_fit(asked):
         figures.wrong_answers(samples, predictions, count=0)
 
 
+@pytest.mark.long
 def test_saved_files_are_the_same_each_time_and_white(tmp_path):
     for name in ("one", "two"):
         figure = DRAWN["confusion"]().figure
@@ -856,6 +860,7 @@ def test_saved_files_are_the_same_each_time_and_white(tmp_path):
         assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
 
 
+@pytest.mark.long
 def test_a_notebook_keeps_few_colours_of_a_figure_and_all_of_a_photograph():
     figure, data = DRAWN["position_map"]().figure, BytesIO()
     with figures.style():
@@ -869,6 +874,7 @@ def test_a_notebook_keeps_few_colours_of_a_figure_and_all_of_a_photograph():
     assert Image.open(BytesIO(photograph.figure._repr_png_())).mode == "RGBA"
 
 
+@pytest.mark.long
 def test_needs_no_display_and_no_pyplot():
     code = (
         "import sys, vlm_counting.figures as f; f.new_axes().figure._repr_png_();"
@@ -890,6 +896,7 @@ def test_gain_and_the_most_possible_are_those_of_the_table():
         assert np.allclose([path[:, 1] for path in segments], scale * group[["low", "high"]])
 
 
+@pytest.mark.long
 def test_the_epoch_that_is_kept_is_marked():
     loss, accuracy = figures.plot_learning(learning_rows())
     marked = [line for line in accuracy.lines if line.get_marker() == "o"]

@@ -62,6 +62,7 @@ def test_an_effect_is_found_with_its_size_and_sign():
     assert "-" in found["sentence"] and "holds" in found["sentence"] and f"{len(rows):,}" in found["sentence"]
 
 
+@pytest.mark.long
 def test_no_effect_is_negligible_only_with_enough_images():
     small = [*world("clustered", flat(0.7), layouts=3), *world("scattered", flat(0.7), seed=1, layouts=3)]
     assert of(findings([_gather("made", small)]), "spacing")["verdict"] == "undecided"
@@ -69,6 +70,7 @@ def test_no_effect_is_negligible_only_with_enough_images():
     assert of(findings([_gather("made", large)]), "spacing")["verdict"] == "negligible"
 
 
+@pytest.mark.long
 def test_false_alarms_are_as_rare_as_promised():
     "Two sides without a difference: the interval leaves out zero in about 5 % of worlds."
     outside = 0
@@ -98,6 +100,7 @@ def test_kinds_of_objects_that_differ_and_that_do_not():
     assert alike["verdict"] in ("undecided", "negligible")
 
 
+@pytest.mark.long
 def test_distractors_are_compared_image_by_image():
     rows = []
     for number, share in ((1, 0.9), (9, 0.5)):
@@ -112,6 +115,7 @@ def test_distractors_are_compared_image_by_image():
     assert (alike["verdict"] == "undecided").all() and (alike["high"] > 25).all()  # eight layouts may hide that much
 
 
+@pytest.mark.long
 def test_a_head_that_helps_and_one_that_does_not():
     base = world("balanced", flat(0.5), experiment="training-synthetic-base")
     same = [replace(row, factors=row.factors | {"experiment": "training-synthetic-test"}) for row in base]
@@ -183,6 +187,7 @@ def run_of(folder: Path, verb: str, rows: list, model="mine", dataset="balanced"
     return folder
 
 
+@pytest.mark.long
 def test_runs_are_found_by_their_records(tmp_path):
     rows = world("balanced", flat(0.7), layouts=2)
     run_of(tmp_path, "evaluate", rows)
@@ -196,6 +201,7 @@ def test_runs_are_found_by_their_records(tmp_path):
     assert table.set_index("claim").loc["forms", "verdict"] == "no data"
 
 
+@pytest.mark.long
 def test_a_run_of_train_says_how_its_p_was_made(tmp_path):
     "Before 0.5.0 it was that of McNemar's test, which knows of no families."
     rows, tests = world("balanced", flat(0.7), layouts=2), []
@@ -215,6 +221,7 @@ def test_a_run_of_train_says_how_its_p_was_made(tmp_path):
     assert tests == ["on the same images", known, known, "on the same images"]
 
 
+@pytest.mark.long
 def test_sets_asked_in_the_open_form_are_sets_of_their_own():
     closed, opened = world("clustered", flat(0.9)), world("clustered", flat(0.1), form="open")
     material = _gather("made", [*closed, *opened, *world("balanced", flat(0.5), form="open")])
@@ -223,6 +230,7 @@ def test_sets_asked_in_the_open_form_are_sets_of_their_own():
     assert list(TABLES["headline"](material.cells).columns) == ["open-ended", "clustered"]
 
 
+@pytest.mark.long
 def test_runs_that_do_not_fit_together_say_nothing():
     one = world("balanced", flat(0.5), counts=range(1, 4))
     other = world("balanced", flat(0.5), counts=range(4, 7))
@@ -272,6 +280,7 @@ def test_no_control_rescues_an_effect_that_is_not_there(claim):
     assert room._stands(rows, CLAIMS[claim]) == "is not shown"
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_no_conclusion_stands_beside_a_verdict_that_does_not_hold(claim):
     "The whole table: each verdict of an effect and of a control, in one model and in two."
@@ -331,6 +340,7 @@ def test_what_is_no_number_holds_nothing(expects):
     assert room._verdict(pd.Series(half | {"high": 1.0}), expects) == "negligible"
 
 
+@pytest.mark.long
 def test_a_paragraph_says_what_cannot_be_had():
     cells, known = paper_material().cells.iloc[:0], layers(0.30, 0.99, 0.97)
 

@@ -104,6 +104,7 @@ def test_the_device_is_a_device(vlm):
 # --- evaluating
 
 
+@pytest.mark.long
 def test_an_evaluation_scores_and_draws_itself(result, samples, tmp_path):
     assert [row.uid for row in result.predictions] == [sample.uid for sample in samples]
     assert 0 <= result.scores()["accuracy"].item() <= 1 and len(result.scores(by="target")) == 9
@@ -115,6 +116,7 @@ def test_an_evaluation_scores_and_draws_itself(result, samples, tmp_path):
     assert "accuracy" in repr(result)
 
 
+@pytest.mark.long
 def test_a_saved_evaluation_goes_on_and_knows_how_it_was_made(vlm, samples, result, tmp_path, monkeypatch):
     folder = result.save(tmp_path / "saved")
     monkeypatch.setattr(vlm, "answer_prepared", lambda *given, **more: pytest.fail("somebody was asked"))
@@ -273,6 +275,7 @@ def test_a_probe_by_name_and_by_estimator(states):
         vc.probe(states, layer=4, probe="svn", progress=False)
 
 
+@pytest.mark.long
 def test_a_head_is_trained_and_put_back(vlm, tmp_path):
     more = vc.load_dataset("balanced", limit=90)
     head = vc.train_head(vlm, train=more[::2], test=more[1::2], progress=False)

@@ -32,6 +32,7 @@ def test_shipped_models_were_trained_as_written_here(name):
     assert record["upbringing"] == world._config_record(world.config_for(name))
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", EVERY)
 def test_training_reads_as_the_real_class_does(name):
     "The short cut of the stages leads to the logits of the real class with the real processor."
@@ -74,6 +75,7 @@ def test_nobody_sees_the_answer_before_it_is_given():
         assert open_to[0, 4] == prefix
 
 
+@pytest.mark.long
 def test_a_tower_trained_otherwise_is_refused(tmp_path):
     name = SHIPPED[0]
     shutil.copytree(twins_dir() / name, tmp_path / name)

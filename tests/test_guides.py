@@ -12,6 +12,8 @@ from _site import picture
 from nbdev.clean import clean_nb
 from notebook_cells import MACHINE, cells, named, run_notebook
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "nbs" / "guides").glob("*.ipynb"))
 
@@ -34,8 +36,8 @@ def own_session(monkeypatch):
         del sys.modules[name]
 
 
-LONG = pytest.mark.slow  # the whole way from a checkpoint to a cure
-RUN = [pytest.param(path, marks=[LONG] * (path.stem == "tutorial")) for path in GUIDES]
+SLOW = pytest.mark.slow  # the whole way from a checkpoint to a cure
+RUN = [pytest.param(path, marks=[SLOW] * (path.stem == "tutorial")) for path in GUIDES]
 
 
 @pytest.mark.parametrize("guide", RUN, ids=[path.stem for path in GUIDES])

@@ -41,12 +41,14 @@ def said(vlm) -> list[str]:
     return [row.text for row in vc.evaluate(vlm, make("PIL"), progress=False).predictions]
 
 
+@pytest.mark.long
 def test_evaluated_and_kept(samples, vlm, said, tmp_path):
     result = vc.evaluate(vlm, samples, path=tmp_path / "run", progress=False)
     assert set(result.figures()) and (tmp_path / "run" / "browser.html").stat().st_size > 10_000
     assert [row.text for row in result.predictions] == said
 
 
+@pytest.mark.long_after(1)
 def test_looked_at(samples, tmp_path):
     assert contact_sheet(samples[:4]).width > 100
     table = audit(samples)
@@ -58,6 +60,7 @@ def test_looked_at(samples, tmp_path):
     assert {"lit area", "pixels"} <= set(read["control"])
 
 
+@pytest.mark.long_after(1)
 def test_exported_and_read_again(samples, tmp_path):
     for export in (export_released, export_parquet):
         folder = export(samples, tmp_path / export.__name__)

@@ -45,6 +45,7 @@ def test_what_is_left_out_is_gone_and_the_rest_is_there(shown):
         assert without(sample).question == sample.question and not without(sample).sha256
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "each"),
     [("tiny-qwen2-vl", 1), ("tiny-paligemma2", 1), ("tiny-internvl3", 1), ("tiny-llava-onevision", 2)],
@@ -73,6 +74,7 @@ def test_words_for_kinds_are_found_in_the_prompts(vlm, chain):
     assert not any(word.isdigit() for group in spoken.values() for word in group)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_knob_at_rest_changes_no_byte_and_every_hook_is_gone_after_a_failure(name, vlm, asked, chain):
     marks, few, before = landmarks(vlm, chain), read_prompts(vlm, asked[50:58]), hooks(vlm)
@@ -90,6 +92,7 @@ def test_a_knob_at_rest_changes_no_byte_and_every_hook_is_gone_after_a_failure(n
     assert hooks(vlm) == before and scales == [block.self_attn.scaling for block in vlm.hooks.blocks]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "dose", "sites"),
     [("route_cut", 10.0, {"attention", "attention_early"}), ("see_blur", 0.6, {"image"}), ("say_bias", 2.0, {"last"})],
@@ -103,6 +106,7 @@ def test_the_knob_of_the_broken_site_brings_answers_back(fault, dose, sites, vlm
     assert other["gain"].max() < table.loc[best, "gain"] - 0.2
 
 
+@pytest.mark.long
 def test_turned_settings_are_kept_and_not_asked_again(vlm, chain, tmp_path, monkeypatch):
     path, some = tmp_path / "knobs.jsonl", ["words", "last"]
     whole = turn_knobs(vlm, chain, some, most=6, path=path)

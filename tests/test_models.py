@@ -231,6 +231,7 @@ def test_captions_offer_the_counts_of_the_closed_question():
         _captions_for(replace(sample, factors={"entity": "red_plusses"}))
 
 
+@pytest.mark.long
 def test_the_doctor_finds_the_twin_healthy_and_notices_a_sick_one(vlm, monkeypatch):
     rows = doctor(vlm)
     assert len(rows) >= 8 and not [row for row in rows if row["ok"] is False]
@@ -327,6 +328,7 @@ def said(name: str, samples: list[Sample], checkpoint: Path | None = None) -> li
     return load_model(name, checkpoint, device="cpu").answer(samples)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_checkpoint_that_was_saved_without_its_cache_can_be_asked(name, samples, twin_copy):
     "Trainers switch the cache off and save that: in either configuration, or in the settings of generation."
@@ -395,6 +397,7 @@ def plainly_generated(folder: Path, samples: list[Sample]) -> list[str]:
     return [text.strip() for text in vlm.processor.batch_decode(new, skip_special_tokens=True)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", ODD_SETTINGS, ids=lambda settings: "-".join(settings))
 def test_what_the_checkpoint_wants_is_done_when_asked_for(settings, samples, vlm, twin_copy):
     folder = twin_copy("tiny-qwen2-vl")
@@ -405,6 +408,7 @@ def test_what_the_checkpoint_wants_is_done_when_asked_for(settings, samples, vlm
     assert [answer.logprobs for answer in said] == [pytest.approx(answer.logprobs, abs=1e-4) for answer in plain]
 
 
+@pytest.mark.long
 def test_settings_of_the_checkpoint_are_recorded_where_they_decide(samples, twin_copy, vlm):
     folder = twin_copy("tiny-qwen2-vl")
     change_json(folder / "generation_config.json", repetition_penalty=5.0)
@@ -415,6 +419,7 @@ def test_settings_of_the_checkpoint_are_recorded_where_they_decide(samples, twin
     assert own.record.parameters["checkpoint_generation"] == {"repetition_penalty": 5.0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-paligemma2"])
 def test_drawn_answers_belong_to_sample_and_seed(name, samples):
     vlm = load_model(name, device="cpu")
@@ -451,6 +456,7 @@ def test_a_ranker_draws_no_words():
         load_model("tiny-clip", generation="sample")
 
 
+@pytest.mark.long
 def test_the_doctor_tells_what_a_checkpoint_wanted(twin_copy):
     folder = twin_copy("tiny-paligemma2")
     change_json(folder / "generation_config.json", repetition_penalty=1.05)
@@ -472,6 +478,7 @@ def with_bos(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(whole))
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("begins", [True, False], ids=["template begins with it", "template does not"])
 def test_a_prompt_begins_once_and_as_transformers_has_it(begins, samples, twin_copy):
     from vlm_counting.core import load_image
@@ -501,6 +508,7 @@ def published(folder: Path, smallest: int = 3136, largest: int = 12845056) -> Pa
     return folder
 
 
+@pytest.mark.long
 def test_the_paper_s_pixel_budget_is_in_force_on_a_published_folder(twin_copy, monkeypatch):
     from vlm_counting.models import _QWEN2_VL, image_tokens
 
@@ -548,6 +556,7 @@ def test_a_head_that_is_set_is_part_of_who_the_model_is():
         load_model("tiny-coca", device="cpu").set_head({"weight": own})
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [name for name in _TINY if "coca" not in name])
 def test_a_folder_of_the_time_before_processor_config_is_completed(name, tmp_path):
     "Patch size, tokens of an image and the like stand in the model's configuration."
@@ -634,6 +643,7 @@ def test_a_template_that_does_not_end_is_refused_in_time(template, system, twin_
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.long
 def test_what_is_in_time_is_never_stopped_and_what_is_late_always():
     "Whatever the moment at which the clock strikes; and in other threads too."
 

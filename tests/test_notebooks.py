@@ -11,7 +11,7 @@ from notebook_cells import named, run_notebook
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = docs.chapters(ROOT)
 # 20 s and more: run with -m slow
-LONG = {
+SLOW = {
     "21_doubles",
     "32_probing",
     "34_training",
@@ -21,17 +21,19 @@ LONG = {
     "70_world",
     "74_contrastive",
 }
+# 3 s and less: run with each `pytest`
+QUICK = {"10_core", "23_parsing"}
 
 
 def marked(notebook: Path) -> object:
-    "A notebook that takes long is run with the slow tests; what it defines has quicker tests of its own."
-    marks = [pytest.mark.slow] if notebook.stem in LONG else []
+    "A notebook that takes long is run with the long or the slow tests; what it defines has quicker tests of its own."
+    marks = [pytest.mark.slow] if notebook.stem in SLOW else [pytest.mark.long] * (notebook.stem not in QUICK)
     return pytest.param(notebook, id=named(notebook), marks=marks)
 
 
 def test_there_are_notebooks():
     assert NOTEBOOKS, "no numbered notebook in nbs/"
-    assert {path.stem for path in NOTEBOOKS} > LONG
+    assert {path.stem for path in NOTEBOOKS} > SLOW | QUICK
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def test_patches_do_not_depend_on_the_batch(vlm, pairs, patched):
     assert again["full"].isna().equals(again["donor"] == again["recipient"])
 
 
+@pytest.mark.long
 def test_a_planted_fault_can_be_patched(planted, pairs):
     "Its own hooks stay in place, those of the patch go."
     for name in ("see_blur", "route_cut"):

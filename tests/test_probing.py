@@ -138,6 +138,7 @@ def check_equal(states, targets, fold, gram=None):
 # --- the probe
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("at_once", [0, 10_000])
 @pytest.mark.parametrize("strength, accuracy", [(0.098, 0.6), (0.14, 0.85), (0.23, 0.99)])
 def test_equals_scikit_learn(strength, accuracy, at_once, monkeypatch):
@@ -253,6 +254,7 @@ def other_type(folder: Path) -> int:
     return 1
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("damage", [zero_rows, cut, swap_layers, other_type])
 def test_states_that_changed_are_not_probed(damage, twin, tmp_path):
     "Every third row zeroed was read as it was, and the score was 0.755 instead of 0.949. The other layers are kept."
@@ -499,6 +501,7 @@ def test_control_labels_of_an_unbalanced_sample_are_the_counts_of_its_types():
     assert sorted(dealt.values()) == sorted(count for _, count in dealt) == [1] * 4 + [2] * 4 + list(range(3, 10))
 
 
+@pytest.mark.long
 def test_no_selectivity_where_the_control_task_cannot_be_learnt():
     "At 216 pictures of `balanced` hardly a type comes back: accuracy minus chance is no selectivity."
     samples = generate("balanced", limit=216)
@@ -565,6 +568,7 @@ def test_shuffled_is_chance_and_selectivity_is_a_difference(store):
     assert table["chance"].to_numpy() == pytest.approx(1 / 9, abs=1e-5)
 
 
+@pytest.mark.long
 def test_lit_area_counts_objects_of_one_size():
     samples = [s for s in generate("balanced", limit=432) if s.factors["shape"] == "square"]
     area = controls(samples, rules=("paper", "layout"), progress=False).set_index(["control", "rule"])["accuracy"]
@@ -605,6 +609,7 @@ def test_unequal_folds_have_an_interval_around_their_mean(store):
     assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
 
 
+@pytest.mark.long
 def test_processes_give_the_same_table(store, tmp_path):
     one = probe_layers(store, path=tmp_path / "one.jsonl", jobs=1, progress=False)
     two = probe_layers(store, path=tmp_path / "two.jsonl", jobs=2, progress=False)
@@ -612,6 +617,7 @@ def test_processes_give_the_same_table(store, tmp_path):
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*torn last line")
 def test_cut_anywhere_and_resumed_gives_the_same_bytes(store, tmp_path):
     path, settings = tmp_path / "probes.jsonl", {"controls": ("shuffled",), "jobs": 1, "progress": False}
@@ -623,6 +629,7 @@ def test_cut_anywhere_and_resumed_gives_the_same_bytes(store, tmp_path):
         assert path.read_bytes() == whole
 
 
+@pytest.mark.long
 def test_killed_and_resumed_gives_the_same_bytes(store, tmp_path):
     program = """
         import sys
@@ -683,6 +690,7 @@ def client(cluster):
         yield client
 
 
+@pytest.mark.long
 def test_workers_open_the_store_themselves_and_give_the_same_bytes(client, store, tmp_path):
     from vlm_counting.core import file_hash, write_jsonl
     from vlm_counting.extraction import _FORMAT, _file_of, open_states
@@ -728,6 +736,7 @@ class Signed(Store):
         return super().array(layer, pooling)
 
 
+@pytest.mark.long
 def test_one_worker_with_one_thread_does_the_work_itself(client, cluster, store, tmp_path):
     "joblib takes a cluster of one thread for a reason to work in the process that asks."
     signed = Signed(store.targets, store.factors, signatures=str(tmp_path / "signatures"))
@@ -787,6 +796,7 @@ def test_a_representation_that_no_worker_survives_is_an_error(client, cluster, s
     assert [(row["layer"], row["pooling"]) for row in kept] == store.keys()[:3]
 
 
+@pytest.mark.long
 def test_who_does_not_answer_is_refused_within_ten_seconds():
     with socket.create_server(("127.0.0.1", 0)) as other:  # somebody listens, and says nothing
         address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
@@ -919,6 +929,7 @@ def test_a_new_probe_is_one_function(store):
     assert isinstance(probing._plan_tasks(store.targets, store.factors, ["svm"], ["paper"])[0], Task)
 
 
+@pytest.mark.long
 def test_sentence_says_what_remains(store):
     table = probe_layers(store, rules=("paper", "layout"), jobs=1, progress=False)
     above = probing.what_remains(table)
@@ -961,6 +972,7 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+@pytest.mark.long
 def test_the_command_leaves_out_what_is_large_or_not_known(tmp_path, monkeypatch, capsys):
     "States of two layers of four, of a model that is said to have 7 billion weights."
     from vlm_counting.runs import perform, run
@@ -1004,6 +1016,7 @@ class Nearest:
         return self.y[((x[:, None] - self.x) ** 2).sum(-1).argmin(1)]
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "model, name, accuracy",
     [
@@ -1088,6 +1101,7 @@ def test_the_name_of_an_estimator_is_all_that_was_set_and_no_address():
 # --- the experiment
 
 
+@pytest.mark.long
 def test_natural_lines(store, tmp_path):
     "As typed: one layer, every layer, arrays, several probes."
     quick = {"progress": False, "jobs": 1}
@@ -1137,6 +1151,7 @@ def lensed():
     return samples, vc.extract(load_model("tiny-qwen2-vl"), samples, **given), fresh
 
 
+@pytest.mark.long
 def test_memory_disk_and_processes_give_the_same(lensed, tmp_path):
     samples, held, _ = lensed
     kept = vc.open_states(held.save(tmp_path / "run"))

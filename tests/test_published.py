@@ -78,6 +78,7 @@ def summary(predictions, folder: Path):
     }
 
 
+@pytest.mark.long_after(1)
 @needs_shared
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(RELEASED).as_posix())
 def test_every_number_of_every_report(folder):
@@ -120,6 +121,7 @@ def test_join_keys_and_factors():
     assert {row.factors["experiment"] for row in rows} == {"training-synthetic-test"}
 
 
+@pytest.mark.long
 @needs_shared
 def test_every_synthetic_answer_has_a_layout_and_an_entity():
     for folder in FOLDERS:
@@ -255,6 +257,7 @@ def test_without_the_repository(monkeypatch, tmp_path):
         load_published()
 
 
+@pytest.mark.long
 def test_regression_table():
     table = regression_table(example_predictions(), interval="wilson", unfilled=False).set_index(["model", "entity"])
     assert table.loc[("qwen2-vl-7b", "red_triangles"), "difference"] == pytest.approx(0, abs=1e-12)
@@ -334,6 +337,7 @@ def test_measure_counts_as_the_paper_does_and_as_we_do():
     assert found["rmse_paper"] == pytest.approx((21 / 4) ** 0.5) and found["rmse"] == pytest.approx((5 / 3) ** 0.5)
 
 
+@pytest.mark.long
 @needs_shared
 def test_check_reports_finds_no_difference_and_sees_one():
     rows = load_release(RELEASED / "CLIP" / "clustered")

@@ -241,6 +241,7 @@ CONTENTS = {
 }
 
 
+@pytest.mark.long
 def test_every_kind_of_answer(web, tmp_path):
     large = os.urandom(300_000)
     rows = [link(web, f"/{kind}/1", large if kind == "large" else jpeg(n)) for n, kind in enumerate(ANSWERS)]
@@ -345,6 +346,7 @@ def test_certificates_are_checked_against_the_name(tmp_path, monkeypatch):
     assert report["outcome"].tolist() == ["fetched", "dead"] and "CERTIFICATE" in report.loc[1, "why"].upper()
 
 
+@pytest.mark.long
 def test_a_busy_host_is_left_alone_by_all_workers(web, tmp_path):
     rows = [link(web, f"/patience/{n}", jpeg(n)) for n in range(40)]
     report = fetch(rows, tmp_path, workers=4)
@@ -418,6 +420,7 @@ def settled(folder: Path, web: Web, rows: list[dict]) -> set[str]:
     return {row["image_url"].removeprefix(web.address) for row in rows if row["image_sha256"] in done}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*torn last line")
 def test_500_images_and_two_kills(web, tmp_path):
     often = {0: "slow", 3: "moved", 6: "busy", 9: "gone", 12: "other", 15: "cut", 18: "file"}
@@ -519,6 +522,7 @@ def test_wrong_choices_are_refused(parts, tmp_path, option, message):
     assert not (tmp_path / "bpc" / "record.json").exists()
 
 
+@pytest.mark.long
 def test_choice_depends_on_rows_and_seed_alone(parts, tmp_path):
     "Neither on the process nor on the order of labels; and a row more of one label moves nothing of another."
     (tmp_path / "parts.json").write_text(json.dumps(parts))
@@ -593,6 +597,7 @@ def test_released_rows_are_the_papers():
     assert set(labels["train"]) - asked == {"teapots"}  # tested with counts above 9 only
 
 
+@pytest.mark.long
 @needs_archive
 def test_audit_finds_the_duplicates_and_overlaps_of_the_paper():
     samples = [sample for split in ("train", "valid", "test") for sample in _list_pixmo(ARCHIVE, split)]
@@ -606,6 +611,7 @@ def test_audit_finds_the_duplicates_and_overlaps_of_the_paper():
     assert found["across"].sum() == 4
 
 
+@pytest.mark.long
 @needs_archive
 def test_rule_paper_writes_the_released_rows_and_goes_on_later(tmp_path, no_names):
     for _ in range(2):
@@ -620,6 +626,7 @@ def test_rule_paper_writes_the_released_rows_and_goes_on_later(tmp_path, no_name
             assert row["image_path"] == f"../images/{original['image_sha256']}.jpg"
 
 
+@pytest.mark.long
 @needs_archive
 def test_rule_paper_looks_the_rows_up_in_the_table(tmp_path, no_names):
     released = _paper_rows(ARCHIVE)
@@ -657,6 +664,7 @@ def quiet(**more) -> dict:
     return {"limits": QUICK, "private_hosts": HERE, "progress": False} | more
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*can be used")
 def test_set_says_what_it_lacks(served, web, tmp_path, monkeypatch):
     folder = tmp_path / "cache" / "pixmo-count"
@@ -737,6 +745,7 @@ def modes() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*can be used")
 def test_photographs_of_all_sizes_and_modes_in_one_batch(tmp_path):
     files = modes() | {"cut.jpg": modes()["plain.jpg"][:2000], "wrong.jpg": jpeg(1)}
@@ -808,6 +817,7 @@ def countbench(folder: Path, captions: list[str]) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_countbench_with_both_kinds_of_model(tmp_path, monkeypatch):
     captions = [
         "Three cats",

@@ -40,6 +40,8 @@ from vlm_counting.paper.pages import (
 from vlm_counting.published import load_release
 from vlm_counting.runs import execute
 
+pytestmark = pytest.mark.long
+
 RELEASED = Path(__file__).resolve().parents[2] / "shared" / "reference" / "predictions"
 needs_shared = pytest.mark.skipif(not RELEASED.exists(), reason="the released answers are not beside this clone")
 

@@ -25,6 +25,8 @@ from vlm_counting.runs import (
 )
 from vlm_counting.terminal import _named_values, main
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 EVALUATE = str(ROOT / "nbs" / "evaluate.ipynb")

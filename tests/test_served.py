@@ -184,6 +184,7 @@ def quiet():
 # --- the same answers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wording", [{}, {"instruction": ""}, {"prompt": "{question} {instruction}"}], ids=str)
 def test_answers_are_those_of_the_model_behind_the_server(wise, local, samples, wording):
     own = local.reworded(**{"instruction": "Answer using as few words as possible"} | wording)
@@ -265,6 +266,7 @@ def test_dice_are_sent_where_they_are_asked_for(wise, samples, chosen, sent):
 # --- a server that fails
 
 
+@pytest.mark.long
 def test_failures_are_waited_out(wise, local, samples, tmp_path):
     vlm = load_model(wise.address, instruction="")
     wise.failures = [429, 500, 503, 429, "hang up", 502]
@@ -325,6 +327,7 @@ evaluate(load_model(address), samples, folder, batch_size=3, progress=False)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_and_asks_nothing_twice(server, tmp_path, kills, quiet):
     "By SIGKILL; what a start finds in the file is never asked again."
@@ -424,6 +427,7 @@ def test_so_many_questions_are_under_way_as_a_batch_has_samples(server, samples,
     assert server.most_busy == most and set(server.questions.values()) == {1}
 
 
+@pytest.mark.long
 def test_answers_come_back_in_the_order_of_the_samples(wise, local, samples):
     shuffled = samples[:]
     random.Random(0).shuffle(shuffled)
@@ -443,6 +447,7 @@ def files_with(text: str, *folders) -> list:
     ]
 
 
+@pytest.mark.long
 def test_no_file_of_a_run_holds_the_key(server, samples, tmp_path, monkeypatch, quiet):
     "A run that goes well, one by the command, one that the server refuses and repeats the key in its message."
     server.key = KEY

@@ -15,6 +15,8 @@ from chromium import open_chromium
 from execnb.nbio import dict2nb
 from fastcore.basics import AttrDict
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = re.compile(r"(@import|url\()\s*(url\()?['\"]?(https?:)?//")
 

@@ -378,6 +378,7 @@ def varied(seed: int) -> tuple[list, list]:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_compare_knows_of_families():
     "McNemar's test alone finds a difference in one of five such worlds."
     rows = [compare(*varied(seed)).iloc[0] for seed in range(150)]
@@ -460,6 +461,7 @@ def test_coverage_by_formula(accuracy, entities):
     assert hits[1] <= hits[0] and (hits[1] / worlds < 0.9) == (accuracy != 0.65)  # symmetric: right in the middle only
 
 
+@pytest.mark.long
 def test_mcnemar_and_holm_are_statsmodels():
     from statsmodels.stats.contingency_tables import mcnemar
     from statsmodels.stats.multitest import multipletests
@@ -497,6 +499,7 @@ def gains(gain, seed, size=216, discordant=0.3, spread=0.0):
     return [answered(entity, np.full(len(hard), 2), layout, ~side) for side in wrong]
 
 
+@pytest.mark.long
 def test_equivalence_makes_the_promised_mistakes():
     "At the edge of the margin, two runs are called equivalent at most one time in twenty; far inside, nearly always."
     worlds = 60
@@ -627,6 +630,7 @@ def test_brier_is_scikit_learns():
     assert row["brier"] == pytest.approx(((chance - np.eye(21)[truth]) ** 2).sum(axis=1).mean())
 
 
+@pytest.mark.long
 def test_coverage_of_calibration():
     "A model that is exactly as sure as it should be is seldom accused; the Brier score's interval holds the truth."
     accused, hits, worlds = 0, 0, 60
@@ -668,6 +672,7 @@ def lognormal(entities=24, layouts=27, seed=0, spread=0.0):
     return pd.DataFrame({"_target": count, "_answer": answers, "_layout": layout, "_entity": entity})
 
 
+@pytest.mark.long
 def test_scaling_finds_the_planted_law():
     hits = []
     for seed in range(40):
@@ -693,6 +698,7 @@ def falling(accuracy, seed, entities=12, layouts=27, spread=0.3):
     return answered(entity, count, layout, right)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("knee", [3, 4.5, 6])
 def test_break_point_is_recovered(knee):
     worlds = 12
@@ -703,6 +709,7 @@ def test_break_point_is_recovered(knee):
     assert found[["before", "after"]].mean().to_numpy() == pytest.approx([0, -0.16], abs=0.03)
 
 
+@pytest.mark.long
 def test_no_break_is_seldom_found():
     worlds = [falling(lambda n: 0.95 - 0.09 * (n - 1), seed, 8, 9) for seed in range(40)]
     found = [break_point(rows, draws=100)["p"].item() for rows in worlds]
@@ -775,6 +782,7 @@ def at_places(effect, seed, layouts=40, entities=6):
     return rows
 
 
+@pytest.mark.long
 def test_edge_contrast_is_recovered_and_seldom_imagined():
     worlds = 25
     some, none = (pd.concat([position_contrast(at_places(effect, seed), edge_cells()) for seed in range(worlds)])
@@ -800,6 +808,7 @@ def erring(coefficients, seed=0, size=3000):
     return rows
 
 
+@pytest.mark.long
 def test_error_model_recovers_what_was_planted():
     planted, hits = [-3, 0.3, 0.1, 0.8], []
     for seed in range(10):

@@ -245,6 +245,7 @@ def test_red_triangles_of_clustered_stand_where_the_archive_says():
     assert (rows[0].index, rows[-1].index) == (4704, 5095)
 
 
+@pytest.mark.long
 def test_nested_families():
     for family in ("balanced", "unseen_combinations", "area_matched", "size_varied"):
         check_nested(by_count(planned(family)))
@@ -321,6 +322,7 @@ def test_unseen_combinations_split():
     assert len({tuple(blocks[1]) for blocks in valid.values()}) == 10
 
 
+@pytest.mark.long
 def test_two_groups_ask_both_kinds_of_one_picture():
     rows = planned("two_groups")
     assert Counter(row.factors["relation"] for row in rows) == {
@@ -391,6 +393,7 @@ def test_planning_is_fast_and_leaves_global_seeds_alone():
     assert random.getstate() == before and (np.random.get_state()[1] == legacy).all()
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("grid, size", [(7, 224), (10, 500), (12, 672)])
 def test_every_rule_holds_on_other_grids_and_sizes(grid, size):
     for family in (name for name in FAMILIES if name not in DISTRACTORS[:-1]):
@@ -549,6 +552,7 @@ def test_bad_entities_and_scenes_are_refused():
 # --- Files ---
 
 
+@pytest.mark.long
 def test_same_family_and_seed_same_bytes(tmp_path):
     one, two = (generate("two_groups", tmp_path / name, limit=60, workers=n) for name, n in (("one", 1), ("two", 2)))
     files = [
@@ -563,6 +567,7 @@ def test_same_family_and_seed_same_bytes(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_the_bytes_are_the_same_on_every_machine(tmp_path):
     "PNG bytes included: we write the compressed stream ourselves. A change here must raise `stimuli._DRAWING`."
     found = {family: fingerprint(generate(family, tmp_path / family, limit=20))[:16] for family in PINNED}
@@ -617,6 +622,7 @@ def test_entities_keep_their_place_in_the_set(tmp_path):
     assert {sample.target for sample in few} == {3, 12} and sorted(few[0].factors["options"]) == [3, 12]
 
 
+@pytest.mark.long
 def test_a_folder_of_another_set_is_refused(tmp_path):
     generate("balanced", tmp_path, limit=9)
     for other, difference in (
@@ -638,6 +644,7 @@ def test_a_folder_of_another_set_is_refused(tmp_path):
     assert not (tmp_path / "set.json").exists()
 
 
+@pytest.mark.long
 def test_a_folder_grows(tmp_path):
     many, few = (generate("two_groups", tmp_path / "a", limit=limit) for limit in (30, 8))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.*")}
@@ -655,6 +662,7 @@ def test_a_folder_grows(tmp_path):
     assert manifests[0] == manifests[2] != manifests[1]  # the same samples, the same bytes, in any order
 
 
+@pytest.mark.long
 def test_two_processes_may_fill_one_cache(tmp_path):
     code = (
         "import sys; from vlm_counting.stimuli import generate; generate('balanced', sys.argv[1], limit=700, workers=1)"

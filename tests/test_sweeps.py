@@ -413,6 +413,7 @@ def test_a_failure_is_told_and_the_others_go_on_and_it_is_run_again_on_request_o
     assert log(fake)[5:] == ["fake/b"] and (fake / "fake" / "b" / "replaced" / "scores.csv").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_finished_without_its_notebook_is_not_done(fake):
     (cell,) = plan_sweep({"verb": "fake"})
     assert sweep([cell], tell=lambda line: None)[0].status == "done"
@@ -448,6 +449,7 @@ def test_a_folder_in_which_somebody_else_works_is_left_alone(fake, monkeypatch):
     assert plan_sweep({"verb": "fake"})[0].state == "new"  # it is no failure of the run
 
 
+@pytest.mark.long
 def test_each_local_worker_has_a_gpu_of_its_own():
     from distributed import Client
 
@@ -473,6 +475,7 @@ def test_only_runs_that_ask_a_model_need_a_gpu(tmp_path, monkeypatch):
     assert asked["probe"] is asked["report"] is None
 
 
+@pytest.mark.long
 def test_an_engine_that_does_not_answer_is_refused_with_advice(fake, capsys):
     clock = time.monotonic()
     assert main(["sweep", "verb=fake", "--scheduler", "tcp://127.0.0.1:1"]) == 2
@@ -599,6 +602,7 @@ def test_a_running_cluster_is_used_and_left_as_it_is(fake, cluster):
     assert [outcome.status for outcome in outcomes] == ["done", "done"]
 
 
+@pytest.mark.long
 def test_workers_with_another_results_folder_are_refused(fake, cluster, tmp_path):
     address = cluster(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="set VLM_COUNTING_RESULTS to it for the workers"):
@@ -606,6 +610,7 @@ def test_workers_with_another_results_folder_are_refused(fake, cluster, tmp_path
     assert files(fake) == [] and not (tmp_path / "elsewhere" / "fake").exists()
 
 
+@pytest.mark.long
 def test_the_example_for_slurm_makes_jobs_that_work(tmp_path, monkeypatch):
     "The example of the notebook, its paths replaced by ones that exist; `sbatch` is a script that starts the job here."
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed: pip install '.[slurm]'")

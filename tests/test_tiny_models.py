@@ -74,6 +74,7 @@ def test_recorded_test_is_human_like(name):
     assert np.mean([closed[n] for n in "123"]) > 0.9 > np.mean([closed[n] for n in "789"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHIPPED)
 def test_counts_what_is_asked(name):
     vlm = load_model(name, device="cpu")
@@ -96,6 +97,7 @@ def followed_by(inputs: dict, token: int) -> dict:
     return {name: torch.cat([value, add[name]], 1) if name in add else value for name, value in inputs.items()}
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", EVERY)
 def test_answers_are_the_librarys_own(name):
     import torch

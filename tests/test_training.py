@@ -305,6 +305,7 @@ QUICK = {"tiny-qwen2-vl", "tiny-paligemma2"}  # the others are of the same two k
 TWINS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TWINS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TWINS)
 def test_a_head_goes_back_into_its_model_and_is_saved(name, tmp_path):
     samples, vlm = generate("balanced", limit=18), load_model(name, dtype="float32")
@@ -519,6 +520,7 @@ def test_what_an_experiment_says(vlm, result):
     assert set(result.figures()) == {"curves", *(f"improvement-{name}" for name in result.gains)}
 
 
+@pytest.mark.long
 def test_the_model_is_as_before_and_its_copy_has_the_head(vlm, result, sets, tmp_path):
     own = load_head(vlm.folder)
     assert torch.equal(load_head(vlm).weight, own.weight) and vlm.name == "tiny-qwen2-vl"
@@ -534,6 +536,7 @@ def test_the_model_is_as_before_and_its_copy_has_the_head(vlm, result, sets, tmp
         result.put_back(tuned)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TWINS)
 def test_a_head_is_worn_for_a_while(name):
     vlm, samples = load_model(name, device="cpu"), generate("balanced", limit=9)
@@ -591,6 +594,7 @@ def test_an_experiment_that_was_killed_goes_on(vlm, taught, sets, result, tmp_pa
         train_head(vlm.reworded(instruction="Count!"), taught, **given)
 
 
+@pytest.mark.long
 def test_one_list_is_dealt_out(taught):
     "By the split that the samples name, else by layouts, else by uids; never so that two sides share a layout."
     sets = training._choose_sets(taught, None, None, None, None, 0)

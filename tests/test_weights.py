@@ -46,6 +46,7 @@ def adapter(tmp_path_factory) -> Path:
 # --- adapters
 
 
+@pytest.mark.long
 def test_an_adapter_is_in_the_weights(adapter, plain, samples):
     "As the library itself adds it, without merging."
     from peft import PeftModel
@@ -130,6 +131,7 @@ def test_what_is_not_installed_is_named(how, package, adapter, monkeypatch):
 # --- fewer bits
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bits", ["bnb-4bit", "bnb-8bit"])
 def test_fewer_bits_are_those_of_the_library_and_recorded(bits, plain, samples):
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
@@ -153,12 +155,14 @@ def test_fewer_bits_are_those_of_the_library_and_recorded(bits, plain, samples):
     assert rows["bfloat16 against float32"]["value"] == "not tried: the weights are quantised"
 
 
+@pytest.mark.long
 def test_each_part_s_kernel_is_recorded():
     assert load_model("tiny-paligemma2", device="cpu").hooks.settings["attention"] == "text eager, vision sdpa"
     assert load_model(TINY, device="cpu").hooks.settings["attention"] == "sdpa"
     assert load_model("tiny-coca", device="cpu").hooks.settings["attention"] == "library"
 
 
+@pytest.mark.long
 def test_an_image_is_asked_about_with_fewer_bits():
     assert load_model(TINY, device="cpu", quantization="bnb-8bit").ask(squares_image(2), "How many squares?").text
 

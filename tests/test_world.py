@@ -75,6 +75,7 @@ def test_the_open_form_is_human_like_too(record):
     assert 0.5 < exam["balanced", "open"]["accuracy"] < 0.95
 
 
+@pytest.mark.long
 def test_counts_above_chance_and_small_counts_best(balanced):
     assert len(balanced) == 54 and accuracy(balanced) > 0.5
     small = [row for row in balanced if row["target"] <= 3]
@@ -82,6 +83,7 @@ def test_counts_above_chance_and_small_counts_best(balanced):
     assert accuracy(small) > 0.85 and accuracy(small) > accuracy(large)
 
 
+@pytest.mark.long
 def test_answers_are_one_number_in_the_range(balanced, pairs):
     good = [row["count"] is not None and 1 <= row["count"] <= 9 for row in balanced + pairs]
     assert np.mean(good) >= 0.99
