@@ -39,6 +39,7 @@ from vlm_counting.core import (
     from_record,
     image_file,
     image_hash,
+    later,
     moved,
     name_image,
     open_image,
@@ -77,6 +78,19 @@ def count_problem(value: Any) -> str:  # "" if it is a count
     if value > MOST:
         return f"the answer is about 10^{int(value.bit_length() * 0.30103)}, no number of objects. Is it an id?"
     return f"the answer is {value}, expected a whole number >= 0." if value < 0 else ""
+
+# %% ../nbs/1_data/14_datasets.ipynb #43f40f7a
+_AS_COUNT = re.compile(r"\s*([+-]?[0-9]{1,40})(\.0*)?\s*")
+
+
+def as_count(
+    value: Any,  # as somebody's table has it
+) -> Any:  # an int where it is a whole number in another dress: '3', ' 3 ', '3.', 3.0; else as it was
+    "A count as people write it; `count_problem` says what is wrong with anything else."
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    found = _AS_COUNT.fullmatch(value) if isinstance(value, str) else None
+    return int(found[1]) if found else value
 
 # %% ../nbs/1_data/14_datasets.ipynb #de4e461a
 def _is_text(value: Any) -> bool:
@@ -641,6 +655,144 @@ def extract_archive(
                 raise
     return _find_set(place, archive)
 
+# %% ../nbs/1_data/14_datasets.ipynb #92439e70
+ALIASES = {  # what a column may be called, the surest name first
+    "image": "image img image_path file_name filename file path images".split(),
+    "question": "question query user".split(),
+    "label": ["label"],  # the name of what is counted; where there is no question, one is made of it
+    "target": "target number count answer ground_truth assistant".split(),
+    "uid": ["uid"],
+}
+_QUESTION = "How many {label} are there?"  # as the paper asks about PixMo-Count
+
+
+def read_columns(
+    columns: dict | str | None,  # field -> name of its column; as text 'target:answer,image:img'
+) -> dict[str, str]:
+    "Which columns somebody names. `ValueError` for what is no such thing, `UnknownName` for a field that there is not."
+    if columns is not None and not isinstance(columns, dict | str):
+        raise ValueError(f"columns is a {type(columns).__name__}, expected a dict such as {{'target': 'answer'}}.")
+    found = dict(columns) if isinstance(columns, dict) else {}
+    for part in columns.split(",") if isinstance(columns, str) else ():
+        field, colon, name = (text.strip() for text in part.partition(":"))
+        if not colon or field in found:
+            raise ValueError(
+                f"columns is {columns!r}, expected field:column, each field once: target:answer,image:img."
+            )
+        found[field] = name
+    for field, name in found.items():
+        if field not in ALIASES:
+            raise UnknownName(unknown("field for a column", field, ALIASES))
+        if not _is_text(name):
+            raise ValueError(f"columns names {name!r} for the {field}, expected the name of a column.")
+    return found
+
+# %% ../nbs/1_data/14_datasets.ipynb #bcee11ee
+def find_columns(
+    there: Iterable[str],  # names of columns
+    source: str | Path,  # named in the message
+    given: dict[str, str],  # field -> name of its column, from `read_columns`
+    asked: bool = False,  # whether the question is given in another way
+    needed: bool = True,  # False: what lacks is said of each row
+) -> dict[str, str]:  # field -> name of its column
+    "Which columns to use. `UnknownName` for one that is not there, `ValueError` if there is none for a field."
+    there = list(there)
+    low, columns = {name.strip().lower(): name for name in reversed(there)}, {}
+    for field, names in ALIASES.items():
+        if field in given:
+            name = given[field] if given[field] in there else given[field].rpartition(".")[2]
+            if name not in there:
+                raise UnknownName(f"{source}: " + unknown("column", given[field], there))
+            columns[field] = name
+        elif found := next((low[name] for name in names if name in low), None):
+            columns[field] = found
+    lacking = {"image", "target", *([] if asked or "label" in columns else ["question"])} - set(columns)
+    for field in [name for name in ALIASES if name in lacking] if needed else ():
+        names = ALIASES[field] + ["label"] * (field == "question")
+        raise ValueError(
+            f"{source} has no column for the {field} (any of {', '.join(names)}); it has {', '.join(there)}. Say "
+            f"which it is, columns={field}:NAME. Of links, such as PixMo-Count's, `vlm-counting build_bpc` makes a set."
+        )
+    return columns
+
+# %% ../nbs/1_data/14_datasets.ipynb #1a393cb9
+def add_factors(
+    factors: dict,  # of a sample
+    more: dict,  # other columns
+) -> dict:
+    "Both; a column whose name is taken has `own_` in front of it."
+    for name, value in more.items():
+        right = _KIND_OF.get(name, ("", lambda value: True))[1]
+        factors = factors | {f"own_{name}" if name in factors or not right(value) else name: value}
+    return factors
+
+# %% ../nbs/1_data/14_datasets.ipynb #7678601a
+def _label_problem(label: Any) -> str:  # "" if it names a kind of object
+    if not _is_text(label):
+        return f"its label is {label!r}, expected the name of what is counted, such as 'cats'."
+    if not label.strip(" 0123456789.,+-"):
+        return f"its label is {label!r}, a number: expected the name that it stands for, such as 'cats'."
+    return ""
+
+
+def _named(
+    row: dict,  # column -> value
+    columns: dict[str, str],  # field -> name of its column
+    uid: str,  # used if the table has none
+) -> dict:  # fields of a `Sample`
+    "A row in the words of a `Sample`; what else it says is under 'factors'. `ValueError` for a label that is none."
+    record = {field: row[name] for field, name in columns.items() if name in row}
+    record |= {name: row[name] for name in ("factors", "sha256") if name in row}
+    record |= {} if "uid" in columns else {"uid": uid}
+    record |= {"target": as_count(record["target"])} if "target" in record else {}
+    rest = {name: value for name, value in row.items() if name not in {*columns.values(), "factors", "sha256"}}
+    label = record.pop("label", None)
+    if "label" in columns and "question" not in columns:
+        if problem := _label_problem(label):
+            raise ValueError(problem)
+        record["question"], rest["form"] = _QUESTION.format(label=label), "open"
+    rest |= {"label": label} if _is_text(label) else {}
+    known = {name: value for name, value in rest.items() if value is not None}
+    factors = record.get("factors", {})
+    return record | {"factors": add_factors(factors, known) if isinstance(factors, dict) else factors}
+
+# %% ../nbs/1_data/14_datasets.ipynb #5bcf2565
+def _entries(
+    value: Any,  # of one column
+) -> list[dict]:  # [] if it is no list of entries
+    "A list of objects, or an object of equally long lists, as a list of objects."
+    if isinstance(value, dict) and value and all(isinstance(each, list) for each in value.values()):
+        sizes = {len(each) for each in value.values()}
+        return [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)] * (len(sizes) == 1)
+    return value if isinstance(value, list) and value and all(isinstance(each, dict) for each in value) else []
+
+
+def _nested(
+    row: dict,
+    given: dict[str, str],  # field -> name of its column
+) -> tuple[list[str], list[dict]]:  # the columns that hold them, the entries
+    "The questions and answers that a row holds as lists."
+    words = {*ALIASES["target"], given.get("target", "").rpartition(".")[2]}
+    for name, value in row.items():
+        if name != "factors" and (found := _entries(value)) and words & {key.lower() for each in found for key in each}:
+            return [name], found
+    sides = {f: given.get(f) or next((n for n in (f"{a}s" for a in ALIASES[f]) if n in row), "") for f in ALIASES}
+    sides = {f: n for f, n in sides.items() if f in ("question", "label", "target") and isinstance(row.get(n), list)}
+    if "target" not in sides or len({len(row[name]) for name in sides.values()}) > 1:
+        return [], []
+    entries = zip(*map(row.get, sides.values()), strict=True)
+    return [*sides.values()], [dict(zip(sides, each, strict=True)) for each in entries]
+
+
+def spread(
+    row: dict,  # column -> value
+    given: dict[str, str],  # field -> name of its column
+) -> list[dict]:  # the row itself where it holds no list of questions
+    "One row for each question that a row holds."
+    names, entries = _nested(row, given)
+    outer = {name: value for name, value in row.items() if name not in names}
+    return [add_factors(each, outer) for each in entries] if names else [row]
+
 # %% ../nbs/1_data/14_datasets.ipynb #d026ab87
 _KINDS_OF_FIELDS = {"uid": str, "image": str, "question": str, "factors": dict, "sha256": str}
 
@@ -679,31 +831,79 @@ def _manifest_sample(
         raise ValueError(f"id '{uid}': {error}") from None
     return replace(sample, image=folder / sample.image)
 
+
+def _one_of(sample: Sample, turn: int) -> Sample:
+    "One of several questions about an image, which they share."
+    return replace(sample, uid=f"{sample.uid}-{turn}", factors={"pair": sample.uid} | sample.factors)
+
+
+def _listed_sample(
+    row: Any,  # column -> value; or why it cannot be read
+    columns: dict[str, str],  # field -> name of its column
+    uid: str,  # used if the table has none
+    folder: Path,  # that image paths are taken from
+    asked: bool,  # whether the question is given in another way
+) -> Sample:
+    "One row of a list as a sample. `ValueError` names its uid and what is wrong."
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, found a {type(row).__name__}.")
+    try:
+        record = _named(row, columns, uid)
+    except ValueError as error:
+        raise ValueError(f"id '{row.get(columns.get('uid'), uid)}': {error}") from None
+    return _manifest_sample({"question": "?"} | record if asked else record, folder)
+
 # %% ../nbs/1_data/14_datasets.ipynb #1d4a31a9
-def _read_manifest(
-    path: Path,  # a .jsonl file
+PLAIN = ("manifest", "metadata")  # files that are named after their folder
+
+
+def listed_samples(
+    rows: list[tuple[str, Any]],  # where it stands ('set.csv, line 3'); what it says, or why it cannot be read
+    path: Path,  # of the list; image paths are taken from its folder
+    given: dict[str, str],  # field -> name of its column, from `read_columns`
+    asked: bool = False,  # whether the question is given in another way
+    needed: bool = True,  # see `find_columns`
+    name: str = "",  # that uids begin with; "": of the list, or of its folder
 ) -> list[Sample]:
-    "A manifest's samples. `ValueError` names every line and uid at fault."
+    "The samples of a list. `ValueError` names every row and uid at fault."
     problems, samples = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            samples.append(_manifest_sample(parse_json(line), path.parent))
-        except json.JSONDecodeError as error:
-            problems.append(f"{path.name}, line {number} is not whole JSON: {error.msg} (column {error.colno}).")
-        except ValueError as error:
-            problems.append(f"{path.name}, line {number}: {error}")
+    name = name or path.parent.resolve().name if path.stem in PLAIN else path.stem
+    spreads = [spread(row, given) if isinstance(row, dict) else [row] for _, row in rows]
+    there = dict.fromkeys(key for each in spreads for row in each if isinstance(row, dict) for key in row)
+    columns = find_columns(there, path, given, asked, needed) if there else {}
+    for number, ((at, _), each) in enumerate(zip(rows, spreads, strict=True)):
+        for turn, row in enumerate(each):
+            try:
+                sample = _listed_sample(row, columns, f"{name}/{number}", path.parent, asked)
+                samples.append(_one_of(sample, turn) if len(each) > 1 else sample)
+            except ValueError as error:
+                problems.append(f"{at} {error}" if str(error).startswith("is not") else f"{at}: {error}")
     if not samples and not problems:
         problems.append(f"{path.name}: there is no sample in it.")
     refuse(path, problems + _twice(samples, path.name))
     return samples
 
-# %% ../nbs/1_data/14_datasets.ipynb #ed45c67f
-_COLUMNS = {
-    "image": ("image",),
-    "question": ("question", "label"),  # of a label, `_QUESTION` is made
-    "target": ("target", "number", "count"),
-}
-_QUESTION = "How many {label} are there?"  # as the paper asks about PixMo-Count
+# %% ../nbs/1_data/14_datasets.ipynb #eef6eecc
+def read_line(line: bytes) -> Any:  # what it says, or a `ValueError`
+    try:
+        return parse_json(line)
+    except json.JSONDecodeError as error:
+        return ValueError(f"is not whole JSON: {error.msg} (column {error.colno}).")
+    except ValueError as error:
+        return error
+
+
+def _read_manifest(
+    path: Path,  # a .jsonl file
+    given: dict[str, str] = {},  # field -> name of its column  # noqa: B006
+    asked: bool = False,  # whether the question is given in another way
+) -> list[Sample]:
+    "A manifest's samples. `ValueError` names every line and uid at fault."
+    lines = enumerate(path.read_bytes().splitlines(), start=1)
+    rows = [(f"{path.name}, line {number}", read_line(line)) for number, line in lines]
+    return listed_samples(rows, path, given, asked, needed=False)
 
 # %% ../nbs/1_data/14_datasets.ipynb #06a33f6b
 def _load_table(
@@ -742,7 +942,7 @@ def _part_of(
     return config, part or None
 
 # %% ../nbs/1_data/14_datasets.ipynb #ba73b6af
-def _pick_split(
+def pick_split(
     data: dict,  # name -> table
     source: str,  # named in the message
     split: str | None,
@@ -765,7 +965,7 @@ def open_table(
     try:
         try:
             data = _load_table(source, hub, revision, split.rpartition(":")[0] if split and ":" in split else None)
-            split = split and split.rpartition(":")[2]
+            split = split and (split.rpartition(":")[2] or None)
         except ValueError as error:
             config, split = _part_of(source, split, error)
             data = _load_table(source, hub, revision, config)
@@ -779,7 +979,7 @@ def open_table(
         raise ValueError(f"{source} cannot be read as a Hugging Face dataset: {cause}") from error
     if whole:
         return data if isinstance(data, dict) else {"train": data}
-    return _pick_split(data, source, split) if isinstance(data, dict) else data
+    return pick_split(data, source, split) if isinstance(data, dict) else data
 
 # %% ../nbs/1_data/14_datasets.ipynb #c3cfc956
 def _own_folders(
@@ -828,32 +1028,22 @@ def _is_there(value: Any) -> bool:
     "A text or a number; tables write `nan` where there is none."
     return isinstance(value, str | int) or (isinstance(value, float) and not math.isnan(value))
 
-
-def _row_factors(
+# %% ../nbs/1_data/14_datasets.ipynb #6190e058
+def _table_row(
     row: dict,  # columns but the image
     columns: dict[str, str],  # field -> name of its column
     number: int,  # of the row
 ) -> dict:
-    "What else the row says: its own factors, or all other columns of text and numbers."
-    known = {"uid", "factors", "sha256", *columns.values()} - {"label"}
-    factors = {key: value for key, value in row.items() if key not in known and _is_there(value)}
-    if columns["target"] == "number" and "text" in factors:  # CountBenchQA's name for the caption
-        factors["caption"] = factors.pop("text")
-    if columns["question"] == "label" and row["label"]:
-        factors["form"] = "open"
+    "A row with the factors that it has: its own, or its number; and of its other columns those of texts and numbers."
+    known = {"uid", "factors", "sha256", *columns.values()}
+    row = {key: value for key, value in row.items() if key in known or _is_there(value)}
+    if columns["target"] == "number" and "text" in row:  # CountBenchQA's name for the caption
+        row["caption"] = row.pop("text")
     if "factors" not in row:
-        return factors | {"row": number}
-    own = _own_factors(row["factors"])
-    text = isinstance(row["factors"], str)  # in a column of objects each row has the keys of all rows
-    return factors | {key: value for key, value in own.items() if text or value is not None}
-
-# %% ../nbs/1_data/14_datasets.ipynb #08785154
-def _label_problem(label: Any) -> str:  # "" if it names a kind of object
-    if not _is_text(label):
-        return f"its label is {label!r}, expected the name of what is counted, such as 'cats'."
-    if not label.strip(" 0123456789.,+-"):
-        return f"its label is {label!r}, a number: expected the name that it stands for, such as 'cats'."
-    return ""
+        return row | {"factors": {"row": number}}
+    own, text = _own_factors(row["factors"]), isinstance(row["factors"], str)
+    row["factors"] = {key: value for key, value in own.items() if text or value is not None}
+    return row
 
 
 def _row_sample(
@@ -861,51 +1051,28 @@ def _row_sample(
     uid: str,  # used if the table has none
     columns: dict[str, str],  # field -> name of its column
     number: int,  # of the row
+    asked: bool = False,  # whether the question is given in another way
 ) -> Sample:  # its image is still to be found
     "One row of a table. `ValueError` names its uid and what is wrong."
-    asked, uid = row[columns["question"]], row.get("uid", uid)
-    if columns["question"] == "label":
-        if problem := _label_problem(asked):
-            raise ValueError(f"id '{uid}': {problem}")
-        asked = _QUESTION.format(label=asked)
-    record = {
-        "uid": str(uid) if _is_number(uid) else uid,
-        "image": "",
-        "question": asked,
-        "target": row[columns["target"]],
-        "factors": _row_factors(row, columns, number),
-        "sha256": row.get("sha256") or "",
-    }
-    return _manifest_sample(record, Path())
-
-# %% ../nbs/1_data/14_datasets.ipynb #44c7e30c
-def _find_columns(
-    table: Any,  # from `open_table`
-    source: str,  # named in the message
-) -> dict[str, str]:  # field -> name of its column
-    "Which columns to use. `ValueError` if there is none for a field."
-    columns = {field: next((c for c in names if c in table.column_names), None) for field, names in _COLUMNS.items()}
-    for field, name in columns.items():
-        if name is None:
-            raise ValueError(
-                f"{source} has no column for the {field} (any of {', '.join(_COLUMNS[field])}); it has "
-                f"{', '.join(table.column_names)}. Rename one with `datasets`, or write a manifest; for a table of "
-                "links, such as PixMo-Count, there is `vlm-counting build_bpc`."
-            )
-    return columns
+    row = _table_row(row, columns, number)
+    if _is_number(row.get(columns.get("uid"))):
+        row[columns["uid"]] = str(row[columns["uid"]])
+    row["sha256"] = row.get("sha256") or ""
+    return _listed_sample(row | {columns["image"]: ""}, columns, uid, Path(), asked)
 
 # %% ../nbs/1_data/14_datasets.ipynb #de39ffe1
 def _named_rows(
     table: Any,  # from `open_table`
-    left_out: str,  # column of the image
 ) -> list[dict]:
     "All rows without their images; where a number stands for a name that the table knows, the name."
     import datasets
 
-    image = lambda column: isinstance(table.features[column], datasets.Image)  # noqa: E731
-    words = [column for column in table.column_names if column != left_out and not image(column)]
+    def is_image(kind: Any) -> bool:
+        return isinstance(getattr(kind, "feature", kind), datasets.Image)
+
+    words = [column for column in table.column_names if not is_image(table.features[column])]
     rows = table.select_columns(words).to_list()
-    for column in set(words) - set(_COLUMNS["target"]):
+    for column in set(words) - set(ALIASES["target"]):
         kind = table.features[column]
         for row in rows if isinstance(kind, datasets.ClassLabel) else ():
             row[column] = None if row[column] is None else kind.int2str(row[column])
@@ -915,28 +1082,47 @@ def _named_rows(
 def _table_samples(
     table: Any,  # from `open_table`
     source: str,  # named in the messages
-    columns: dict[str, str],  # field -> name of its column
     name: str,  # that the uids begin with
-) -> list[Sample]:  # one a row; images are still to be found
+    given: dict[str, str] = {},  # field -> name of its column  # noqa: B006
+    asked: bool = False,  # whether the question is given in another way
+) -> tuple[list[tuple[int, Sample]], str]:  # (row, sample): images are still to be found; their column
     "All rows but their images. `ValueError` names every row at fault."
     problems, samples = [], {}
-    for number, row in enumerate(_named_rows(table, columns["image"])):
-        try:
-            sample = _row_sample(row, f"{name}/{number}", columns, number)
-            problems += [f"{source}: id '{sample.uid}' occurs twice."] if sample.uid in samples else []
-            samples[sample.uid] = sample
-        except ValueError as error:
-            problems.append(f"{source}, row {number}: {error}")
+    spreads = [spread(row, given) for row in _named_rows(table)]
+    inside = dict.fromkeys(key for each in spreads for row in each for key in row)
+    columns = find_columns(dict.fromkeys([*table.column_names, *inside]), source, given, asked)
+    for number, each in enumerate(spreads):
+        for turn, row in enumerate(each):
+            try:
+                sample = _row_sample(row, f"{name}/{number}", columns, number, asked)
+                sample = _one_of(sample, turn) if len(each) > 1 else sample
+                problems += [f"{source}: id '{sample.uid}' occurs twice."] if sample.uid in samples else []
+                samples[sample.uid] = number, sample
+            except ValueError as error:
+                problems.append(f"{source}, row {number}: {error}")
     refuse(source, problems or ([] if samples else [f"{source}: there is no row in it."]))
-    return list(samples.values())
+    return list(samples.values()), columns["image"]
 
 # %% ../nbs/1_data/14_datasets.ipynb #6cd586d2
-def _find_image(record: dict | None, folders: list[Path]) -> tuple[Path | None, str]:  # the file; what is wrong
+def _find_image(record: Any, folders: list[Path]) -> tuple[Path | None, str]:  # the file; what is wrong
+    if isinstance(record, list):
+        if len(record) > 1:
+            return None, f"it has {len(record)} images, expected one."
+        record = record[0] if record else None
     try:
         found = _keep_image(record, folders)
     except ValueError as error:
         return None, str(error)
     return found, "" if found else "its image is missing."
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    "The table's images as names or bytes."
+    import datasets
+
+    image = datasets.Image(decode=False)
+    several = hasattr(table.features[column], "feature")
+    return table.cast_column(column, datasets.List(image) if several else image).select_columns([column])
 
 
 def _read_table(
@@ -946,16 +1132,16 @@ def _read_table(
     seed: int,
     name: str = "",  # that the uids begin with; "": of the source
     on_error: str = "raise",  # 'skip': leave out rows whose image cannot be had
+    given: dict[str, str] = {},  # field -> name of its column  # noqa: B006
+    asked: bool = False,  # whether the question is given in another way
 ) -> list[Sample]:
     "Samples of a Hugging Face dataset; only chosen images are written out. `ValueError` names column or row at fault."
-    import datasets
-
-    columns, folders = _find_columns(table, source), _own_folders(source)
-    samples = _table_samples(table, source, columns, name or Path(source).name.removesuffix(".parquet"))
-    rows = {sample.uid: number for number, sample in enumerate(samples)}
-    chosen = stratify(samples, limit, seed)
-    held = table.cast_column(columns["image"], datasets.Image(decode=False)).select_columns([columns["image"]])
-    images = {s.uid: _find_image(held[rows[s.uid]][columns["image"]], folders) for s in chosen}
+    name, folders = name or Path(source).name.removesuffix(".parquet"), _own_folders(source)
+    numbered, column = _table_samples(table, source, name, given, asked)
+    rows = {sample.uid: number for number, sample in numbered}
+    chosen = stratify([sample for _, sample in numbered], limit, seed)
+    held = _undecoded(table, column)
+    images = {s.uid: _find_image(held[rows[s.uid]][column], folders) for s in chosen}
     lost = {uid: problem for uid, (_, problem) in images.items() if problem}
     if on_error == "raise":
         refuse(source, [f"'{uid}': {problem}" for uid, problem in lost.items()])
@@ -964,7 +1150,7 @@ def _read_table(
 # %% ../nbs/1_data/14_datasets.ipynb #997bf77f
 DATASETS = Registry(
     "dataset",
-    "Or give a folder, a .tar.gz, a manifest (.jsonl), a Parquet folder, or 'hf:org/name' for one on the hub.",
+    "Or give a folder, a .tar.gz, a list (.jsonl, .csv), a Parquet folder, or 'hf:org/name' for one on the hub.",
 )
 
 # %% ../nbs/1_data/14_datasets.ipynb #c0bc9a39
@@ -990,15 +1176,16 @@ for _family in stimuli.FAMILIES:
 
 # %% ../nbs/1_data/14_datasets.ipynb #8ac1df21
 _KINDS = {".jsonl": "manifest", ".parquet": "table", ".tar.gz": "archive", ".tgz": "archive", ".tar": "archive"}
-_TABLES = ("*.json", "*.parquet", "*/*.parquet", "metadata.*", "*/metadata.*")
+_KINDS |= {".csv": "list", ".tsv": "list"}
+_TABLES = ("*.json", "*.parquet", "*/*.parquet", "metadata.parquet", "*/metadata.parquet")
 
 
 def _kind_of(
     path: Path,
-) -> str:  # released, pixmo, manifest, archive or table
+) -> str:  # released, pixmo, manifest, archive, table, list or images
     "What lies at a path. `ValueError` if it is no dataset."
     if path.is_file():
-        if kind := next((kind for end, kind in _KINDS.items() if path.name.endswith(end)), None):
+        if kind := next((kind for end, kind in _KINDS.items() if path.name.lower().endswith(end)), None):
             return kind
         raise ValueError(f"{path} is a file of no kind that can be read. {DATASETS.advice}")
     if (path / "questions.json").exists() or (path / "answers.json").exists():
@@ -1009,25 +1196,33 @@ def _kind_of(
         return "pixmo"
     if any(any(path.glob(pattern)) for pattern in _TABLES):
         return "table"
+    if kind := later("own_sets").kind_of_folder(path):
+        return kind
     raise ValueError(
-        f"{path} holds no dataset: neither questions.json, nor manifest.jsonl, nor samples.json, nor Parquet, nor a "
-        "folder of `save_to_disk`. Is it one level too high?"
+        f"{path} holds no dataset: neither questions.json, nor manifest.jsonl, nor samples.json, nor a CSV, nor "
+        "Parquet, nor a folder of `save_to_disk`, nor folders named after counts. Is it one level too high?"
     )
 
 # %% ../nbs/1_data/14_datasets.ipynb #3ba019ff
 def _hub_source(
-    name: str,  # 'hf:org/name' or 'hf:org/name@split'
-) -> tuple[str, str, str | None]:  # 'hub', id, split
+    name: str,  # 'hf:org/name', 'hf:org/name@split' or 'hf:org/name:config@split'
+) -> tuple[str, str, str | None]:  # 'hub', id, split: 'config:split' where a configuration is named
     "A dataset on the hub; it is not asked whether it is there."
     repository, _, split = name.removeprefix("hf:").partition("@")
-    if not repository.strip("/ "):
-        raise ValueError(f"'{name}' names no dataset on the hub. Expected 'hf:org/name' or 'hf:org/name@split'.")
-    return "hub", repository, split or None
+    repository, colon, config = repository.partition(":")
+    if not repository.strip("/ ") or (colon and not config):
+        raise ValueError(
+            f"'{name}' names no dataset on the hub. Expected 'hf:org/name', 'hf:org/name@split' or "
+            "'hf:org/name:config@split'."
+        )
+    if config and ":" in split:
+        raise ValueError(f"'{name}' names a configuration twice. Expected 'hf:{repository}:{config}@SPLIT'.")
+    return "hub", repository, f"{config}:{split}" if config else split or None
 
 # %% ../nbs/1_data/14_datasets.ipynb #2b613335
 def _find_source(
     name_or_path: str | Path,  # a name in `DATASETS`, 'hf:org/name@split', a path, or 'path@split' for one part of it
-) -> tuple[str, str, str | None]:  # kind: name, hub, released, pixmo, manifest, archive, table; name, id or path; split
+) -> tuple[str, str, str | None]:  # kind: name, hub, released, ..., see `_kind_of`; name, id or path; split
     "What a source is. `UnknownName` gives the nearest name, `FileNotFoundError` or `ValueError` what was expected."
     name = str(name_or_path)
     if isinstance(name_or_path, str) and name in DATASETS:
@@ -1065,7 +1260,7 @@ def _part_and_form(
     return "+".join(part for part in parts if part not in _FORMS) or None, said[0] if said else form
 
 # %% ../nbs/1_data/14_datasets.ipynb #cfd85f35
-def _take_part(
+def take_part(
     samples: list[Sample],
     split: str | None,  # a value of the factor `split`, or several with + between them; None: all
     source: str,  # named in the message
@@ -1087,16 +1282,25 @@ def _read_path(
     limit: int | None,  # for tables only, whose images are written out
     seed: int,
     on_error: str = "raise",
+    given: dict[str, str] = {},  # field -> name of its column  # noqa: B006
+    asked: bool = False,  # whether the question is given in another way
 ) -> list[Sample]:
     "What lies at a place, by its kind."
     if kind in ("hub", "table"):
-        return _read_table(open_table(source, split, kind == "hub"), source, limit, seed, on_error=on_error)
+        table, how = open_table(source, split, kind == "hub"), {"given": given, "asked": asked}
+        return _read_table(table, source, limit, seed, on_error=on_error, **how)
     if kind == "manifest":
         path = Path(source) / "manifest.jsonl" if Path(source).is_dir() else Path(source)
-        return _take_part(_read_manifest(path), split, source)
+        return take_part(_read_manifest(path, given, asked), split, source)
+    if kind in ("list", "images"):
+        own = later("own_sets")
+        read = {"list": own.read_list, "images": own.read_images}[kind]
+        return read(Path(source), given, asked, split)
+    if given:
+        raise ValueError(f"{source} has no columns to name: leave out columns=..., which is for tables and lists.")
     folder = extract_archive(source) if kind == "archive" else Path(source).resolve()
     if (folder / "questions.json").exists() or (folder / "answers.json").exists():
-        return _take_part(_read_released(folder, on_error == "skip"), split, source)
+        return take_part(_read_released(folder, on_error == "skip"), split, source)
     return _read_pixmo(folder, split or "test")
 
 # %% ../nbs/1_data/14_datasets.ipynb #ed5c5ad5
@@ -1119,20 +1323,28 @@ def load_dataset(
     seed: int = 0,  # decides everything random here: synthetic layouts, and which samples a limit keeps
     form: str | None = None,  # 'open': without the list of choices; 'closed': with it; None: as the source has it
     on_error: str = "raise",  # 'skip': leave out images that cannot be used, and count them in `coverage`
+    columns: dict | str | None = None,  # {"target": "answer"} or 'target:answer': what a table calls its columns
+    question: str | list | None = None,  # 'How many {label}s do you see?', or several; None: as the set asks
 ) -> list[Sample]:  # in the order of the source, each with the sha256 of its image
     "A checked dataset. `ValueError`, `FileNotFoundError`, `UnknownName`, `ConnectionError`: before a model is loaded."
     stratify([], limit)  # refuses a wrong limit before anything is read
+    given, own = read_columns(columns), later("own_sets")
+    wordings = own.read_questions(question)
     if on_error not in ON_ERROR:
         raise ValueError(unknown("way to deal with an error", on_error, ON_ERROR))
     kind, source, split = _find_source(name_or_path)
     split, form = _part_and_form(split, form)
     _as_form([], form)
     if kind == "name":
+        if given:
+            raise ValueError(
+                f"'{source}' has no columns to name: leave out columns=..., which is for sets of your own."
+            )
         opened = f"{source}-open"
         samples = DATASETS[opened if form == "open" and opened in DATASETS else source](limit, seed)
     else:
-        samples = _read_path(kind, source, split, limit, seed, on_error)
-    samples = stratify(_as_form(samples, form), limit, seed)
+        samples = _read_path(kind, source, split, limit, seed, on_error, given, bool(wordings))
+    samples = own.ask_in_words(stratify(_as_form(samples, form), limit, seed), wordings)
     check_words(samples, name_or_path)
     ours = kind == "name" and source.removesuffix("-open") in stimuli.FAMILIES
     return _check_images(samples, name_or_path, on_error, ours)
