@@ -72,6 +72,13 @@ def gap_rows() -> pd.DataFrame:
     return table.assign(low=table["difference"] - 0.1, high=table["difference"] + 0.05)
 
 
+def wording_rows() -> pd.DataFrame:
+    "One wording of a word, one longer than a line."
+    long = "Please count the {label}s, all of them, and costs $5 $6"
+    table = pd.DataFrame({"wording": ["How many?", long, "Count."], "n": 90})
+    return table.assign(accuracy=[0.8, 0.4, 0.7], low=[0.7, 0.3, 0.6], high=[0.9, 0.5, 0.8])
+
+
 def crossed(extra=()) -> pd.DataFrame:
     table = pd.DataFrame(np.diag([10, 8, 6]) + np.eye(3, k=-1, dtype=int), index=[2, 3, 4], columns=[2, 3, 4])
     for answer in extra:
@@ -221,6 +228,7 @@ DRAWN = {
     "layers": lambda: figures.plot_layers(layer_rows(), chance=1 / 9),
     "lens_curves": lambda: figures.plot_lens_curves(lens_rows(), chance=1 / 9),
     "gap": lambda: figures.plot_gap(gap_rows()),
+    "wordings": lambda: figures.plot_wordings(wording_rows()),
     "learning": lambda: figures.plot_learning(learning_rows())[0],
     "improvement": lambda: figures.plot_improvement(improvement_rows())[0],
     "evidence": lambda: figures.plot_evidence(twin_rows()),

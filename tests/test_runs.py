@@ -335,3 +335,58 @@ def test_nothing_that_an_output_brings_along_runs_in_a_report(tmp_path):
         driver.implicitly_wait(1)
         assert driver.find_element("id", "there").text == "here"
         assert driver.execute_script("return document.documentElement.getAttribute('data-pwned')") is None
+
+
+# --- sets of one's own
+
+
+@pytest.mark.parametrize("path, name", [
+    ("apples/manifest.jsonl", "apples"), ("apples", "apples"), ("apples/may.csv", "may"), ("apples/may.tar.gz", "may"),
+    ("apples/data.csv", "apples-data"), ("apples@test", "apples-test"), (".hidden.csv", "_hidden"),
+    ("x.v2/a b.tsv", "a_b"),
+])  # fmt: skip
+def test_a_run_is_called_after_its_set(tmp_path, monkeypatch, path, name):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
+    for one in (tmp_path / "one" / path, tmp_path / "two" / path):
+        plain = one.with_name(one.name.partition("@")[0])
+        plain.parent.mkdir(parents=True, exist_ok=True)
+        plain.touch() if plain.suffix else plain.mkdir(exist_ok=True)
+    asked = [{"model": "tiny-clip", "dataset": str(tmp_path / each / path)} for each in ("one", "two")]
+    assert [runs.run_folder(each, "evaluate").name for each in asked] == [name, name]
+    first = runs.run_folder(asked[0], "evaluate")
+    first.mkdir(parents=True)
+    (first / "run.json").write_text(json.dumps({"parameters": asked[0]}))
+    second = runs.run_folder(asked[1], "evaluate")
+    assert runs.run_folder(asked[0], "evaluate") == first and second != first and second.name.startswith(f"{name}-")
+    (second / "part-1-of-2").mkdir(parents=True)
+    (second / "part-1-of-2" / "run.json").write_text(json.dumps({"parameters": asked[1]}))
+    assert runs.run_folder(asked[1], "evaluate") == second
+    (first / "run.json").unlink()
+    assert runs.run_folder(asked[1], "evaluate") == second  # still its own
+
+
+def test_a_run_of_before_is_found_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "manifest.jsonl").touch()
+    old = tmp_path / "results/evaluate/tiny-clip/manifest.jsonl"
+    old.mkdir(parents=True)
+    asked = {"model": "tiny-clip", "dataset": str(tmp_path / "set" / "manifest.jsonl")}
+    (old / "run.json").write_text(json.dumps({"parameters": asked}))
+    assert runs.run_folder(asked, "evaluate") == old
+
+
+def test_a_set_called_as_one_of_ours_keeps_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_COUNTING_RESULTS", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "balanced").mkdir()
+    own = runs.run_folder({"model": "tiny-clip", "dataset": "./balanced"}, "evaluate")
+    assert own.name.startswith("balanced-") and own != runs.run_folder({"model": "tiny-clip", "dataset": "balanced"})
+
+
+def test_columns_and_questions_are_parameters():
+    asked = runs.check_parameters("evaluate", {"columns": {"target": "answer"}, "question": ["How many?", "Count."]})
+    assert asked["columns"] == {"target": "answer"} and runs.check_parameters("extract", {})["question"] is None
+    for wrong in ({"columns": "answer"}, {"question": " "}, {"question": "a|a"}, {"columns": "tagret:a"}):
+        with pytest.raises((ValueError, KeyError), match=next(iter(wrong))):
+            runs.check_parameters("evaluate", wrong)

@@ -31,9 +31,9 @@ from vlm_counting.core import (
     write_atomic,
     write_jsonl,
 )
-from .datasets import leave_out, load_dataset
-from .evaluation import shard_samples, usable_samples
-from .models import VLM, load_model
+from .datasets import DATASETS, leave_out, load_dataset
+from .evaluation import check_questions, shard_samples, usable_samples
+from .models import VLM, load_model, outline
 
 # %% ../nbs/6_running/66_commands.ipynb #9d1cbd74
 COMMANDS = Registry("command", "Add one with @COMMANDS.add(name), and its notebook of parameters in nbs/.")
@@ -64,7 +64,9 @@ def open_set(
     from vlm_counting.audit import annotate
 
     limit, on_error = p.limit if limit == "as told" else limit, getattr(p, "on_error", "raise")
-    samples = load_dataset(name, limit=limit, seed=p.seed, on_error=on_error)
+    own = {what: getattr(p, what, None) for what in ("columns", "question")}
+    own |= {"columns": None} if name in DATASETS else {}
+    samples = load_dataset(name, limit=limit, seed=p.seed, on_error=on_error, **own)
     if not all("released" in sample.factors and "layout" not in sample.factors for sample in samples):
         return samples
     try:
@@ -140,7 +142,8 @@ def _probe(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     client, states = connect(p.scheduler), _open_extraction(p)
     source = RunRecord.load(states.home)
     known = replace(source, verb="probe", parameters=run.parameters, seeds=run.seeds, device="cpu", status=run.status)
-    told = SimpleNamespace(**vars(p) | {"seed": source.seeds["seed"]})
+    asked = {name: source.parameters.get(name) for name in ("columns", "question")}  # as the states were read
+    told = SimpleNamespace(**vars(p) | asked | {"seed": source.seeds["seed"]})
     samples = open_set(told, p.dataset, source.parameters["limit"])
     if getattr(p, "on_error", "raise") == "skip":  # what the model was not shown
         lost = {s.uid: "it was not read." for s in samples if s.uid not in set(states.uids)}

@@ -539,6 +539,8 @@ def tables(self: Evaluation) -> "dict[str, pandas.DataFrame]":  # noqa: F821 # n
     }
     if "label" in self.factors:
         found["scores_per_label"] = statistics.score_labels(answers)
+    if "wording" in self.factors:
+        found |= {"wordings": statistics.score(answers, by="wording"), "sensitivity": statistics.sensitivity(answers)}
     if self.images is not None:
         found["picture_tokens"] = self.images
     if entity:
@@ -577,6 +579,8 @@ def _drawn(done: Evaluation) -> dict:
         "confusion": draw.plot_confusion(later("statistics").confusion(done.answers)).figure,
         "wrong_answers": draw.wrong_answers(done.samples, done.answers),
     }
+    if "wordings" in tables:
+        found["wordings"] = draw.plot_wordings(tables["wordings"]).figure
     if _fits_a_grid(done):
         found["accuracy_per_entity"] = draw.plot_entity_grid(tables["scores_per_entity"]).figure
     return found

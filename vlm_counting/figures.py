@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'style', 'Picture', 'new_axes', 'check_table', 'escape', 'show_table', 'plot_accuracy_per_count',
-           'plot_confusion', 'plot_answers', 'plot_entity_grid', 'plot_layers', 'plot_gap', 'plot_learning',
-           'plot_evidence', 'plot_dose_response', 'plot_verdicts', 'plot_hits', 'plot_patching', 'plot_chain']
+           'plot_confusion', 'plot_answers', 'plot_entity_grid', 'plot_layers', 'plot_gap', 'plot_wordings',
+           'plot_learning', 'plot_evidence', 'plot_dose_response', 'plot_verdicts', 'plot_hits', 'plot_patching',
+           'plot_chain']
 
 # %% ../nbs/5_paper/56_figures.ipynb #68b95342
 import html
@@ -1101,6 +1102,30 @@ def plot_gap(
     said = f"Difference: {names[1]} minus {names[0]}; bars: {bars}."
     _heading(ax, title, f"{_sizes(rows['n'])} questions a count. {said}")
     _legend(ax)
+    return ax
+
+# %% ../nbs/5_paper/56_figures.ipynb #4eaa4f39
+@FIGURES.add("wordings")
+@style()
+def plot_wordings(
+    rows: pd.DataFrame,  # columns: wording, n, accuracy, low, high (shares 0..1)
+    ax: Axes | None = None,  # None: new ones
+    bars: str = "95 % interval",  # what `low` and `high` are, in words
+    title: str = "How much the wording matters",  # in bold, above the caption
+) -> Axes:
+    "Share of right answers for each wording of the question, the highest on top."
+    make = "score(predictions, by='wording')"
+    check_table(rows, ("wording", "n", "accuracy", "low", "high"), ("wording",), make)
+    ax, rows = ax or new_axes(), rows.sort_values("accuracy", kind="stable")
+    (share, reach), places = _reaching(rows), np.arange(len(rows))
+    ax.errorbar(share, places, xerr=reach, color=COLOURS[0], marker=MARKERS[0], linestyle="")
+    names = ["\n".join(textwrap.wrap(str(name).replace("$", r"\$"), 34)) for name in rows["wording"]]
+    ax.set_yticks(places, names)
+    ax.set(xlabel="Accuracy (% of questions)", xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
+    ax.grid(axis="x")
+    spread = 100 * (rows["accuracy"].max() - rows["accuracy"].min())
+    said = f"{_sizes(rows['n'])} questions a wording; {spread:.1f} points from lowest to highest."
+    _heading(ax, title, f"{said} {_bars(rows, bars)}")
     return ax
 
 # %% ../nbs/5_paper/56_figures.ipynb #a0c1c2d8

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,7 @@ from vlm_counting.core import (
     unknown,
     write_atomic,
 )
-from .datasets import DATASETS, ON_ERROR, check_source
+from .datasets import DATASETS, ON_ERROR, PLAIN, check_source, read_columns
 from .evaluation import PARSERS, shard_path, shard_samples
 from .extraction import parse_layers, parse_poolings
 from vlm_counting.models import (
@@ -54,6 +55,7 @@ from vlm_counting.models import (
     choose_models,
     find_entry,
 )
+from .own_sets import read_questions
 
 # %% ../nbs/6_running/62_runs.ipynb #98d15179
 __getattr__ = moved(
@@ -252,6 +254,13 @@ Template = TYPES.add("Template", Parameter(
 ))  # fmt: skip
 Text = TYPES.add("Text", Parameter("text", commas=True))
 Parser = TYPES.add("Parser", _choice(lambda: PARSERS))
+Columns = TYPES.add("Columns", Parameter(
+    "field:column pairs such as target:answer,image:img", (str, dict), read_columns, (None,), commas=True
+))  # fmt: skip
+Questions = TYPES.add("Questions", Parameter(
+    "a question such as 'How many {label}s do you see?', or several with | between them", (str, list),
+    read_questions, (None,), commas=True,
+))  # fmt: skip
 
 # %% ../nbs/6_running/62_runs.ipynb #39380e02
 Count = TYPES.add("Count", _whole(1))
@@ -438,15 +447,69 @@ def _slug(name: str, place: bool = True) -> str:
     name = path.resolve().name.removesuffix(".tar.gz") if place and path.exists() else name.replace("/", "--")
     return re.sub(r"[^\w.+-]|^\.+", "_", name)
 
+# %% ../nbs/6_running/62_runs.ipynb #2ae19ad8
+def _own_place(name: str) -> tuple[str, str]:  # where a set of one's own lies, which part; "" for any other
+    "A set that is named by its path; a manifest lies where its folder does."
+    path, split = Path(name).expanduser(), ""
+    if name in DATASETS or name.startswith("hf:"):
+        return "", ""
+    if not path.exists() and "@" in path.name:
+        before, _, split = path.name.rpartition("@")
+        path = path.with_name(before or "@")
+    path = path.resolve()
+    return str(path.parent if path.stem in PLAIN and path.suffix else path), split
 
+
+def _called(place: str, split: str) -> str:
+    "What a set of one's own is called, as the name of a folder."
+    path = Path(place)
+    name = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.jsonl|\.csv|\.tsv|\.parquet)$", "", path.name, flags=re.IGNORECASE)
+    if name.lower() in {"data", "set", "test", "train", "images", "list", "labels"}:
+        name = f"{path.parent.name}-{name}"
+    return re.sub(r"[^\w.+-]|^\.+", "_", f"{name}-{split}" if split else name) or "set"
+
+# %% ../nbs/6_running/62_runs.ipynb #d572f3ce
+def _set_of(folder: Path) -> str:
+    "The set of the run in a folder, as it was typed; '' where there is none."
+    for file in (folder / "run.json", *sorted(folder.glob("part-*/run.json"))):
+        with suppress(OSError, ValueError, AttributeError, TypeError):
+            return str(json.loads(file.read_text(encoding="utf-8"))["parameters"].get("dataset", ""))
+    return ""
+
+
+def apart(
+    parent: Path,  # results/<run>/<model>
+    name: str,  # of a set of one's own, as typed
+) -> Path:
+    "A folder that only this set can have."
+    place = _own_place(name)
+    return parent / f"{_called(*place)}-{sha256(repr(place).encode()).hexdigest()[:6]}"
+
+
+def _set_folder(
+    parent: Path,  # results/<run>/<model>
+    name: str,  # of a set, as typed
+) -> Path:
+    "The folder of a set: called after it; with digits behind where another set of that name has it."
+    mine, old = _own_place(name), parent / _slug(name)
+    if not mine[0]:
+        return old
+    short, long = parent / _called(*mine), apart(parent, name)
+    for folder in (old, long, short):
+        if (found := _set_of(folder)) and (found == name or _own_place(found) == mine):
+            return folder
+    return long if long.exists() or short.name in DATASETS or _set_of(short) else short
+
+# %% ../nbs/6_running/62_runs.ipynb #d80eb1ca
 def run_folder(
     parameters: dict,  # from `check_parameters`
     verb: str = "notebooks",  # names the folder of a command without `run`, as train_twins
 ) -> Path:  # need not exist
     "The folder of a run with these parameters."
     parts = [_slug(str(parameters.get("run") or verb), place=False)]
-    parts += [_slug(str(parameters[key])) for key in ("model", "name", "dataset") if parameters.get(key)]
+    parts += [_slug(str(parameters[key])) for key in ("model", "name") if parameters.get(key)]
     folder = results_dir().joinpath(*parts)
+    folder = _set_folder(folder, str(parameters["dataset"])) if parameters.get("dataset") else folder
     return shard_path(folder / "run.json", parameters["shard"]).parent if parameters.get("shard") else folder
 
 # %% ../nbs/6_running/62_runs.ipynb #3f8c88a3

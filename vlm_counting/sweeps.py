@@ -60,6 +60,7 @@ from vlm_counting.runs import (
     _load_record,
     _record,
     _slug,
+    apart,
     check_folder,
     check_parameters,
     check_value,
@@ -414,6 +415,9 @@ def _folders(asked: list[tuple[str, dict]]) -> dict[Path, str]:
     owners = {}
     for verb, parameters in asked:
         folder = run_folder(parameters, verb)
+        if folder in owners and _differ((verb, parameters), owners[folder]) == "dataset":
+            make_folder(apart(folder.parent, str(parameters["dataset"])))  # two sets of one name
+            folder = run_folder(parameters, verb)
         if folder in owners:
             raise ValueError(
                 f"Two cells would write to {folder}: they differ in {_differ((verb, parameters), owners[folder])}. "
