@@ -1,7 +1,7 @@
 """Kill a command at a file operation, type it again, and compare with what an undisturbed run leaves.
 
 `python tests/kills.py SECONDS evaluate train ...` does so for as long as that, and prints what became of each kill.
-Each try is a fork of this process, in which models are loaded already; figures are drawn small.
+Each try is a fork of this process, in which models are loaded already; figures are files, but not drawn.
 """
 
 import hashlib
@@ -29,19 +29,37 @@ COMMANDS = {  # name -> commands that come before, and those that are killed
         [("probe", {"model": "tiny-qwen2-vl", "probes": "ridge", "rules": "random", "untrained": None, "jobs": 1})],
     ),
     "train": ([], [("train", TINY | {"training_limit": 54, "limit": 18, "epochs": 2, "controls": False})]),
+    "diagnose": ([], [("diagnose", TINY | {"limit": 36, "batch_size": 12})]),
     "report": ([("evaluate", TINY | {"limit": 18})], [("report", {"images": "some"})]),
     "build_bpc": ([], [("build_bpc", {"per_count": 2, "workers": 2})]),
     "sweep": ([], [("sweep", {"model": "tiny-clip,tiny-qwen2-vl", "limit": "9"})]),
-    "paper": ([], [("paper", {"models": "tiny-clip", "scale": "smoke"})]),
+    "paper": ([], [("paper", {"models": "tiny-clip", "scale": "smoke", "workers": 1})]),
 }
-OPERATIONS = ("fsync", "replace", "unlink", "rename", "posix_fallocate")
+OPERATIONS = ("fsync", "replace", "unlink", "rename", "mkdir", "posix_fallocate")
+
+
+class Undrawn:
+    "Stands for axes: drawing takes longer than all that is killed, and touches no file."
+
+    def __init__(self, *given, **more):
+        from matplotlib.figure import Figure
+
+        self.figure = Figure((1, 1))
+
+    def __getitem__(self, place: int) -> "Undrawn":
+        return self
 
 
 def get_ready() -> None:
-    "Load what every try needs, and have figures drawn small and commands run here."
+    "Load what every try needs, and have figures not drawn and commands run here."
     import matplotlib.figure
 
-    from vlm_counting import commands, core, extraction, load_model, runs, sweeps
+    from vlm_counting import commands, core, extraction, figures, load_model, runs, sweeps
+    from vlm_counting.paper import pages
+
+    for module in (figures, pages):
+        for name in [name for name in vars(module) if name.startswith("plot_")]:
+            setattr(module, name, Undrawn)
 
     small = {"limit": 54, "crowded": 54, "training": 54, "epochs": 1, "probes": "ridge"}
     sweeps.PAPER_SIZES["smoke"] = small
@@ -60,7 +78,7 @@ def get_ready() -> None:
         about["metadata"]["papermill"]["end_time"] = "now"
         notes.write(json.dumps(about), f"vlm-counting://{command}.ipynb")
 
-    commands.load_model, sweeps._execute, runs._html = load, execute, lambda notebook: "<html>"
+    commands.load_model, sweeps._execute, runs._html = load, execute, lambda *given: "<html>"
     core.git_commit, core.versions, extraction._COMMIT_SECONDS = lambda: commit, lambda: known, 0
     matplotlib.figure.Figure.savefig = lambda self, file, **how: file.write(b"a figure")
 
@@ -83,9 +101,9 @@ class Killer:
     def __init__(self, place: Path, at: int, how: str):
         self.place, self.at, self.how, self.count = str(place), at, how, 0
         for name in OPERATIONS:
-            setattr(os, name, self.around(getattr(os, name)))
+            setattr(os, name, self.around(name, getattr(os, name)))
 
-    def around(self, real: Callable) -> Callable:
+    def around(self, name: str, real: Callable) -> Callable:
         def operation(*given, **more):
             path = f"/proc/self/fd/{given[0]}" if isinstance(given[0], int) else given[0]
             path = os.readlink(path) if isinstance(given[0], int) else os.path.abspath(os.fspath(path))
@@ -93,6 +111,8 @@ class Killer:
                 return real(*given, **more)
             self.count += 1
             if self.count == self.at:
+                note = Path(self.place).with_name("killed.json")
+                note.write_text(json.dumps({"operation": name, "file": os.path.relpath(path, self.place)}))
                 if self.how == "torn" and path.endswith(".jsonl"):  # a write that was cut short
                     os.truncate(path, max(0, os.path.getsize(path) - 7))
                 if self.how == "after":
@@ -173,13 +193,15 @@ def try_command(name: str, base: Path, seed: int = 0) -> Iterator[dict]:
         at, how = random_.randint(1, count), random_.choice(["before", "after", "torn"])
         shutil.rmtree(tried, ignore_errors=True)
         shutil.copytree(start, tried)
+        (base / "killed.json").unlink(missing_ok=True)
         first = attempt(todo, tried, at, how)[0]
+        where = json.loads((base / "killed.json").read_text()) if first == "killed" else {}
         again, _, said = attempt(todo, tried)
         found = digest(tried)
         lost = [path for path in expected if path not in found]
         other = [path for path in expected if path in found and found[path] != expected[path]]
         extra = [path for path in found if path not in expected]
-        yield {"command": name, "at": at, "how": how, "first": first, "again": again, "said": said[-300:],
+        yield {"command": name, "at": at, "how": how, **where, "first": first, "again": again, "said": said[-300:],
                "lost": lost, "other": other, "extra": extra}  # fmt: skip
 
 
@@ -191,7 +213,7 @@ def outcome(line: dict) -> str:
 
 
 def main(seconds: float, names: list[str], most: int = 10**9) -> Counter:
-    "Kill the commands in turn for so long; (command, outcome) -> how often."
+    "Kill the commands in turn for so long; (command, operation, outcome) -> how often."
     warnings.simplefilter("ignore")
     get_ready()
     counted, end = Counter(), time.monotonic() + seconds
@@ -200,12 +222,12 @@ def main(seconds: float, names: list[str], most: int = 10**9) -> Counter:
         while time.monotonic() < end and sum(counted.values()) < most:
             for name, kills in tries.items():
                 line = next(kills)
-                counted[name, outcome(line)] += line["first"] == "killed"
+                counted[name, line.get("operation", "not reached"), outcome(line)] += 1
                 if outcome(line) != "the same":
                     print(json.dumps(line), flush=True)
     return counted
 
 
 if __name__ == "__main__":
-    for (name, word), number in sorted(main(float(sys.argv[1]), sys.argv[2:] or list(COMMANDS)).items()):
-        print(f"{name:10} {word:10} {number}")
+    for (name, operation, word), number in sorted(main(float(sys.argv[1]), sys.argv[2:] or list(COMMANDS)).items()):
+        print(f"{name:10} {operation:16} {word:10} {number}")

@@ -906,12 +906,12 @@ def true_labels(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["control"] == "none"] if "control" in rows else rows
 
 # %% ../nbs/5_paper/56_figures.ipynb #f0603b39
-def _layer_grid(rows: pd.DataFrame) -> pd.DataFrame:  # (layers, the deepest first; poolings in the paper's order)
-    "Accuracies as a grid; the projected image features, layer 0, in a column of their own."
+def _layer_grid(rows: pd.DataFrame, of: str = "accuracy") -> pd.DataFrame:  # (layers, the deepest first; poolings)
+    "A column as a grid, poolings in the paper's order; the projected image features, layer 0, in a column of its own."
     decoder = "class" not in set(rows["pooling"])  # in a vision tower, layer 0 is no encoder's output
     first = (rows["layer"] == 0) & (rows["pooling"] == "image_mean") & decoder
     rows = rows.assign(pooling=rows["pooling"].mask(first, "encoder"))
-    grid = rows.pivot(index="layer", columns="pooling", values="accuracy").astype(float).sort_index(ascending=False)
+    grid = rows.pivot(index="layer", columns="pooling", values=of).astype(float).sort_index(ascending=False)
     known = [name for name in _POOLING_NAMES if name in grid]
     return grid[known + [name for name in grid if name not in known]]
 
@@ -919,23 +919,29 @@ def _layer_grid(rows: pd.DataFrame) -> pd.DataFrame:  # (layers, the deepest fir
 @FIGURES.add("layer_map")
 @style()
 def plot_layer_map(
-    rows: pd.DataFrame,  # columns: layer, pooling, n, accuracy (share 0..1); one row a layer and pooling
+    rows: pd.DataFrame,  # columns: layer, pooling, n, accuracy or std (shares 0..1); one row a layer and pooling
     ax: Axes | None = None,  # None: new ones
     title: str = "What a linear probe reads",  # in bold, above the caption
+    chance: float
+    | None = None,  # accuracy of guessing, which is lightest, and all right darkest; None: the rows' range
+    of: str = "accuracy",  # or 'std', over the folds
 ) -> Axes:
     "Accuracy of every layer (upwards) and pooling (across) in percent; layer 0 is what enters the first block."
     make = "true_labels(probe_layers(states)), one probe and one rule"
-    check_table(rows, ("layer", "pooling", "n", "accuracy"), ("layer", "pooling"), make)
-    grid, span = _layer_grid(rows), (rows["accuracy"].min(), rows["accuracy"].max())
+    check_table(rows, ("layer", "pooling", "n", of), ("layer", "pooling"), make)
+    grid, span = _layer_grid(rows, of), (rows[of].min(), rows[of].max())
+    span = span if chance is None else (chance, 1)
     height = min(0.26 * len(grid), 8)  # deep models, too, fit on a page
     ax = ax or new_axes(0.9 + 0.85 * grid.shape[1], 1.2 + height)
-    down, across = _heat_map(ax, grid.to_numpy(), span=span)
+    what, digits = ("Percent right", 0) if of == "accuracy" else ("Points, std over folds", 1)
+    words = None if digits == 0 else (100 * grid).map(f"{{:.{digits}f}}".format).to_numpy()
+    down, across = _heat_map(ax, grid.to_numpy(), span=span, words=words)
     ax.set_aspect("auto")
     ax.set_xticks(across, [_named(name).replace(" ", "\n") for name in grid])
     ax.set_yticks(down, [str(int(layer)) for layer in grid.index])
     ax.set(xlabel="What is probed", ylabel="Layer")
-    caption = f"{_sizes(rows['n'])} questions a cell. Percent right; light = {100 * span[0]:.0f}, "
-    _heading(ax, title, f"{caption}dark = {100 * span[1]:.0f}. Layer 0: what enters the first block.")
+    caption = f"{_sizes(rows['n'])} questions a cell. {what}; light = {100 * span[0]:.{digits}f}, "
+    _heading(ax, title, f"{caption}dark = {100 * span[1]:.{digits}f}. Layer 0: what enters the first block.")
     return ax
 
 # %% ../nbs/5_paper/56_figures.ipynb #cd8f0607
@@ -1239,7 +1245,7 @@ def _forest_note(row: pd.Series, scale: float) -> str:
 def _annotate_rows(ax: Axes, rows: pd.DataFrame, places: np.ndarray, scale: float) -> None:
     "To the right of each row its numbers."
     side = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
-    side |= {"va": "center", "linespacing": 1.15, "fontsize": 7.5, "color": _FAINT}
+    side |= {"va": "center", "linespacing": 1.15, "fontsize": 8.5, "color": _FAINT}
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
         ax.annotate(_forest_note(row, scale), (1, place), (6, 0), **side)
 
@@ -1270,7 +1276,7 @@ def plot_differences(
     keys = _keys(rows, "group", "label")
     check_table(rows, ("label", "n", "difference", "low", "high"), keys, "compare(one, two), with a label")
     places, heads, total, labels = _stack(rows)
-    ax = ax or new_axes(6.4, 1.25 + 0.155 * total)
+    ax = ax or new_axes(7.8, 1.25 + 0.17 * total)
     ax.axvline(0, color=_INK, linewidth=0.9)
     words = list(dict.fromkeys([*verdicts, *rows.get("verdict", [])])) or None
     for _, colour, marker, group in _series(rows.assign(_place=places).dropna(subset="difference"), "verdict", words):

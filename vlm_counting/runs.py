@@ -616,25 +616,11 @@ def run(
 
 # %% ../nbs/6_running/62_runs.ipynb #1254538d
 _SCHEME = "vlm-counting://"
-_WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, drawn by a script from the network
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; base-uri 'none'"
-_SAFE = f'<head><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
 
 
-def _html(notebook: str) -> str:
+def _html(notebook: str, folder: Path | None = None) -> str:
     "An executed notebook as one HTML page without code cells: no network, and nothing in it runs."
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    node = nbformat.reads(notebook, as_version=4)
-    for cell in node.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", exclude_input=True)
-    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    exporter.log.setLevel("ERROR")  # it misses alternative texts, which matplotlib does not give
-    page = re.sub(r'<script\s+src="">\s*</script>', "", exporter.from_notebook_node(node)[0])
-    return page.replace("<head>", _SAFE, 1)
+    return later("run_page").run_page(notebook, folder)
 
 # %% ../nbs/6_running/62_runs.ipynb #c78baced
 def _unstarted(cells: list[dict]) -> bool:
@@ -664,7 +650,7 @@ def _keep_notebook(folder: Path, notebook: str) -> None:
     (folder / "notebook-failed.ipynb").unlink(missing_ok=True)
     kept, page = folder / "notebook.ipynb", folder / "report.html"
     if not (kept.exists() and page.exists()) or kept.read_text(encoding="utf-8") != notebook:
-        write_atomic(page, _html(notebook))
+        write_atomic(page, _html(notebook, folder))
         write_atomic(kept, notebook)  # last: a sweep takes it for the sign that all is there
 
 # %% ../nbs/6_running/62_runs.ipynb #cbd98e7e

@@ -10,7 +10,9 @@ import json
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 # %% ../nbs/6_running/68_terminal.ipynb #5c4f658f
@@ -154,6 +156,7 @@ def _said(folder: Path) -> list[str]:
 # columns of a score table that fit a terminal
 _SHOWN = """head among n accuracy first second difference low high p_holm mae median_error out_of_range bias unparsed
             coverage""".split()
+_MOST = 12  # rows of a table that fit a terminal
 
 
 def _score_tables(folder: Path) -> list[str]:
@@ -163,6 +166,8 @@ def _score_tables(folder: Path) -> list[str]:
     told = []
     for path in sorted(folder.glob("scores*.csv")):
         table = pd.read_csv(path)
+        if len(table) > _MOST:  # is in its file, and in the report
+            continue
         if shown := [name for name in table if name in _SHOWN]:
             first = [table.columns[0]] if table.columns[0] not in shown else []
             told += [table[first + shown].to_string(index=False, float_format="{:.3f}".format, na_rep="-"), ""]
@@ -171,18 +176,25 @@ def _score_tables(folder: Path) -> list[str]:
 # %% ../nbs/6_running/68_terminal.ipynb #4fe9305f
 def _summary(
     folder: Path,  # of a finished run
+    command: str = "",  # which left it; "": as its record says
 ) -> str:
-    "What a run found, for a terminal: what it says of itself, its tables, and where its images are."
-    said, report = _said(folder), folder / "report.html"
-    if not (folder / "run.json").exists():
-        return "\n".join([*said, f"Open {report} to see it all."])
-    record = RunRecord.load(folder)
+    "What a run found, for a terminal: its scores, then its three numbers and its verdict, and where the rest is."
+    from vlm_counting.run_page import summarise
+
+    report, record = folder / "report.html", None
+    if (folder / "run.json").exists():
+        record = RunRecord.load(folder)
+    found = summarise(folder, command or (record.verb if record else ""))
+    ending = [*map(str, found.numbers), *filter(None, [found.verdict])]
+    said = [] if found.numbers else _said(folder)
+    if record is None:
+        return "\n".join([*said, *ending, f"Open {report} to see it all."])
     seconds = record.sessions[-1]["seconds"]
     lines = [f"{record.model} on {record.dataset}: {record.samples} samples, {seconds:.0f} s on {record.device}"]
     kinds = (".html", ".png", ".csv", ".json", ".jsonl")
     files = [path.name for path in sorted(folder.iterdir()) if path.suffix in kinds]
     end = f"Open {report} to see it all; beside it: {', '.join(files)}"
-    return "\n".join([*lines, *said, "", *_score_tables(folder), end])
+    return "\n".join([*lines, *said, "", *_score_tables(folder), *ending, "", end])
 
 # %% ../nbs/6_running/68_terminal.ipynb #5f2bcfa5
 def _result_row(folder: Path, root: Path) -> dict[str, str]:
@@ -348,13 +360,42 @@ def _overview() -> str:
     lines = ["vlm-counting COMMAND name=value ... (or --name value)", _TOLD, ""]
     return "\n".join([*lines, _listing("commands"), "vlm-counting --version tells the versions."])
 
+# %% ../nbs/6_running/68_terminal.ipynb #d1583802
+_WAYS = ("quiet", "json")  # of telling what a run found, instead of words for people
+
+
+def _how_to_tell(words: list[str]) -> tuple[str, list[str]]:  # '', 'quiet' or 'json'; the other words
+    "How the result is to be told, and what else was typed. `ValueError` for two ways at once."
+    asked = [way for way in _WAYS if f"--{way}" in words]
+    if len(asked) > 1:
+        raise ValueError("Found --quiet and --json, expected one of them: --json shows no progress either.")
+    return "".join(asked), [word for word in words if word not in [f"--{way}" for way in _WAYS]]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    "No progress is shown meanwhile."
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
+
+
+def _summary_as_json(folder: Path, command: str) -> str:
+    "What a run found, for a program."
+    from vlm_counting.run_page import summarise
+
+    found = summarise(folder, command)
+    numbers = [asdict(number) | {"text": str(number)} for number in found.numbers]
+    told = {"command": command, "folder": str(folder), "numbers": numbers, "verdict": found.verdict}
+    return json.dumps(told, indent=2, ensure_ascii=False)
+
 # %% ../nbs/6_running/68_terminal.ipynb #cdbde73d
-def _run_and_tell(command: str, parameters: dict) -> int:
+def _run_and_tell(command: str, parameters: dict, how: str = "") -> int:  # how: '', 'quiet' or 'json'
     "Run a command's notebook, print its summary, or the one line that says why it failed."
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        folder = execute(command, **parameters)
+        with _silence() if how else nullcontext():
+            folder = execute(command, **parameters)
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
@@ -364,7 +405,8 @@ def _run_and_tell(command: str, parameters: dict) -> int:
     except (OSError, RuntimeError) as error:
         print(f"vlm-counting: {error}", file=sys.stderr)
         return 1
-    print(_summary(folder))
+    told = {"": _summary, "quiet": lambda folder, _: str(folder), "json": _summary_as_json}
+    print(told[how](folder, command))
     return 0
 
 # %% ../nbs/6_running/68_terminal.ipynb #b921f2fe
@@ -385,13 +427,14 @@ def _obey(words: list[str]) -> int:
     if command in TOOLS:
         asked = _asked_sweep(words) if command == "sweep" else check_parameters(command, _named_values(command, words))
         return TOOLS[command](**asked)
+    how, words = _how_to_tell(words)
     parameters = check_parameters(command, _named_values(command, words))
     check_folder(command, parameters)
     if parameters.get("dry_run"):
         perform(command, parameters)
         print("Nothing was started.")
         return 0
-    return _run_and_tell(command, parameters)
+    return _run_and_tell(command, parameters, *filter(None, [how]))
 
 # %% ../nbs/6_running/68_terminal.ipynb #beb4ffc9
 def _to_go_on(words: list[str]) -> list[str]:
