@@ -8,17 +8,20 @@ __all__ = []
 # %% ../nbs/6_running/63_run_page.ipynb #754b234f
 import base64
 import html
+import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
 
+from vlm_counting import __version__
 from vlm_counting.core import Registry, RunRecord
 from vlm_counting.diagnosis import Verdict
 from vlm_counting.evaluation import load_predictions
@@ -406,10 +409,13 @@ _LINKED = {"browser.html": "every answer with its image", "notebook.ipynb": "the
            "predictions.jsonl": "answers, a line each", "run.json": "the record"}  # fmt: skip
 
 
-def _links(folder: Path) -> str:
+def _links(
+    folder: Path,
+    always: str = "notebook.ipynb",  # a file that will be there when the page is read
+) -> str:
     "The files of a folder that somebody may want to open, as a list."
     tables = [path.name for path in sorted(folder.glob("*.csv"))]
-    there = [name for name in _LINKED if name == "notebook.ipynb" or (folder / name).exists()]
+    there = [name for name in _LINKED if name == always or (folder / name).exists()]
     link = lambda name: f'<a href="{quote(name)}">{html.escape(name)}</a>'  # noqa: E731
     first = " · ".join(f"{link(name)} ({_LINKED[name]})" for name in there)
     if not tables:
@@ -438,6 +444,15 @@ def _notes(notebook: dict) -> str:
 def _title(command: str, record: RunRecord | None) -> str:
     return f"{record.model} on {record.dataset}" if record and record.model and record.dataset else command
 
+
+def _fill(parts: dict[str, str]) -> str:
+    "The template with its parts, which are HTML already; those that are not given stay empty."
+    style, template = (
+        (files("vlm_counting") / f"assets/run_page.{kind}").read_text("utf-8") for kind in ("css", "html")
+    )
+    parts = {"style": style} | parts
+    return re.sub(r"{{(\w+)}}", lambda found: parts.get(found[1], ""), template)
+
 # %% ../nbs/6_running/63_run_page.ipynb #d585a995
 def run_page(
     notebook: str,  # the executed notebook of a command, as JSON
@@ -455,11 +470,33 @@ def run_page(
     facts = _facts(record) if record else {}
     again = _command_line(command, parameters) if folder else ""
     parts = {
-        "style": (files("vlm_counting") / "assets/run_page.css").read_text(encoding="utf-8"),
         "kind": html.escape(command), "title": html.escape(_title(command, record)),
         "headline": _headline(summary), "body": _body(nb, summary.verdict), "notes": _notes(nb),
         "facts": "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items()),
         "again": html.escape(again), "links": _links(folder) if folder else "",
     }  # fmt: skip
-    template = (files("vlm_counting") / "assets/run_page.html").read_text(encoding="utf-8")
-    return re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], template)
+    return _fill(parts)
+
+# %% ../nbs/6_running/63_run_page.ipynb #e934aec5
+def table_page(
+    kind: str,  # the command, as 'compare'
+    title: str,
+    summary: Summary,
+    tables: dict[str, pd.DataFrame],  # caption -> table
+    figures: Iterable,  # of matplotlib
+    folder: Path,  # where it will lie, beside its tables
+) -> str:  # HTML that stands alone
+    "A page of tables and figures, in the frame of a run's page."
+    from vlm_counting.figures import show_table
+
+    pieces = []
+    for number, figure in enumerate(figures, 1):
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=120)
+        pieces.append(_figure("image/png", base64.b64encode(data.getvalue()).decode(), number))
+    body = [f'<div class="figures">{"".join(pieces)}</div>'] if pieces else []
+    body += [_shown_table(show_table(table, caption).to_html()) for caption, table in tables.items()]
+    about = f"vlm_counting {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
+    parts = {"kind": html.escape(kind), "title": html.escape(title), "headline": _headline(summary)}
+    facts = f"<dt>Made by</dt><dd>{about}</dd>"
+    return _fill(parts | {"body": "\n".join(body), "facts": facts, "links": _links(folder, "")})

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 
 # %% ../nbs/6_running/68_terminal.ipynb #5c4f658f
@@ -67,6 +68,7 @@ from vlm_counting.runs import (
 )
 
 # %% ../nbs/6_running/68_terminal.ipynb #5eb8540e
+from . import results  # noqa: F401 # its tools register themselves
 from vlm_counting.sweeps import (
     describe_costs,
     describe_outcomes,
@@ -102,10 +104,11 @@ def _flags(command: str) -> set[str]:
 
 # %% ../nbs/6_running/68_terminal.ipynb #f49857f2
 def _named_values(command: str, words: list[str]) -> dict:
-    "{'limit': 18} from ['limit=18'], ['--limit', '18'] or ['--limit=18']. The first word of a tool needs no name."
+    "{'limit': 18} from ['limit=18'], ['--limit', '18'] or ['--limit=18']. The first words of a tool need no names."
     declared, given = _declared(command), {}
-    if command in TOOLS and words and declared and "=" not in words[0] and not words[0].startswith("--"):
-        words = [f"{next(iter(declared))}={words[0]}", *words[1:]]
+    if command in TOOLS:
+        plain = list(takewhile(lambda word: "=" not in word and not word.startswith("--"), words))[: len(declared)]
+        words = [*map("=".join, zip(declared, plain, strict=False)), *words[len(plain) :]]
     for name, text in _named_words(words, _flags(command)):
         if name in given:
             raise ValueError(f"{name} is given twice, {given[name]!r} and {text!r}. Expected it once.")
