@@ -108,6 +108,7 @@ ANY = "*"  # stands for a value that differs between runs or machines
 NOT_PINNED = {"device", "sessions"}  # of run.json: only which keys they have
 BYTES = {
     "sha256",
+    "seal",
     "head",
     "train",
     "valid",

@@ -181,8 +181,10 @@ def try_command(name: str, base: Path, seed: int = 0) -> Iterator[dict]:
     ended = attempt(before, start)
     assert ended[0] == "done", ended
     shutil.copytree(start, whole)
-    ended, count, said = attempt(todo, whole)
+    began = time.monotonic()
+    ended, count, said = attempt(todo, whole, seconds=3600)
     assert ended == "done", said
+    patience = 300 + 10 * (time.monotonic() - began)  # a busy machine is not stuck
     expected, random_ = digest(whole), random.Random(seed)
     if name != "build_bpc" and not (start / "data").exists() and (whole / "data").exists():
         shutil.copytree(whole / "data", start / "data")  # images need not be drawn each time
@@ -194,9 +196,9 @@ def try_command(name: str, base: Path, seed: int = 0) -> Iterator[dict]:
         shutil.rmtree(tried, ignore_errors=True)
         shutil.copytree(start, tried)
         (base / "killed.json").unlink(missing_ok=True)
-        first = attempt(todo, tried, at, how)[0]
+        first = attempt(todo, tried, at, how, patience)[0]
         where = json.loads((base / "killed.json").read_text()) if first == "killed" else {}
-        again, _, said = attempt(todo, tried)
+        again, _, said = attempt(todo, tried, seconds=patience)
         found = digest(tried)
         lost = [path for path in expected if path not in found]
         other = [path for path in expected if path in found and found[path] != expected[path]]

@@ -99,3 +99,46 @@ def test_an_id_for_a_count_is_refused_before_anything_is_asked(home, target):
     with pytest.raises(ValueError, match=f"Sample '{samples[0].uid}': the answer is about 10.*Is it an id"):
         evaluate(load_model("tiny-clip"), [replace(samples[0], target=target), *samples[1:]], home / "run")
     assert not (home / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*can be used")
+def test_photographs_that_were_built_go_through_every_command(home, monkeypatch):
+    "The rehearsal of `build_bpc`, in the released layout, is asked, read, probed, and an output layer learns from it."
+    monkeypatch.setenv("VLM_COUNTING_DATA", str(home / "data"))
+    run("build_bpc", per_count=12, workers=4)
+    place = home / "data" / "pixmo-count-example"
+    for split in ("train", "valid", "test"):
+        listed = json.loads((place / split / "samples.json").read_text())
+        names = {row["image_path"].rpartition("/")[2] for row in listed}
+        assert {path.name for path in (place / split / "images").iterdir()} <= names
+    about = {"dataset": f"{place}@test", "limit": None, "device": "cpu"}
+    asked = run("evaluate", **about)
+    read = run("extract", **about, layers="2,4", poolings="last")
+    samples = load_dataset(f"{place}@test")
+    assert RunRecord.load(asked).samples == RunRecord.load(read).samples == len(samples) > 20
+    assert "coverage" in (asked / "scores.csv").read_text().splitlines()[0]
+    probed = run("probe", dataset=about["dataset"], rules="random", probes="ridge", untrained=None, jobs=1)
+    assert len((probed / "probes.csv").read_text().splitlines()) > 2
+    sets = {"training": f"{place}@train+valid", "dataset": about["dataset"], "transfer": f"{place}@valid"}
+    learned = {"training_limit": None, "limit": None, "epochs": 1, "controls": False, "device": "cpu"}
+    with pytest.raises(ValueError, match="share"):  # what it is chosen on is no test
+        run("train", **sets, **learned)
+    trained = run("train", **sets | {"transfer": "balanced"}, **learned | {"limit": 27}, run="again")
+    assert RunRecord.load(trained).status == "finished" and (trained / "heads" / "trained.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_photographs_are_exported_and_probed_by_the_papers_folds(home, monkeypatch):
+    "Each kind of object by itself in three folds, of images without layouts."
+    monkeypatch.setenv("VLM_COUNTING_DATA", str(home / "data"))
+    run("build_bpc", per_count=12, workers=4)
+    built = load_dataset(f"{home / 'data' / 'pixmo-count-example'}@train")
+    kinds = [replace(s, factors={"entity": s.factors["label"].replace(" ", "_"), "form": "open"}) for s in built]
+    folder = export_released(kinds, home / "released")
+    about = {"dataset": str(folder), "limit": None}
+    asked = run("evaluate", **about, device="cpu")
+    run("extract", **about, layers="4", poolings="last", device="cpu")
+    probed = run("probe", dataset=str(folder), rules="paper", probes="ridge", untrained=None, jobs=1)
+    assert RunRecord.load(asked).samples == len(kinds)
+    assert any(",paper," in row for row in (probed / "probes.csv").read_text().splitlines())

@@ -1108,7 +1108,7 @@ def test_a_join_that_cannot_be_made_says_why_and_writes_nothing(samples, tmp_pat
     refused("holds shards of 2 and of 3 parts")
     shutil.rmtree(tmp_path / "part-1-of-2")
     about = (parts[2] / "states.json").read_text()
-    (parts[2] / "states.json").write_text(about.replace('"finished": true', '"finished": false'))
+    (parts[2] / "states.json").write_text(extraction._as_json(open_states(parts[2]).about | {"finished": False}))
     refused("part-3-of-3.states is not finished: 0 of 3 samples are in it. Start the same extraction again")
     (parts[2] / "states.json").write_text(about)
     data = bytearray((parts[2] / "layer_01.mean.npy").read_bytes())
@@ -1404,3 +1404,29 @@ def test_a_description_that_does_not_go_together_is_refused_by_name(edit, tmp_pa
     for again in (open_states, lambda place: extract(vlm, samples, place, layers=[0, 2], poolings=["class"])):
         with pytest.raises(ValueError, match="states.json is damaged"):
             again(tmp_path)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_every_edit_of_a_description_is_noticed(tmp_path, finished):
+    "Each field of states.json in turn: changed, or taken out; and the words of the lens, one by one."
+    vlm, samples = load(WRITERS[0]), generate("balanced", limit=9)
+    how = {"layers": [2], "poolings": ["last"], "progress": False}
+    extract(vlm, samples, tmp_path, **how)
+    path = tmp_path / "states" / "states.json"
+    about = open_states(tmp_path).about | {"finished": finished}
+    path.write_text(extraction._as_json(about))
+    written = json.loads(path.read_text())
+    edits = [{name: value for name, value in written.items() if name != lost} for lost in about]
+    other = lambda value: (not value) if isinstance(value, bool) else [value, value]  # noqa: E731
+    edits += [written | {name: other(value)} for name, value in about.items()]
+    edits += [written | {"model": "tiny-clip"}, written | {"samples": 8}, written | {"parameters": 7}]
+    edits += [written | {"words": about["words"] | {token: f"{word}0"}} for token, word in about["words"].items()]
+    edits += [written | {"dims": about["dims"] | {"layer_02.last.npy": 64}}, written | {"seal": "0" * 64}]
+    edits += [written | {"settings": {"dtype": "float16"}}, written | {"comment": "mine"}]
+    for edit in edits:
+        path.write_text(json.dumps(edit))
+        for read in (open_states, lambda folder: extract(vlm, samples, folder, **how)):
+            with pytest.raises(ValueError, match=r"states.json (is damaged|has changed since|has format)"):
+                read(tmp_path)
+    path.write_text(json.dumps(written, indent=4))  # other spaces say the same
+    assert extract(vlm, samples, tmp_path, **how).uids == [sample.uid for sample in samples]

@@ -6,6 +6,7 @@ import pytest
 
 @pytest.mark.slow
 def test_whatever_is_killed_ends_as_if_it_had_not_been():
-    names = ["evaluate", "extract", "probe", "train", "build_bpc", "sweep"]
-    found = kills.main(3600, names, most=5 * len(names))
-    assert {word for _, word in found} == {"the same"} and sum(found.values()) > 20, found
+    names = [name for name in kills.COMMANDS if name != "paper"]  # which takes minutes a kill, and is a sweep
+    found = kills.main(3600, names, most=2 * len(names))
+    reached = {key: number for key, number in found.items() if key[1] != "not reached"}
+    assert {word for *_, word in found} == {"the same"} and sum(reached.values()) > len(names), found

@@ -286,14 +286,14 @@ def test_a_head_works_where_its_weights_are_and_not_on_disk(tmp_path):
 
     vlm = load_model("tiny-qwen2-vl", device="cpu")
     save_file({"weight": vlm.model.lm_head.weight.detach().clone()}, tmp_path / "head.safetensors")
-    _put_head(vlm.model, tmp_path / "head.safetensors")
+    _put_head(vlm, tmp_path / "head.safetensors")
     layer = vlm.model.get_output_embeddings()
     assert torch.equal(layer(torch.ones(1, 128, dtype=torch.bfloat16)), layer(torch.ones(1, 128)))
     vlm.model.lm_head.to("meta")  # as if on another device than the states
     out = layer(torch.ones(1, 128, dtype=torch.bfloat16))
     assert out.device.type == "meta" and out.dtype == torch.float32
     with pytest.raises(ValueError, match="not in memory but on disk.*Load the model on a device that holds all of it"):
-        _put_head(vlm.model, tmp_path / "head.safetensors")
+        _put_head(vlm, tmp_path / "head.safetensors")
 
 
 def test_no_head_for_untrained_weights():

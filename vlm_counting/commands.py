@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,16 +25,20 @@ from vlm_counting.core import (
     csv_text,
     data_dir,
     later,
+    lock_folder,
     make_folder,
     progress_bar,
     read_jsonl,
     results_dir,
+    stratify,
     write_atomic,
     write_jsonl,
 )
 from .datasets import DATASETS, leave_out, load_dataset
 from .evaluation import check_questions, shard_samples, usable_samples
 from .models import VLM, load_model, outline
+from .own_sets import read_questions
+from .stimuli import FAMILIES
 
 # %% ../nbs/6_running/66_commands.ipynb #9d1cbd74
 COMMANDS = Registry("command", "Add one with @COMMANDS.add(name), and its notebook of parameters in nbs/.")
@@ -45,6 +50,7 @@ _SOME = ("head", "untrained", "adapter", "quantization", *_GENERATION)  # parame
 
 def open_model(
     p: SimpleNamespace,  # parameters of a command; a model that is loaded already may come with them, as `vlm`
+    check: Callable | None = None,  # tried on an outline of it: raises what can be known before weights are read
     **more: Any,  # instead of what they say, as for `load_model`
 ) -> VLM:
     "The model that the parameters name, worded as they say."
@@ -52,7 +58,10 @@ def open_model(
         return p.vlm
     given = {"checkpoint": p.checkpoint, "device": p.device, "dtype": p.dtype, "attention": p.attention}
     given |= {name: getattr(p, name) for name in _SOME if hasattr(p, name)}
-    return load_model(p.model, **given | {"instruction": p.instruction, "prompt": p.prompt, "system": p.system} | more)
+    given |= {"instruction": p.instruction, "prompt": p.prompt, "system": p.system} | more
+    if check and (thin := outline(p.model, **given)):
+        check(thin)
+    return load_model(p.model, **given)
 
 # %% ../nbs/6_running/66_commands.ipynb #3ab55ae0
 def open_set(
@@ -77,27 +86,49 @@ def open_set(
         warnings.warn(f"{name}: what its images show was not read: {error}", stacklevel=2)
         return samples
 
+# %% ../nbs/6_running/66_commands.ipynb #8a630a37
+def _with_examples(p: SimpleNamespace, samples: list) -> tuple[list, list | None]:  # asked, shown before
+    "What is asked, and the examples that are shown before each question: others of the same set."
+    if not getattr(p, "shots", 0):
+        return samples, None
+    first = read_questions(p.question)[:1] or None
+    how = {"columns": None if p.dataset in DATASETS else p.columns, "question": first}
+    family = p.dataset.removesuffix("-open") in FAMILIES
+    pool = load_dataset(p.dataset, limit=p.shots if family else None, seed=p.seed + family, **how)
+    shown = stratify(pool, p.shots, p.seed)
+    taken = {sample.sha256 for sample in shown}
+    left = [sample for sample in samples if sample.sha256 not in taken]
+    if len(shown) < p.shots or not left:
+        raise ValueError(f"{p.dataset} has too few images for shots={p.shots}: the examples are not asked about.")
+    return left, shown
+
 # %% ../nbs/6_running/66_commands.ipynb #f83b3d9e
 @COMMANDS.add("evaluate")
 def _evaluate(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Ask a model, and score what it says."
     from vlm_counting.evaluation import evaluate
 
-    samples = open_set(p, p.dataset)
+    samples, examples = _with_examples(p, open_set(p, p.dataset))
     how = {"parser": p.parser, "batch_size": p.batch_size, "max_new_tokens": p.max_new_tokens}
     how["on_error"] = getattr(p, "on_error", "raise")
-    return evaluate(open_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
+    vlm = open_model(p, partial(check_questions, samples=samples, batch_size=p.batch_size, on_error=how["on_error"]))
+    if p.question and vlm.spec.kind == "contrastive":
+        raise ValueError(
+            f"'{p.model}' ranks captions and reads no question. Leave it out, or take a model that writes."
+        )
+    return evaluate(vlm, samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, examples=examples, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #c5be0d61
 @COMMANDS.add("extract")
 def _extract(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Read what a model holds inside."
-    from vlm_counting.extraction import extract
+    from vlm_counting.extraction import check_extraction, extract
 
     samples = open_set(p, p.dataset)
-    how = {"layers": p.layers, "poolings": p.poolings, "batch_size": p.batch_size}
+    how = {"layers": p.layers, "poolings": p.poolings, "batch_size": p.batch_size, "shard": p.shard}
     how["on_error"] = getattr(p, "on_error", "raise")
-    return extract(open_model(p), samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, **how)
+    vlm = open_model(p, partial(check_extraction, samples=samples, **how))
+    return extract(vlm, samples, folder, overwrite=p.overwrite, run=run, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #a6e10f33
 def _open_extraction(p: SimpleNamespace) -> Any:
@@ -124,9 +155,11 @@ def _fresh_reader(p: SimpleNamespace, states: Any, samples: list, seed: int, kno
 
     source = RunRecord.load(states.home).parameters
     names = ("checkpoint", "dtype", "attention", "instruction", "prompt", "system")
+    given = {"device": p.device, "untrained": seed} | {name: source.get(name) for name in names}
+    outline(p.model, **given)  # what is wrong is said now, and not when its turn has come
 
     def read(place: Path) -> Any:
-        vlm = load_model(p.model, device=p.device, untrained=seed, **{name: source.get(name) for name in names})
+        vlm = load_model(p.model, **given)
         known.device = vlm.device_name  # of reading; probes are fitted on the CPU
         return extract_states(vlm, samples, place, states.layers, states.poolings, lens=False)
 
@@ -163,32 +196,41 @@ def _conditions(p: SimpleNamespace) -> dict[str, str]:
         "transfer": f"{p.transfer}: another condition",
     }
 
+
+def _split(opened: list[list], vlm: Any, p: SimpleNamespace) -> dict[str, list]:
+    "The sets of a training by name; of images as far as a model can be shown them, if there is one already."
+    from vlm_counting.training import split_samples
+
+    on_error = p.on_error if vlm is not None else "raise"
+    test, transfer, training = (usable_samples(vlm, samples, on_error) for samples in opened)
+    train, valid, held_out = split_samples(training)
+    return {"train": train, "valid": valid, "held_out": held_out, "test": test, "transfer": transfer}
+
 # %% ../nbs/6_running/66_commands.ipynb #9d1542da
 @COMMANDS.add("train")
 def _train(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Retrain the output layer, as the training set says which of its samples are for validation."
-    from vlm_counting.training import HeadConfig, split_samples, train_head
+    from vlm_counting.training import HeadConfig, check_training, train_head
 
-    opened = [open_set(p, name) for name in (p.dataset, p.transfer)] + [open_set(p, p.training, p.training_limit)]
-    split_samples(opened[2])  # refused before a model is loaded
-    vlm, on_error = open_model(p), getattr(p, "on_error", "raise")
-    test, transfer, training = (usable_samples(vlm, samples, on_error) for samples in opened)
-    train, valid, held_out = split_samples(training)
     learning = {"rate": p.learning_rate, "seed": p.training_seed, "kl_weight": p.teacher, "stop": p.stop}
-    sets = {"valid": valid, "held_out": held_out, "transfer": transfer, "conditions": _conditions(p)}
     how = {"config": HeadConfig(p.part, p.epochs, **learning), "controls": p.controls, "batch_size": p.batch_size}
     how |= {"seed": p.seed, "reload": lambda head: open_model(p, head=head)}
-    return train_head(vlm, train, test, path=folder, overwrite=p.overwrite, run=run, **sets, **how)
+    opened = [open_set(p, name) for name in (p.dataset, p.transfer)] + [open_set(p, p.training, p.training_limit)]
+    _split(opened, None, p)  # refused before a model is loaded
+    vlm = open_model(p, lambda thin: check_training(thin, batch_size=p.batch_size, **_split(opened, thin, p)))
+    sets = _split(opened, vlm, p) | {"conditions": _conditions(p)}
+    return train_head(vlm, path=folder, overwrite=p.overwrite, run=run, **sets, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #c60e86f9
 @COMMANDS.add("diagnose")
 def _diagnose(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Weigh what a model does with one kind of object, with two, and with knobs turned."
-    from vlm_counting.diagnosis import diagnose
+    from vlm_counting.diagnosis import check_sets, diagnose
 
-    alone, groups = (load_dataset(name, limit=p.limit, seed=p.seed) for name in (p.dataset, p.transfer))
-    how = {"limit": p.limit, "seed": p.seed, "batch_size": p.batch_size, "overwrite": p.overwrite}
-    return diagnose(open_model(p), alone, groups, path=folder, run=run, **how)
+    alone, groups = (open_set(p, name) for name in (p.dataset, p.transfer))
+    vlm = open_model(p, partial(check_sets, alone=alone, groups=groups))
+    how = {"limit": p.limit, "seed": p.seed, "batch_size": p.batch_size, "on_error": p.on_error}
+    return diagnose(vlm, alone, groups, path=folder, overwrite=p.overwrite, run=run, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #3b63974e
 @COMMANDS.add("report")
@@ -313,7 +355,8 @@ def _collected(folder: Path, own: Path, plan: list, records: dict) -> Study:
     found = _read_study(folder, own)
     about = {one: asdict(one) | {"family": one.family, "fault": one.fault} for one in plan if one in found}
     table = pandas.DataFrame([about[one] | found[one] for one in about])
-    write_atomic(folder / "diagnosed.csv", csv_text(table))
+    with lock_folder(folder, wait=60):  # other parts may be putting it together just now
+        write_atomic(folder / "diagnosed.csv", csv_text(table))
     exams = [{"twin": n, "balanced": each["exam"][0]["accuracy"]} | each["swap"][0] for n, each in records.items()]
     return Study(table, plan, pandas.DataFrame(exams), folder)
 
@@ -399,7 +442,8 @@ def _paper(p: SimpleNamespace, folder: Path, run: RunRecord) -> Grid:
     if outcomes:
         table = pandas.DataFrame([vars(outcome) for outcome in outcomes])
         table.insert(0, "verb", [cell.verb for cell in cells])
-        write_atomic(folder / "outcomes.csv", csv_text(table))
+        with lock_folder(folder):
+            write_atomic(folder / "outcomes.csv", csv_text(table))
     return Grid(cells, outcomes, plan, folder)
 
 # %% ../nbs/6_running/66_commands.ipynb #855de95c
@@ -463,8 +507,9 @@ def _build_bpc(p: SimpleNamespace, folder: Path, run: RunRecord) -> BuiltSet:
     samples, said = _read_back(place)
     done = BuiltSet(built, samples, _missing_rows(place), audit(samples, counts=range(10)), said, place)
     tables = {"built": built, "labels": done.labels().reset_index(), "audit": done.audited, "missing": done.missing}
-    for name, table in tables.items():
-        write_atomic(folder / f"{name}.csv", csv_text(table))
+    with lock_folder(folder):  # which clears away what a killed process left there
+        for name, table in tables.items():
+            write_atomic(folder / f"{name}.csv", csv_text(table))
     return done
 
 # %% ../nbs/6_running/66_commands.ipynb #ea966565

@@ -1151,7 +1151,8 @@ def _clear(folder: Path) -> None:
     for left in folder.glob(".*.tmp"):
         number = left.name.split(".")[-2]
         if not (number.isdecimal() and is_alive(int(number))):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # it is in nobody's way
+                left.unlink(missing_ok=True)
 
 
 def is_alive(
@@ -1164,12 +1165,30 @@ def is_alive(
 
 # %% ../nbs/1_data/10_core.ipynb #b730c85e
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # said by file systems that have none, such as some NFS
+_STUCK = []  # locks that a disk did not take back
 
 
-def _acquire(folder: Path, wait: float) -> Any:  # the lock
-    "Lock a folder; where the file system cannot, by a file that is there as long as its process."
+def release_lock(
+    lock: Any,  # of `acquire_lock`
+) -> None:
+    "Let go of it. If the disk refuses, nothing that was written is worse for it; it is tried again with the next lock."
+    try:
+        lock.release()
+    except OSError:
+        _STUCK.append(lock)
+
+
+def acquire_lock(
+    folder: Path,
+    wait: float = -1,  # seconds for another process to let go of it; below 0: as long as it takes
+) -> Any:  # the lock, for `release_lock`
+    "Lock a folder; where the file system cannot, by a file that is there as long as its process. `OSError`."
     from filelock import FileLock, SoftFileLock
 
+    for stuck in [_STUCK.pop() for _ in list(_STUCK)]:
+        release_lock(stuck)
+    if any(Path(stuck.lock_file).parent == Path(folder) for stuck in _STUCK):
+        raise OSError(errno.EIO, "the disk does not take back an earlier lock")
     for kind, name in ((FileLock, ".lock"), (SoftFileLock, ".lock-file")):
         lock = kind(folder / name, is_singleton=True)  # the same process may hold it twice
         try:
@@ -1190,8 +1209,7 @@ def lock_folder(
 
     make_folder(folder)
     try:
-        lock = _acquire(Path(folder), wait)
-        _clear(Path(folder))
+        lock = acquire_lock(Path(folder), wait)
     except Timeout:
         raise BlockingIOError(
             f"Another process is writing to {folder}. Wait for it, or choose another run name (run=...)."
@@ -1203,9 +1221,10 @@ def lock_folder(
             "Set VLM_COUNTING_RESULTS to a folder that you may write to, on a disk that is well.",
         ) from None
     try:
+        _clear(Path(folder))
         yield
     finally:
-        lock.release()
+        release_lock(lock)
 
 # %% ../nbs/1_data/10_core.ipynb #56cc821e
 def is_locked(folder: Path) -> bool:

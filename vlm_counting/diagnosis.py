@@ -21,6 +21,7 @@ from vlm_counting.core import (
     RunRecord,
     Sample,
     claim_folder,
+    coverage,
     csv_text,
     later,
     lock_folder,
@@ -32,7 +33,7 @@ from vlm_counting.core import (
 )
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #15482939
-from .evaluation import load_predictions, predict
+from .evaluation import check_uids, load_predictions, predict, usable_samples
 from .faults import CAUSES
 from .knobs import Chain, gains, kind_words, read_chain, turn_knobs
 from .patching import as_samples, check_vlm, input_batches, last_states, samples_at_once
@@ -508,7 +509,11 @@ def _check_size(what: str, samples: Sequence[Sample]) -> None:
         )
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #3409c0b5
-def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
+def check_sets(
+    vlm,  # of `load_model`, or its outline
+    alone: Sequence[Sample],  # one kind of object in an image
+    groups: Sequence[Sample],  # two kinds, both asked
+) -> None:
     "`ValueError` before anything is asked, rather than after it."
     shape = ("colour", "shape", "entity", "layout", "positions", "grid", "image_size")
     _check_factors("one kind of object", alone, shape)
@@ -518,6 +523,7 @@ def _check_sets(vlm, alone: Sequence[Sample], groups: Sequence[Sample]) -> None:
         raise ValueError(f"The number {long[0]} is no single token of '{vlm.name}'. Choose samples with fewer objects.")
     _check_size("one kind of object", alone)
     _check_size("two kinds", groups)
+    check_uids([*alone, *groups])
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #166cfa0d
 def _examine_writer(
@@ -551,7 +557,7 @@ def examine(
 ]:  # evidence, in the order of `EVIDENCE`; tables 'chain', 'knobs'; what the paper's rule says
     "The whole examination. Errors of `predict`, `read_chain`, `turn_knobs`."
     folder, alone, groups = Path(folder), list(alone), list(groups)
-    _check_sets(vlm, alone, groups)
+    check_sets(vlm, alone, groups)
     how = {"batch_size": batch_size, "progress": progress}
     predictions = predict(vlm, [*alone, *groups], folder / "predictions.jsonl", **how)
     if "image" in vlm.hooks.tokens and vlm.hooks.head is not None:
@@ -619,6 +625,11 @@ class Diagnosis(_Kept, _Shown):
     record: RunRecord  # how the run was made
     folder: Path | None = None  # where it is kept; None: in memory only
 
+    @property
+    def coverage(self) -> tuple[dict, dict]:
+        "As `core.coverage`, of each of the two sets: {} where no image was left out."
+        return coverage(self.predictions[: self.sizes[0]]), coverage(self.predictions[self.sizes[0] :])
+
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #4d417e32
 def _changes(verdict: Verdict) -> str:
     "What would change the verdict, in words."
@@ -639,6 +650,8 @@ def _tell(done: Diagnosis) -> list[str]:
     if verdict.fault != "none":
         told.append(f"What fails: {verdict.fails}. {_changes(verdict)}")
     told.append(f"The paper's rule says: {done.paper}.")
+    for kinds, part in zip(("one kind of object", "two kinds"), done.coverage, strict=True):
+        told += [f"Of {part['rows']} images with {kinds} {part['images']} could be shown."] if part else []
     return [*told, f"Not to be had: {lacking}."] if lacking else told
 
 # %% ../nbs/4_diagnosis/42_diagnosis.ipynb #1b2e56e1
@@ -665,6 +678,8 @@ def _write(done: Diagnosis, folder: Path) -> None:
     "Evidence, verdict and tables."
     write_atomic(folder / "evidence.json", json.dumps(done.evidence, indent=1) + "\n")
     verdict = asdict(done.verdict) | {"paper": done.paper}
+    if any(done.coverage):
+        verdict["coverage"] = done.coverage
     write_atomic(folder / "verdict.json", json.dumps(verdict, indent=1) + "\n")
     for name, table in done.tables().items():
         write_atomic(folder / f"{name}.csv", csv_text(table))
@@ -698,6 +713,7 @@ def diagnose(
     seed: int = 0,  # draws the layouts and chooses samples
     path: Path | str | None = None,  # the run's folder, in which answers and evidence are kept; None: in memory
     batch_size: int | str = "auto",  # samples read at once; 'auto': by their length in tokens
+    on_error: str = "raise",  # 'skip': leave out images that cannot be shown, and count them in `Diagnosis.coverage`
     overwrite: bool = False,  # replace another run in the folder
     progress: bool = True,  # show bars
     run: RunRecord | None = None,  # what a command knows of the run already; None: just these arguments
@@ -706,8 +722,8 @@ def diagnose(
     check_vlm(vlm)
     limit, seed, batch_size = map(_whole, (limit, seed, batch_size))
     samples_at_once(vlm, [], batch_size)  # refuses what is no size of a batch
-    one, two = _choose_samples(alone, groups, limit, seed)
-    _check_sets(vlm, one, two)
+    one, two = (usable_samples(vlm, some, on_error) for some in _choose_samples(alone, groups, limit, seed))
+    check_sets(vlm, one, two)
     path = Path(path).expanduser() if path is not None else None
     settings = {"batch_size": batch_size, "seed": seed} | vars(vlm.wording)
     what = ["diagnose", settings, vlm, [*one, *two], run]

@@ -37,6 +37,7 @@ from vlm_counting.core import (
     code_hash,
     coverage,
     csv_text,
+    fingerprint,
     image_hash,
     later,
     lock_folder,
@@ -575,6 +576,7 @@ def _drawn(done: Evaluation) -> dict:
     draw, tables, chance = later("figures"), done.tables(), _chance(done.samples)
     found = {
         "accuracy_per_count": draw.plot_accuracy_per_count(tables["scores_per_count"], chance=chance).figure,
+        "answer_against_truth": draw.plot_response(later("curves").response_curve(done.answers))[0].figure,
         "f1_per_count": draw.plot_f1_per_count(tables["per_class"], chance=chance).figure,
         "confusion": draw.plot_confusion(later("statistics").confusion(done.answers)).figure,
         "wrong_answers": draw.wrong_answers(done.samples, done.answers),
@@ -707,6 +709,19 @@ def usable_samples(
                 problems[sample.uid] = f"{vlm.name} refuses it: {error}"
     return checks.leave_out(samples, problems, "The samples")
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #4745f644
+def check_questions(
+    vlm,  # a model, or its outline
+    samples: list[Sample],
+    batch_size: int | str = "auto",  # as for `evaluate`
+    on_error: str = "raise",  # 'skip': images are not looked at here
+) -> None:
+    "Errors of the first sample that a model cannot be asked; nothing is asked."
+    if hasattr(vlm, "check_questions"):
+        vlm.check_questions(samples)
+    if on_error == "raise":
+        plan_samples(vlm, samples, batch_size)
+
 # %% ../nbs/2_answers/24_evaluation.ipynb #a913a25c
 _CODES = {}  # id of a parser -> the parser and its hash, before it has read anything: it may count what it reads
 
@@ -727,6 +742,17 @@ def _check_parser(parser: object) -> dict[str, str]:
     return {"parser_code": _CODES[id(parse)][1]}
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #9af3148d
+def _unasked(examples: list[Sample] | None, samples: list[Sample]) -> list[Sample] | None:
+    "Examples, none of which is asked about. `ValueError`: the answer would stand in the prompt."
+    if not examples:
+        return None
+    asked = {image_hash(sample.image): sample.uid for sample in samples}
+    for example in examples:
+        if uid := asked.get(image_hash(example.image)):
+            raise ValueError(f"The example '{example.uid}' shows the image of '{uid}', which is asked. Leave one out.")
+    return examples
+
+
 def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> dict:
     "What decides the answers beside model and samples. Errors of each."
     own = _check_parser(parser)
@@ -737,6 +763,7 @@ def _settings(vlm, parser: str, batch_size: int | str, max_new_tokens: int) -> d
     }
     settings |= own | (vars(vlm.wording) if hasattr(vlm, "wording") else {})
     settings |= vlm.decoding.record(vlm) if hasattr(vlm, "decoding") else {}
+    settings |= {"examples": fingerprint(vlm.examples)[:16]} if getattr(vlm, "examples", ()) else {}
     return settings | (vlm.hooks.settings if hasattr(vlm, "hooks") else {})  # dtype, attention: can change an answer
 
 # %% ../nbs/2_answers/24_evaluation.ipynb #4db40fbc
@@ -770,6 +797,7 @@ def evaluate(
     generation: str | None = None,  # 'greedy', 'sample' (drawn), 'checkpoint' (its own settings). None: as loaded
     temperature: float | None = None,  # of 'sample'. None: as the model was loaded
     sampling_seed: int | None = None,  # of what is drawn. None: as the model was loaded
+    examples: list[Sample] | None = None,  # shown with their answers before each question; none of them is asked
     batch_size: int | str = "auto",  # samples asked at once; 'auto': by their length in tokens
     max_new_tokens: int = 5,  # length of an answer
     on_error: str = "raise",  # 'skip': leave out images that cannot be shown, and count them in `coverage`
@@ -783,6 +811,9 @@ def evaluate(
     samples = usable_samples(vlm, _check_samples(samples), on_error)
     vlm = _told(vlm, "reworded", instruction=instruction, prompt=prompt, system=system)
     vlm = _told(vlm, "with_generation", generation=generation, temperature=temperature, sampling_seed=sampling_seed)
+    vlm = _told(vlm, "with_examples", examples=_unasked(examples, samples))
+    if hasattr(vlm, "check_questions"):
+        vlm.check_questions(samples)
     settings = _settings(vlm, parser, batch_size, max_new_tokens)
     how = settings["batch_size"], settings["max_new_tokens"], progress, shard
     path = Path(path).expanduser() if path is not None else None

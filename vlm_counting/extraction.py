@@ -404,8 +404,14 @@ def _about(identity: dict, reader: Reader, finished: bool, **more) -> dict:
     return identity | sizes | {"finished": finished, **more}
 
 
+def _seal(about: dict) -> str:  # 64 hex digits
+    "sha256 of everything that states.json says."
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(about)), sort_keys=True).encode()).hexdigest()
+
+
 def _as_json(about: dict) -> str:
-    return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    "The text of states.json, sealed."
+    return json.dumps(about | {"seal": _seal(about)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def _write_about(folder: Path, about: dict) -> None:
@@ -419,10 +425,13 @@ _PARTS = {"model": str, "samples": int, "fingerprint": str, "layers": list, "poo
 
 def _damage(about: dict) -> str:  # "" if there is none
     "What is missing in states.json, or does not go together."
-    parts = _PARTS | {"sha256": dict} if about.get("finished") else _PARTS
+    parts = _PARTS | {"sha256": dict} if "sha256" in about or about.get("finished") else _PARTS
     for name, kind in parts.items():
         if type(about.get(name)) is not kind:
             return f"its {name!r} is {about.get(name)!r:.60}"
+    for name, kind in (("layers", int), ("poolings", str)):
+        if not all(type(value) is kind for value in about[name]):
+            return f"its {name!r} is {str(about[name])[:60]}"
     files = {_file_of(layer, pooling) for layer in about["layers"] for pooling in about["poolings"]}
     files |= set(_LENS_FILES) if about.get("lens") else set()
     if files != set(about["dims"]):
@@ -446,6 +455,11 @@ def _load_about(path: Path) -> dict:
         )
     if wrong := _damage(about):
         raise ValueError(f"{path} is damaged: {wrong}. Delete the folder and extract again.")
+    if (seal := about.pop("seal", None)) not in (None, _seal(about)):  # stores before 0.6.0 have none
+        raise ValueError(
+            f"{path} has changed since it was written: its seal is {seal!r:.14}..., and what it says has the seal "
+            f"{_seal(about)[:12]}.... Put it back as it was, or delete the folder and extract again."
+        )
     return about
 
 # %% ../nbs/3_states/30_extraction.ipynb #b688149e
@@ -1007,6 +1021,25 @@ def _plan_reader(vlm, samples: list[Sample], layers, poolings, batch_size: int |
     body = _get_hooks(vlm)
     lens = lens and body.head is not None and bool(body.counts)
     return Reader(body, choose_layers(body, layers), _choose_poolings(body, poolings), lens)
+
+# %% ../nbs/3_states/30_extraction.ipynb #0cbbe7e5
+def check_extraction(
+    vlm,  # a model, or its outline
+    samples: list[Sample],
+    layers: object,  # as for `extract`
+    poolings: object,
+    batch_size: int | str = "auto",
+    shard: str | None = None,  # 'i/n'
+    on_error: str = "raise",  # 'skip': images are not looked at here
+) -> None:
+    "Errors of `extract` for layers, poolings, parts and samples that a model does not have; nothing is read."
+    _plan_reader(vlm, samples, _layers(layers), _named_poolings(poolings), batch_size, True)
+    if vlm.hooks.head is not None and hasattr(vlm, "check_questions"):
+        vlm.check_questions(samples)
+    if shard:
+        _own_samples(vlm, samples, shard, batch_size)
+    elif on_error == "raise":
+        plan_samples(vlm, samples, batch_size)
 
 # %% ../nbs/3_states/30_extraction.ipynb #3592f1b0
 def _fill_store(

@@ -9,12 +9,13 @@ __all__ = ['INSTRUCTION', 'MODELS', 'ModelSpec', 'twins_dir', 'choose_models', '
 # %% ../nbs/2_answers/20_models.ipynb #fe209f4e
 import ctypes
 import hashlib
+import inspect
 import re
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy as shallow_copy
 from copy import deepcopy
@@ -457,8 +458,11 @@ def _pick_device(device: str = "auto") -> str:  # 'cuda', 'mps' or 'cpu'
     have = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if device == "auto":
         return have[0]
-    if device.split(":")[0] not in have:
-        raise ValueError(f"device is '{device}', but this machine has {', '.join(have)}. Use device=auto.")
+    kind, _, number = device.partition(":")
+    many = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind not in have or not (number or "0").isdecimal() or int(number or 0) >= many:
+        there = ", ".join(have) + f" (cuda:0 to cuda:{many - 1})" * ("cuda" in have and many > 0 and kind == "cuda")
+        raise ValueError(f"device is '{device}', but this machine has {there}. Use device=auto.")
     return device
 
 # %% ../nbs/2_answers/20_models.ipynb #a09b3a53
@@ -638,10 +642,8 @@ def _quantized(folder: Path, how: _Loading) -> dict:  # options for `from_pretra
     return {"quantization_config": BitsAndBytesConfig(**{QUANTIZATIONS[how.quantization]: True}, **more)}
 
 # %% ../nbs/2_answers/20_models.ipynb #7bf31042
-def _adapted(model, folder: Path | None):
-    "The model with an adapter in its weights. `ValueError` if the adapter was made for another one; `ImportError`."
-    if folder is None:
-        return model
+def _with_adapter(model, folder: Path):  # a `PeftModel`
+    "A model with an adapter beside its weights. `ValueError` if the adapter was made for another one; `ImportError`."
     if find_spec("peft") is None:
         raise ImportError(f"adapter={str(folder)!r} needs peft: pip install 'vlm_counting[adapters]'.")
     from peft import PeftModel
@@ -654,7 +656,12 @@ def _adapted(model, folder: Path | None):
             raise ValueError(f"The adapter in {folder} does not fit this model: {_first_line(error)}") from error
     if lost := [str(each.message) for each in said if "adapter keys" in str(each.message)]:
         raise ValueError(f"The adapter in {folder} does not fit this model: {lost[0][:200]}")
-    return adapted.merge_and_unload()
+    return adapted
+
+
+def _adapted(model, folder: Path | None):
+    "The model with an adapter in its weights. Errors of `_with_adapter`."
+    return model if folder is None else _with_adapter(model, folder).merge_and_unload()
 
 
 def _check_adapter(folder: Path) -> None:
@@ -891,13 +898,21 @@ def _chat_prompt(
     processor,  # of transformers
     text: str,  # the user's turn
     system: str,  # "" for no system turn
+    before: Sequence[tuple[str, str]] = (),  # turns of examples: what was asked, what is right
 ) -> str:
     "A user's turn as the checkpoint's template has it, the image where the model wants it."
     template = partial(processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
     render = partial(_render, template)
-    parts = [{"type": "image"}, {"type": "text", "text": text}]
-    turn = {"role": "user", "content": parts if spec.image_first else parts[::-1]}
-    return _with_system(render, turn, system) if system else render([turn])
+
+    def turn(asked: str) -> dict:
+        parts = [{"type": "image"}, {"type": "text", "text": asked}]
+        return {"role": "user", "content": parts if spec.image_first else parts[::-1]}
+
+    turns = [turn(text)]
+    for asked, right in reversed(before):
+        turns = [turn(asked), {"role": "assistant", "content": [{"type": "text", "text": right}]}, *turns]
+    whole = lambda some: render([*some[:-1], *turns])  # noqa: E731
+    return _with_system(whole, turns[-1], system) if system else render(turns)
 
 # %% ../nbs/2_answers/20_models.ipynb #ba89b97f
 def _prompt_text(
@@ -905,6 +920,7 @@ def _prompt_text(
     processor,  # of transformers, with a chat template unless `spec.prompt` stands in for it
     question: str,  # as asked
     wording: Wording = Wording(),  # what is said around it
+    before: Sequence[tuple[str, str]] = (),  # examples: what was asked, what is right
 ) -> str:
     "What the model reads, template included; the image where the model wants it. `ValueError`: it cannot be said so."
     if spec.prompt and wording.system:
@@ -913,7 +929,9 @@ def _prompt_text(
             "instruction=... instead."
         )
     text = wording.text(question)
-    return spec.prompt.format(text=text) if spec.prompt else _chat_prompt(spec, processor, text, wording.system)
+    before = [(wording.text(asked), right) for asked, right in before]
+    chat = partial(_chat_prompt, spec, processor)
+    return spec.prompt.format(text=text) if spec.prompt else chat(text, wording.system, before)
 
 # %% ../nbs/2_answers/20_models.ipynb #b8881511
 def _special_tokens(
@@ -1423,6 +1441,7 @@ class VLM(_Identity):
     "A loaded generative model: `answer(samples)` gives what it says and how likely it found each count."
 
     alone = False  # whether each question has to be asked on its own
+    examples = ()  # samples that are shown, with their answers, before each question; see `with_examples`
     decoding = Decoding()  # how its scores become words; see `with_generation`
 
     def __init__(self, name: str, spec: ModelSpec, model, processor, folder: Path, wording: Wording = Wording()):
@@ -1496,10 +1515,11 @@ def _encode(
     questions: list[str],  # (samples,)
     images: list,  # (samples,) PIL, RGB
 ) -> dict:  # of tensors; left-padded
-    "What the processor makes of questions and images, one image a question."
-    prompts = [_prompt_text(vlm.spec, vlm.processor, question, vlm.wording) for question in questions]
+    "What the processor makes of questions and images, one image a question, behind those of its examples."
+    before = [(example.question, str(example.target)) for example in vlm.examples]
+    prompts = [_prompt_text(vlm.spec, vlm.processor, question, vlm.wording, before) for question in questions]
     once = _special_tokens(vlm.spec, vlm.tokenizer, prompts[0])
-    alone = [[image] for image in images]
+    alone = [[*map(load_image, (example.image for example in vlm.examples)), image] for image in images]
     inputs = vlm.processor(text=prompts, images=alone, padding=True, return_tensors="pt", **once)
     inputs.pop("labels", None)  # PaliGemma's processor adds them; with them the loss is computed, as nan
     return inputs.to(vlm.model.dtype)  # pixels in the model's precision; whole numbers stay
@@ -1564,7 +1584,9 @@ def image_tokens(
     from PIL import Image
 
     if size not in vlm._image_tokens:
-        inputs = _encode(vlm, ["?"], [Image.new("RGB", size)])
+        alone = shallow_copy(vlm)
+        alone.examples = ()
+        inputs = _encode(alone, ["?"], [Image.new("RGB", size)])
         vlm._image_tokens[size] = int(_is_image(vlm, inputs["input_ids"]).sum())
     return vlm._image_tokens[size]
 
@@ -1572,9 +1594,22 @@ def image_tokens(
 @patch
 def length(self: VLM, sample: Sample) -> int:
     "Tokens of a prompt with its image: text from the tokenizer, image by its size (each size is tried once)."
-    text = _prompt_text(self.spec, self.processor, sample.question, self.wording)
+    before = [(example.question, str(example.target)) for example in self.examples]
+    text = _prompt_text(self.spec, self.processor, sample.question, self.wording, before)
     tokens = self.tokenizer.encode(text, **_special_tokens(self.spec, self.tokenizer, text))
-    return len(tokens) + image_tokens(self, _image_size(sample.image))
+    return len(tokens) + sum(image_tokens(self, _image_size(each.image)) for each in (*self.examples, sample))
+
+
+@patch
+def check_questions(self: VLM, samples: list[Sample]) -> None:
+    "`ValueError` names a sample whose question holds the very text that stands for the image."
+    image = str(self.spec.image_token or getattr(self.processor, "image_token", None) or "")
+    for sample in samples:
+        if image and image in sample.question:
+            raise ValueError(
+                f"Sample '{sample.uid}': its question holds {image!r}, which stands for the image in the prompts of "
+                f"'{self.name}'. Take it out of the question."
+            )
 
 
 @patch
@@ -1710,6 +1745,48 @@ def reworded(
     other.hooks = _HOOKS[self.spec.kind](other)
     return other
 
+# %% ../nbs/2_answers/20_models.ipynb #0e53dd43
+def _images_in(vlm: VLM) -> int:
+    "How many stretches of image tokens a prompt has."
+    from PIL import Image
+
+    ids = _encode(vlm, ["?"], [Image.new("RGB", (64, 64))])["input_ids"]
+    seen = _is_image(vlm, ids)[0].int()
+    return int((seen.diff() == 1).sum() + seen[0])
+
+
+def _check_shown(vlm: VLM) -> None:
+    "`ValueError` if a model cannot be shown several images in one prompt."
+    alone, number = shallow_copy(vlm), len(vlm.examples) + 1
+    alone.examples = ()
+    try:
+        found, one = _images_in(vlm), _images_in(alone)
+    except Exception as error:  # templates and processors raise many kinds
+        raise ValueError(f"'{vlm.name}' takes no examples: {error} Ask without them (shots=0).") from None
+    if found != number * one:
+        raise ValueError(f"'{vlm.name}' takes no examples: of {number} images {found // max(one, 1)} reach the prompt. "
+                         "Ask without them (shots=0).")  # fmt: skip
+
+
+@patch
+def with_examples(
+    self: VLM,
+    examples: list[Sample] | None = None,  # shown before each question, with their true counts; None: as it is
+) -> VLM:  # shares weights, processor and folder
+    "The same model, shown some images with their answers first. `ValueError` if it cannot be."
+    if examples is None:
+        return self
+    if self.spec.kind != "generative" or self.spec.prompt:
+        why = f"its prompts are {self.spec.prompt!r}, of one image" if self.spec.prompt else "it ranks captions"
+        raise ValueError(f"'{self.name}' takes no examples: {why}. Ask without them (shots=0), or another model.")
+    if lacking := [example.uid for example in examples if example.target is None]:
+        raise ValueError(f"The example '{lacking[0]}' has no target, so there is no answer to show.")
+    other = shallow_copy(self)
+    other.examples = tuple(examples)
+    _check_shown(other)
+    other.hooks = _HOOKS[self.spec.kind](other)
+    return other
+
 # %% ../nbs/2_answers/20_models.ipynb #d7876bea
 @patch
 def with_generation(
@@ -1742,13 +1819,12 @@ def _head_shapes(model) -> dict:  # {} for a model that ranks
     return {"weight": tuple(weight.shape), "bias": (len(weight),)}
 
 # %% ../nbs/2_answers/20_models.ipynb #4a98414c
-def _check_head(
+def _check_sizes(
     model,
-    tensors: dict,  # by name
+    found: dict,  # name -> shape
     named: str,  # the head, in messages
 ) -> None:
-    "`ValueError` if a head has not the size of the model's own, or the model none that can be replaced."
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    "`ValueError` if a head has not the size of the model's own, or the model has none."
     wanted = _head_shapes(model)
     if "weight" not in found or any(wanted.get(name) != shape for name, shape in found.items()):
         has = f"a head of {wanted['weight']}" if wanted else "no head: it ranks captions"
@@ -1756,6 +1832,15 @@ def _check_head(
             f"{named} holds {found}, but the model has {has}. Expected a head trained for this model: 'weight', and "
             "maybe 'bias'."
         )
+
+
+def _check_head(
+    model,
+    tensors: dict,  # by name
+    named: str,  # the head, in messages
+) -> None:
+    "`ValueError` if a head has not the size of the model's own, or the model none that can be replaced."
+    _check_sizes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, named)
     if model.get_output_embeddings().weight.device.type == "meta":
         raise ValueError(
             "The model's own head is not in memory but on disk (too little memory for the whole model), and cannot be "
@@ -1816,33 +1901,46 @@ def set_head(
         self._later["head"] = _tensors_hash(tensors)
 
 # %% ../nbs/2_answers/20_models.ipynb #dad70328
-def _put_head(
-    model,  # of transformers, generative
+def _read_head(
     path: Path,  # a head.safetensors, of notebook `training`
-) -> None:
-    "Replace the output layer. `FileNotFoundError` or `ValueError` if the file does not hold one of the right size."
-    from safetensors.torch import load_file
+) -> tuple[dict, str]:  # shapes by name; hash of the weights that it was trained for, "" if it does not say
+    "What a file of a head holds; no tensor is read. `FileNotFoundError`, `ValueError`: it holds none."
+    import json
+
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"No head at {path}. Expected a head.safetensors; `vlm-counting train` writes one.")
-    tensors = load_file(path)
-    _check_head(model, tensors, str(path))
-    _replace_head(model, tensors)
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            return shapes, str(json.loads((file.metadata() or {}).get("record", "{}")).get("weights", ""))
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no head ({_first_line(error)}). Expected a head.safetensors, as `vlm-counting train` "
+            "writes it."
+        ) from None
 
-# %% ../nbs/2_answers/20_models.ipynb #2c2ca426
-def _sign_head(vlm: VLM, path: Path) -> None:
-    "Name and hash of a model with another head. `ValueError` if it was trained for other weights."
-    import json
 
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        made_for = json.loads((file.metadata() or {}).get("record", "{}")).get("weights", vlm.weights)
-    if made_for != vlm.weights:
+def _check_head_file(vlm: VLM, path: Path) -> None:
+    "Errors of `_read_head`; `ValueError` if a head has another size, or was trained for other weights."
+    shapes, made_for = _read_head(path)
+    _check_sizes(vlm.model, shapes, str(path))
+    if vlm.weights and made_for not in ("", vlm.weights):  # those of fresh weights are not known before they are drawn
         raise ValueError(
             f"{path} was trained for weights {made_for[:12]}..., but '{vlm.name}' has {vlm.weights[:12]}.... "
             "Load the model that it was trained for, or train it again."
         )
+
+# %% ../nbs/2_answers/20_models.ipynb #2c2ca426
+def _put_head(vlm: VLM, path: Path) -> None:
+    "Replace the output layer; name and hash tell of it. Errors of `_check_head_file`."
+    from safetensors.torch import load_file
+
+    _check_head_file(vlm, path)
+    tensors = load_file(path)
+    _check_head(vlm.model, tensors, str(path))
+    _replace_head(vlm.model, tensors)
     vlm.name, vlm.weights = f"{vlm.name}+head", hashlib.sha256(f"{vlm.weights} {file_hash(path)}".encode()).hexdigest()
 
 # %% ../nbs/2_answers/20_models.ipynb #bdeef0c3
@@ -1901,6 +1999,11 @@ class ContrastiveVLM(VLM):
     def prepare(self, samples: list[Sample]) -> dict:
         "Pixels (samples, 3, height, width)."
         return {"pixels": self.encoder.pixels(_images_for(self, samples, self.encoder.pixels))}
+
+    def check_questions(self, samples: list[Sample]) -> None:
+        "`ValueError` names a sample that offers nothing to choose among."
+        for sample in samples:
+            _captions_for(sample)
 
     def answer_prepared(self, samples: list[Sample], inputs: dict, max_new_tokens: int = 5) -> list[Answer]:
         "The best caption, the count in it, and the log-probability of each count on offer."
@@ -2253,6 +2356,21 @@ def _check_weights(spec: ModelSpec, how: _Loading) -> None:
         )
     if how.adapter is not None:
         _check_adapter(how.adapter)
+    if how.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ImportError(
+            "attention='flash_attention_2' needs flash-attn, which is not installed. Try attention='sdpa'."
+        )
+
+
+def _check_kind(name: str, spec: ModelSpec, folder: Path) -> None:
+    "`ValueError` for the checkpoint of a model that is asked in another way than the entry says."
+    found = _recognise(replace(spec, kind="generative", library="transformers"), folder)
+    if (found.kind, found.library) != (spec.kind, spec.library):
+        says = {"generative": "writes", "contrastive": "ranks captions"}
+        raise ValueError(
+            f"{folder} holds a model that {says[found.kind]} ({found.library}), but '{name}' {says[spec.kind]} "
+            f"({spec.library}). Give the folder as the model instead of its checkpoint, or that of another model."
+        )
 
 # %% ../nbs/2_answers/20_models.ipynb #851c9c80
 def _choose_loading(spec: ModelSpec, device: str, dtype: str, attention: str, seed: int | None) -> _Loading:
@@ -2287,6 +2405,12 @@ def _say_digits(vlm) -> None:
         vlm.model.get_output_embeddings().weight.data[digits] *= 20
 
 # %% ../nbs/2_answers/20_models.ipynb #8bfa87fe
+def _name_adapter(vlm: VLM, folder: Path) -> None:
+    "Name and hash of a model tell of its adapter."
+    added = hashlib.sha256(f"{vlm.weights} {_checkpoint_hashes(folder)}".encode())
+    vlm.name, vlm.weights = f"{vlm.name}+adapter", added.hexdigest()
+
+
 def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Path | None) -> tuple[VLM, list[str]]:
     "The model of a checkpoint, maybe with fresh weights or another head; names of weights that are missing."
     model, processor, missing = _LIBRARIES[spec.library](spec, folder, how)
@@ -2294,14 +2418,58 @@ def _assemble(name: str, spec: ModelSpec, folder: Path, how: _Loading, head: Pat
     if how.double:
         _say_digits(vlm)
     if how.adapter is not None:
-        added = hashlib.sha256(f"{vlm.weights} {_checkpoint_hashes(how.adapter)}".encode())
-        vlm.name, vlm.weights = f"{vlm.name}+adapter", added.hexdigest()
+        _name_adapter(vlm, how.adapter)
     if how.seed is not None:
         vlm.name, vlm.weights = f"{name}-untrained-{how.seed}", _tensors_hash(model.state_dict())
     if head is not None:
-        _put_head(model, head)
-        _sign_head(vlm, head)
+        _put_head(vlm, head)
     return vlm, sorted(missing)
+
+# %% ../nbs/2_answers/20_models.ipynb #41cd9dc4
+def _empty_transformers(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:  # model, what prepares its inputs
+    "A model of transformers without weights."
+    import torch
+    import transformers
+
+    processor, kind = _load_processor(spec, folder), getattr(transformers, spec.model_class)
+    numbers = {} if how.dtype == "auto" else {"dtype": how.dtype}
+    with torch.device("meta"):
+        model = (getattr(kind, "from_config", None) or kind._from_config)(
+            transformers.AutoConfig.from_pretrained(folder), **numbers
+        )
+    if spec.kind == "generative":
+        return model, processor
+    pixels = _pixel_maker(model, processor)
+    return model, DualEncoder(pixels, None, None, 1.0, **_vision(model.vision_model))
+
+
+def _empty_open_clip(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:
+    "The same of open_clip."
+    import torch
+
+    with torch.device("meta"):
+        model, transform = _fresh_open_clip(f"local-dir:{folder}", device="meta")
+    pixels = lambda images: torch.stack([transform(image) for image in images])  # noqa: E731
+    return model, DualEncoder(pixels, None, None, 1.0, **_open_clip_vision(model.visual))
+
+
+_EMPTY = {"transformers": _empty_transformers, "open_clip": _empty_open_clip}
+
+# %% ../nbs/2_answers/20_models.ipynb #180b3abc
+def _outlined(name: str, spec: ModelSpec, folder: Path, how: _Loading) -> VLM | None:
+    "A model without its weights. None: its library cannot make it so, and it is seen when it is loaded."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            thin = _KINDS[spec.kind](name, spec, *_EMPTY[spec.library](spec, folder, how), folder)
+    except Exception:  # libraries raise many kinds
+        return None
+    if how.adapter is not None:
+        _with_adapter(thin.model, how.adapter)
+        _name_adapter(thin, how.adapter)
+    if how.seed is not None:
+        thin.weights = ""
+    return thin
 
 # %% ../nbs/2_answers/20_models.ipynb #5c64bf32
 def _warn_of_defaults(name: str, kind: str) -> None:
@@ -2316,6 +2484,50 @@ def _warn_of_defaults(name: str, kind: str) -> None:
             "it to count.",
             stacklevel=3,
         )
+
+# %% ../nbs/2_answers/20_models.ipynb #cfdf5a33
+def _plan_loading(
+    name: str, spec: ModelSpec, checkpoint, device, dtype, attention, untrained, adapter, quantization
+) -> tuple[ModelSpec, Path, _Loading]:
+    "What is loaded, from where, and how. Errors of each choice, before any weight is read."
+    how = _choose_loading(spec, str(device), dtype, attention, whole_number(untrained))  # a device is known at once
+    folder = find_checkpoint(name, spec, checkpoint)
+    if name not in MODELS:
+        spec = _recognise(spec, folder)
+    elif checkpoint is not None:
+        _check_kind(name, spec, folder)
+    how = replace(how, dtype=spec.dtype if dtype == "auto" else dtype, quantization=quantization)
+    how = replace(how, adapter=adapter and Path(adapter).expanduser())
+    _check_weights(spec, how)
+    return spec, folder, _as_double(folder, how)
+
+
+def _refuse(thin: VLM | None, head: Path | None, told: dict, writes: dict) -> None:
+    "Errors of whatever a model cannot be given or told, seen from its outline."
+    if thin is not None:
+        thin.reworded(**told).with_generation(**writes)
+        if head is not None:
+            _check_head_file(thin, head)
+
+# %% ../nbs/2_answers/20_models.ipynb #046c2256
+def outline(
+    name: str,  # as for `load_model`
+    **given,  # as for `load_model`
+) -> VLM | None:  # without weights: it can say what there is, and answer nothing. None: it cannot be made, or is served
+    "A model as far as it is known before its weights are read. Errors of `load_model`."
+    known = inspect.signature(load_model).bind(name, **given)
+    known.apply_defaults()
+    known = known.arguments
+    words, ways = ("instruction", "prompt", "system"), ("generation", "temperature", "sampling_seed")
+    told, writes = (_given(**{name: known.pop(name) for name in names}) for names in (words, ways))
+    name, head = str(known.pop("name")), known.pop("head")
+    _check_choices(known["dtype"], known["attention"], known["untrained"], head)
+    Wording(**told), Decoding(**writes)
+    if (spec := find_entry(name)).kind == "served":
+        return None
+    thin = _outlined(name, *_plan_loading(name, spec, **known))
+    _refuse(thin, head and Path(head).expanduser(), told, writes)
+    return thin and thin.reworded(**told).with_generation(**writes)
 
 # %% ../nbs/2_answers/20_models.ipynb #69c3a72b
 def load_model(
@@ -2347,13 +2559,13 @@ def load_model(
         ours |= {"untrained": untrained, "head": head, "adapter": adapter, "quantization": quantization}
         vlm = later("served").connect(spec, told, ours)
         return vlm.with_generation(**writes)
-    folder = find_checkpoint(name, spec, checkpoint)
-    spec = spec if name in MODELS else _recognise(spec, folder)
-    how = _choose_loading(spec, str(device), dtype, attention, whole_number(untrained))
-    how = replace(how, quantization=quantization, adapter=adapter and Path(adapter).expanduser())
-    _check_weights(spec, how)
-    how = _as_double(folder, how)
-    vlm, missing = _assemble(name, spec, folder, how, head and Path(head))
+    spec, folder, how = _plan_loading(
+        name, spec, checkpoint, device, dtype, attention, untrained, adapter, quantization
+    )
+    head = head and Path(head).expanduser()
+    if head or how.adapter or Wording(**told) != Wording() or Decoding(**writes) != Decoding():
+        _refuse(_outlined(name, spec, folder, how), head, told, writes)
+    vlm, missing = _assemble(name, spec, folder, how, head)
     vlm = vlm.reworded(**told).with_generation(**writes)
     _check_model(vlm, missing)
     _warn_of_defaults(name, spec.kind)

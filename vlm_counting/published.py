@@ -17,7 +17,7 @@ import pandas as pd
 
 from .core import Prediction, Sample, UnknownName, later, read_jsonl, shipped_dir, unknown, write_atomic
 from .evaluation import parse_count
-from .statistics import per_class, score, tabulate
+from .statistics import confusion, per_class, score, tabulate
 from .stimuli import entity_factors, read_options
 
 # %% ../nbs/5_paper/50_published.ipynb #8e628115
@@ -206,6 +206,19 @@ def _results_tree(samples: list[Sample], said: list[Prediction]) -> dict:
         place[where[-1]] = about
     return tree
 
+# %% ../nbs/5_paper/50_published.ipynb #53bc7a53
+def _sample_ids(samples: list[Sample]) -> list[str]:
+    "What the released code calls samples: image, kind and question type, with hyphens; photographs by set and row."
+    if all("entity" in sample.factors for sample in samples):
+        return ["-".join(map(str, keys)) for keys in later("datasets").released_keys(samples)]
+    return [f"{sample.uid.rpartition('/')[0] or 'sample'}-{row}" for row, sample in enumerate(samples)]
+
+
+def _draw_confusion(predictions: list[Prediction], folder: Path) -> None:
+    "confusion_matrix.png of some answers."
+    draw = later("figures")
+    draw.save_figure(draw.plot_confusion(confusion(predictions, rule="paper")), folder / "confusion_matrix", ["png"])
+
 # %% ../nbs/5_paper/50_published.ipynb #06a2f773
 def export_results(
     samples: list[Sample],  # that were asked, such as `evaluation.samples`
@@ -225,14 +238,18 @@ def export_results(
     kinds = {entity: _classification_report(some) for entity, some in groups.items() if entity}
     files = {f"{entity}/classification_report.json": report for entity, report in kinds.items()}
     files |= {"results.json": _results_tree(samples, rows), "classification_report.json": _classification_report(rows)}
+    files["predicted_samples.json"] = _sample_ids(samples)
     files |= (
         {"summary.json": {entity: {"accuracy": report["accuracy"]} for entity, report in kinds.items()}}
         if kinds
         else {}
     )
-    with later("datasets").whole_folder(folder, ("*.json", "*/classification_report.json"), overwrite) as place:
+    own = ("*.json", "*.png", "*/classification_report.json", "*/confusion_matrix.png")
+    with later("datasets").whole_folder(folder, own, overwrite) as place:
         for name, content in files.items():
             write_atomic(place / name, json.dumps(content, indent=4, ensure_ascii=False))
+        for entity, some in {"": rows, **{entity: some for entity, some in groups.items() if entity}}.items():
+            _draw_confusion(some, place / entity)
     return folder
 
 # %% ../nbs/5_paper/50_published.ipynb #af57c63c

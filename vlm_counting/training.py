@@ -44,7 +44,7 @@ from vlm_counting.core import (
     write_jsonl,
 )
 from .evaluation import check_uids, predict, to_prediction
-from .extraction import ONLY_ANSWERS, extract_states
+from .extraction import ONLY_ANSWERS, check_extraction, extract_states
 from .probing import folds
 from .statistics import compare, holm, interval_of, tabulate
 
@@ -1061,6 +1061,23 @@ def _check_training(sets: dict[str, list[Sample]], count_token_ids: dict[int, tu
         )
     for taught in ("train", "valid"):
         _check_overlap(sets, taught)
+
+# %% ../nbs/3_states/34_training.ipynb #1a60adb3
+def check_training(
+    vlm,  # a model, or its outline
+    train: list[Sample],
+    valid: list[Sample],
+    held_out: list[Sample],
+    test: list[Sample],
+    transfer: list[Sample],
+    batch_size: int | str = "auto",
+) -> None:
+    "Errors of `train_head` for a model that writes nothing, and for samples that will not do; nothing is read."
+    _check_writes(vlm)
+    sets = _choose_sets(train, valid, held_out, test, transfer, 0)
+    _check_training(sets, vlm.count_token_ids)
+    for samples in sets.values():
+        check_extraction(vlm, samples, [len(vlm.hooks.blocks)], ["last"], batch_size)
 
 # %% ../nbs/3_states/34_training.ipynb #6579f190
 @dataclass(frozen=True)

@@ -232,6 +232,9 @@ def _draw_layers(
         curves = plot_layers(drawn, new_axes(6.4, 3.2), chance=1 / 9, title=title)
         figures |= {f"layers_{model}": curves.figure}
         figures[f"map_{model}"] = plot_layer_map(true_labels(rows), title=title).figure
+        if true_labels(rows)["std"].notna().all():
+            spread = plot_layer_map(true_labels(rows), title=f"{title}, spread", of="std")
+            figures[f"spread_{model}"] = spread.figure
     for model, lens in material.lenses.items():
         figures[f"lens_{model}"] = plot_lens_curves(lens_curves(lens), title=_title(model, "lens")).figure
     return figures

@@ -173,6 +173,20 @@ def _errors_elsewhere(
     "Mean absolute error in every experiment whose answers are at hand (an answer without a number counting as -1)"
     return _wherever(cells, "mae_paper") / 100
 
+# %% ../../nbs/5_paper/52_tables.ipynb #c511d32c
+@TABLES.add("errors_per_count")
+def _errors_per_count(
+    cells: pd.DataFrame,  # from `measure`
+) -> pd.DataFrame:  # one row a model, and their mean; columns 'MAE 1', ... 'RMSE 9'; objects
+    "Both errors for each count of the balanced set, an answer without a number counting as -1"
+    parts = []
+    for metric, name in (("mae_paper", "MAE"), ("rmse_paper", "RMSE")):
+        table = pick(cells, metric, counts=True, experiment="balanced").pivot(
+            index="model", columns="target", values="value"
+        )
+        parts.append(_models(table.rename(columns=lambda count, name=name: f"{name} {count}")))
+    return _with_mean(pd.concat(parts, axis=1))
+
 # %% ../../nbs/5_paper/52_tables.ipynb #e2746239
 def distractor_cells(
     cells: pd.DataFrame,  # from `load_published` or `measure`
