@@ -121,6 +121,7 @@ def leaderboard(
     rows = [{"run": name, "model": model} | score(said).iloc[0].to_dict() for name, model, said in same]
     order = sorted(range(len(same)), key=lambda i: -rows[i]["accuracy"])
     table = pd.DataFrame([rows[i] for i in order])[["run", "model", "n", "accuracy", "low", "high", "mae"]]
+    table["n"] = table["n"].astype(int)
     against = (
         pd.concat([compare(same[order[0]][2], same[i][2]) for i in order[1:]], ignore_index=True) if order[1:] else None
     )

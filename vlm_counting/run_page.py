@@ -420,7 +420,8 @@ def _links(
     first = " · ".join(f"{link(name)} ({_LINKED[name]})" for name in there)
     if not tables:
         return first
-    return f"{first}<details><summary>{len(tables)} tables</summary>{' · '.join(map(link, tables))}</details>"
+    title = f"{len(tables)} table{'s' * (len(tables) > 1)}"
+    return f"{first}<details><summary>{title}</summary>{' · '.join(map(link, tables))}</details>"
 
 # %% ../nbs/6_running/63_run_page.ipynb #8dc248b6
 def _headline(summary: Summary) -> str:
