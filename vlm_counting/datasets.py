@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 # %% ../nbs/1_data/14_datasets.ipynb #028f25e9
-from . import stimuli
+from . import cutouts, stimuli  # noqa: F401  # families
 from vlm_counting.core import (
     Registry,
     Sample,

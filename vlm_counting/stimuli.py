@@ -29,10 +29,13 @@ from vlm_counting.core import (
     Registry,
     Sample,
     UnknownName,
+    acquire_lock,
     at_least,
     data_dir,
+    later,
     load_image,
     read_jsonl,
+    release_lock,
     stratify,
     unknown,
     whole_number,
@@ -342,10 +345,10 @@ class Scene(Cells):
         return render(self)
 
     def _repr_png_(self) -> bytes:  # so that a notebook shows a scene as an image
-        return _encode_png(*_draw(self))
+        return encode_png(*draw_scene(self))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #76f680f2
-def _draw(
+def draw_scene(
     scene: Scene,
 ) -> tuple[np.ndarray, list[tuple[int, int, int]]]:  # (size, size) uint8 colour numbers; the colours, black first
     "A scene as numbered colours."
@@ -364,7 +367,7 @@ def render(
     "A scene as an image; every channel value is 0 or 255. `TypeError` for anything that is no scene."
     if not isinstance(scene, Scene | Sample):
         raise TypeError(f"Found a {type(scene).__name__}, expected a Scene (or a Sample made by `generate`).")
-    pixels, colours = _draw(Scene.from_factors(scene.factors) if isinstance(scene, Sample) else scene)
+    pixels, colours = draw_scene(Scene.from_factors(scene.factors) if isinstance(scene, Sample) else scene)
     image = Image.fromarray(pixels)
     image.putpalette([value for colour in colours for value in colour])
     return image.convert("RGB")
@@ -443,7 +446,7 @@ def _known_cells(
     known = {}
     for size, shape in product(sizes, SHAPES):
         scene = Scene((Placed(Entity("red", shape, size), 0, 0),), 1, cell)
-        known.setdefault((_draw(scene)[0] > 0).tobytes(), (shape, size))
+        known.setdefault((draw_scene(scene)[0] > 0).tobytes(), (shape, size))
     return known
 
 # %% ../nbs/1_data/12_stimuli.ipynb #0cc925fa
@@ -553,7 +556,7 @@ def _choose(
     return np.repeat(tokens.ravel(), np.stack([whole, copied > 0, whole >= 0], axis=1).ravel())
 
 # %% ../nbs/1_data/12_stimuli.ipynb #b832e5a7
-def _deflate(
+def deflate(
     data: np.ndarray,  # (rows * stride,) uint8
     stride: int,  # bytes of a row
 ) -> bytes:
@@ -579,12 +582,12 @@ def _pack_rows(
     return np.insert(rows, 0, 0, axis=1)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #ea2375c5
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
     "One part of a PNG."
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #d54336dc
-def _encode_png(
+def encode_png(
     pixels: np.ndarray,  # (height, width) uint8 colour numbers
     colours: list[tuple[int, int, int]],  # red, green, blue of each number, at most 256
 ) -> bytes:
@@ -593,8 +596,8 @@ def _encode_png(
     rows = _pack_rows(pixels, depth)
     header = struct.pack(">IIBBBBB", *pixels.shape[::-1], depth, 3, 0, 0, 0)
     palette = bytes(value for colour in colours for value in colour)
-    parts = _chunk(b"IHDR", header), _chunk(b"PLTE", palette), _chunk(b"IDAT", _deflate(rows.ravel(), rows.shape[1]))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + _chunk(b"IEND", b"")
+    parts = chunk(b"IHDR", header), chunk(b"PLTE", palette), chunk(b"IDAT", deflate(rows.ravel(), rows.shape[1]))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
 # %% ../nbs/1_data/12_stimuli.ipynb #142bb322
 def _fitted(
@@ -738,7 +741,7 @@ class Plan:
         return sorted(((numbers[entity], entity) for entity in {*(self.entities or own)}), key=lambda block: block[0])
 
 # %% ../nbs/1_data/12_stimuli.ipynb #5f770ca1
-def _candidate_lists(
+def candidate_lists(
     options: list[int],  # the counts to choose from
     number: int,  # of lists
     shuffle: Callable[[int], list[int]],  # from `Plan.random`
@@ -778,7 +781,7 @@ def plan_rows(
 ) -> Iterator[Row]:
     "One row for each entity, count and layout, in this order, which is that of the released sets."
     size = sum(len(group) for group in layouts.values())
-    lists = _candidate_lists(list(layouts), size, plan.random(f"candidates {list(layouts)}"))
+    lists = candidate_lists(list(layouts), size, plan.random(f"candidates {list(layouts)}"))
     flat = [(count, layout) for count, group in layouts.items() for layout in group]
     for block, entity in plan.blocks(own):
         about = _about(plan, entity)
@@ -788,13 +791,14 @@ def plan_rows(
 
 # %% ../nbs/1_data/12_stimuli.ipynb #df59f604
 def _ask(
-    factors: dict,  # needs colour, shape; and options for the closed form
+    factors: dict,  # needs a label, or colour and shape; and options for the closed form
     form: str = "closed",  # 'closed': with a list to choose from; 'open': without
 ) -> str:
     "The question, as the paper words it. `ValueError` for an unknown form."
     if form not in ("closed", "open"):
         raise ValueError(f"form is {form!r}, expected 'closed' or 'open'.")
-    question = f"How many {factors['colour']} {plural(factors['shape'])} are there?"
+    what = factors.get("label") or f"{factors['colour']} {plural(factors['shape'])}"
+    question = f"How many {what} are there?"
     return question if form == "open" else f"{question} Choose from [{', '.join(map(str, factors['options']))}]."
 
 # %% ../nbs/1_data/12_stimuli.ipynb #f0b85143
@@ -863,7 +867,7 @@ def _nested_cells(
     return [[list(divmod(cell, plan.grid)) for cell in order] for order in orders]
 
 # %% ../nbs/1_data/12_stimuli.ipynb #69ffca0c
-def _nested_layouts(
+def nested_layouts(
     plan: Plan,
     counts: Iterable[int],  # unless the plan has its own
 ) -> dict[int, list[Layout]]:
@@ -876,7 +880,7 @@ def _nested_layouts(
 @FAMILIES.add("balanced")
 def balanced(plan: Plan) -> Iterator[Row]:
     "Every count on every anchor cell; nested random layouts."
-    return plan_rows(plan, ENTITIES, _nested_layouts(plan, range(1, 10)))
+    return plan_rows(plan, ENTITIES, nested_layouts(plan, range(1, 10)))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #b41c31a5
 @FAMILIES.add("unseen_combinations")
@@ -889,7 +893,7 @@ def unseen_combinations(plan: Plan) -> Iterator[Row]:
     def split(entity: Entity, layout: Layout) -> dict:
         return {"split": "valid" if layout.number in valid[entity] else "train"}
 
-    return plan_rows(plan, _UNSEEN, _nested_layouts(plan, range(1, 10)), split)
+    return plan_rows(plan, _UNSEEN, nested_layouts(plan, range(1, 10)), split)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #f8a3b2bc
 def _described(
@@ -1067,7 +1071,7 @@ def two_groups(plan: Plan) -> Iterator[Row]:
     pairs = _paired_cells(plan, counts)
     relations = list(product(("colour", "shape", "nothing"), range(len(pairs))))
     size = len(relations)
-    lists = _candidate_lists(counts, 2 * size, plan.random(f"candidates {counts}"))
+    lists = candidate_lists(counts, 2 * size, plan.random(f"candidates {counts}"))
     for block, entity in plan.blocks(ENTITIES):
         for asked, (relation, step) in enumerate(relations):
             image = block * size + asked
@@ -1108,7 +1112,7 @@ def area_matched(plan: Plan) -> Iterator[Row]:
         sizes = _matched_sizes(entity.shape, len(layout.positions), cell)
         return {"size": "matched", "sizes": list(sizes)}
 
-    return plan_rows(plan, ENTITIES, _nested_layouts(plan, range(1, 10)), dress)
+    return plan_rows(plan, ENTITIES, nested_layouts(plan, range(1, 10)), dress)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #a91d7dee
 @FAMILIES.add("size_varied")
@@ -1121,7 +1125,7 @@ def size_varied(plan: Plan) -> Iterator[Row]:
     def dress(entity: Entity, layout: Layout) -> dict:
         return {"size": "varied", "sizes": sides[layout.number][: len(layout.positions)]}
 
-    return plan_rows(plan, ENTITIES, _nested_layouts(plan, range(1, 10)), dress)
+    return plan_rows(plan, ENTITIES, nested_layouts(plan, range(1, 10)), dress)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #bff97473
 def _turn(a: tuple, b: tuple, c: tuple) -> float:
@@ -1227,12 +1231,18 @@ def _cannot_write(
                        "(set VLM_COUNTING_DATA to move the cache); images that are there are kept.")  # fmt: skip
 
 # %% ../nbs/1_data/12_stimuli.ipynb #137beaa6
+def _drawn(factors: dict) -> bytes:
+    "The file of a scene."
+    return encode_png(*draw_scene(Scene.from_factors(factors)))
+
+
 def _write_image(
     path: Path,
     factors: dict,  # of a sample
+    draw: Callable[[dict], bytes] = _drawn,  # a family that draws otherwise has it as its `draw`
 ) -> str:  # sha256 of the file
     "Draw one image and put it in place in one step."
-    data = _encode_png(*_draw(Scene.from_factors(factors)))
+    data = draw(factors)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
@@ -1245,10 +1255,11 @@ def _write_image(
 # %% ../nbs/1_data/12_stimuli.ipynb #c9ee42c9
 def _write_images(
     jobs: list[tuple[Path, dict]],  # file, factors
+    draw: Callable[[dict], bytes] = _drawn,
 ) -> list[str] | OSError:
     "A batch, one after the other. An error is given back: raised here, joblib would kill its neighbours as they write."
     try:
-        return [_write_image(path, factors) for path, factors in jobs]
+        return [_write_image(path, factors, draw) for path, factors in jobs]
     except OSError as error:
         return error
 
@@ -1256,6 +1267,7 @@ def _write_images(
 def _draw_all(
     jobs: list[tuple[Path, dict]],  # file, factors
     workers: int | None,  # processes; None: all cores where that is worth their start
+    draw: Callable[[dict], bytes] = _drawn,
 ) -> list[str]:  # sha256 of each file
     "All images, in several processes from a thousand on."
     from joblib import Parallel, cpu_count, delayed
@@ -1264,10 +1276,10 @@ def _draw_all(
         raise ValueError(f"workers is {workers!r}, expected a whole number of processes, or None.")
     workers = whole_number(workers) or (cpu_count() if len(jobs) >= 1000 else 1)
     if workers == 1 or len(jobs) < 2:
-        done = [_write_images(jobs)]
+        done = [_write_images(jobs, draw)]
     else:
         batches = [jobs[start : start + 100] for start in range(0, len(jobs), 100)]
-        done = Parallel(n_jobs=workers, max_nbytes=None)(delayed(_write_images)(batch) for batch in batches)
+        done = Parallel(n_jobs=workers, max_nbytes=None)(delayed(_write_images)(batch, draw) for batch in batches)
     for batch in done:
         if isinstance(batch, OSError):
             raise batch
@@ -1423,9 +1435,11 @@ def _draw_missing(
     folder: Path,
     missing: dict[int, dict],  # number of the image -> factors
     workers: int | None,
+    draw: Callable[[dict], bytes] = _drawn,
 ) -> dict[int, str]:  # number of the image -> sha256
     "Draw images of a folder."
-    drawn = _draw_all([(folder / "images" / f"{number}.png", factors) for number, factors in missing.items()], workers)
+    jobs = [(folder / "images" / f"{number}.png", factors) for number, factors in missing.items()]
+    drawn = _draw_all(jobs, workers, draw)
     return dict(zip(missing, drawn, strict=True))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #a734e4a1
@@ -1466,6 +1480,8 @@ def generate(
     "Samples of a family, drawn where missing and added to the folder's manifest. Same family and seed, same bytes."
     if not isinstance(family, str):
         raise TypeError(f"Found {family!r} for the family, expected one name: {', '.join([*FAMILIES][:2])}, ...")
+    if family not in FAMILIES:
+        later("cutouts")  # has some more
     plan = Plan(family, seed, grid, image_size, _chosen_entities(entities), _chosen_counts(counts))
     folder = Path(folder or _cache_folder(plan, form)).expanduser().absolute()
     rows = stratify(_planned_rows(plan), limit, plan.seed)
@@ -1476,7 +1492,8 @@ def generate(
     listed = _listed(folder)
     hashes = _cached_hashes(folder, listed, wanted, family)
     _claim(folder, about)
-    hashes |= _draw_missing(folder, {n: factors for n, factors in wanted.values() if n not in hashes}, workers)
+    missing = {n: factors for n, factors in wanted.values() if n not in hashes}
+    hashes |= _draw_missing(folder, missing, workers, getattr(FAMILIES[family], "draw", _drawn))
     samples = [replace(sample, sha256=hashes[row.image]) for sample, row in zip(samples, rows, strict=True)]
     _list_samples(folder, listed, samples)
     return samples

@@ -18,7 +18,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from vlm_counting.stimuli import FAMILIES, Plan, Scene, _draw, _encode_png, generate
+from vlm_counting.stimuli import FAMILIES, Plan, Scene, draw_scene, encode_png, generate
 
 SHOWN = ("balanced", "clustered", "distractors_9_large_red_circle", "two_groups", "area_matched", "size_varied", "free")
 
@@ -39,7 +39,7 @@ processor_seconds = partial(seconds, clock=time.process_time)
 def drawn(number: int) -> list[tuple]:
     "Images of `balanced` as colour numbers and colours."
     rows = list(FAMILIES["balanced"](Plan("balanced")))
-    return [_draw(Scene.from_factors(row.factors)) for row in rows[:: len(rows) // number]]
+    return [draw_scene(Scene.from_factors(row.factors)) for row in rows[:: len(rows) // number]]
 
 
 def encoders(number: int) -> list[str]:
@@ -56,7 +56,7 @@ def encoders(number: int) -> list[str]:
             total += file.tell()
         return total
 
-    ours = processor_seconds(lambda: sum(len(_encode_png(*picture)) for picture in pictures), repeat=3)
+    ours = processor_seconds(lambda: sum(len(encode_png(*picture)) for picture in pictures), repeat=3)
     rows = [("ours, indexed", *ours)]
     for mode, level in (("P", 1), ("P", 6), ("RGB", 1), ("RGB", 6)):
         name = f"Pillow, {'indexed' if mode == 'P' else 'RGB'}, level {level}"
@@ -66,7 +66,7 @@ def encoders(number: int) -> list[str]:
 
 def identities(number: int) -> list[str]:
     "What it takes to know an image of a file: by the file's bytes, or decoded and by its pixels."
-    files = [_encode_png(*picture) for picture in drawn(number)]
+    files = [encode_png(*picture) for picture in drawn(number)]
 
     def pixels(mode: str) -> list[bytes]:
         return [Image.open(io.BytesIO(file)).convert(mode).tobytes() for file in files]
