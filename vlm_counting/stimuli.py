@@ -1338,17 +1338,14 @@ def _cached_hashes(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     "Wait until no other process writes to the folder's manifest."
-    from filelock import FileLock
-
     try:
-        lock = FileLock(folder / ".lock")
-        lock.acquire()
+        lock = acquire_lock(folder)
     except OSError as error:
         raise _cannot_write(folder, error) from None
     try:
         yield
     finally:
-        lock.release()
+        release_lock(lock)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #6c356047
 def _check_set(
