@@ -148,3 +148,12 @@ def test_each_half_is_measured_at_the_setting_of_the_other():
     ]
     row = gains(pd.DataFrame(rows)).iloc[0]
     assert row["gain"] == 0 and row["p"] == 1
+
+
+def test_the_kind_that_is_asked_about_is_found_whatever_its_set_calls_it(vlm):
+    from vlm_counting.knobs import read_prompts
+
+    samples = generate("two_groups", limit=8)
+    named = [replace(one, factors=one.factors | {"entity": f"Our <{n}>"}) for n, one in enumerate(samples)]
+    plain, own = (read_prompts(vlm, some) for some in (samples, named))
+    assert bool((plain.asked == own.asked).all()) and bool(own.asked.any(1).all())

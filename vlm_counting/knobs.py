@@ -80,9 +80,16 @@ def _empty_tokens(vlm, sample: Sample):  # torch (image tokens, dim)
     return _tokens_of(states, image)[0]
 
 
+def _kind_of(sample: Sample) -> str:
+    "What the scene itself calls the kind that is asked about, whatever its set calls it."
+    colour, shape = sample.factors["colour"], sample.factors["shape"]
+    kinds = {item.entity for item in Scene.from_factors(sample.factors).objects}
+    return next(kind.name for kind in kinds if (kind.colour, kind.shape) == (colour, shape))
+
+
 def _asked_tokens(vlm, samples: list[Sample], tokens):  # torch bool (samples, image tokens)
     "Which tokens show the kind that is asked about."
-    _, image, states = _image_tokens(vlm, [without(sample, sample.factors["entity"]) for sample in samples])
+    _, image, states = _image_tokens(vlm, [without(sample, _kind_of(sample)) for sample in samples])
     return _far(tokens, _tokens_of(states, image))
 
 # %% ../nbs/4_diagnosis/41_knobs.ipynb #c35c67e7
