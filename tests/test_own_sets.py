@@ -217,6 +217,14 @@ def test_image_folders_with_metadata(tmp_path):
     assert told(load_dataset(home)) == [("How many?", 4)] and load_dataset(home)[0].uid == "pets/0"
 
 
+def test_a_label_is_asked_about_in_the_plural(folder, tmp_path):
+    assert told(load_dataset(table(folder, "image,label,count\n0.png,cat,3\n1.png,guide dog,0\n"))) == [
+        ("How many cats are there?", 3), ("How many guide dogs are there?", 0)
+    ]  # fmt: skip
+    picture(tmp_path / "shots" / "1_knife" / "a.png")
+    assert told(load_dataset(tmp_path / "shots")) == [("How many knives are there?", 1)]
+
+
 def test_several_lists_or_none(folder, tmp_path):
     table(folder, "image,label,count\n0.png,cats,3\n", "a.csv")
     table(folder, "image,label,count\n0.png,cats,3\n", "b.csv")

@@ -750,7 +750,8 @@ def _named(
     if "label" in columns and "question" not in columns:
         if problem := _label_problem(label):
             raise ValueError(problem)
-        record["question"], rest["form"] = _QUESTION.format(label=label), "open"
+        many = later("own_sets").plural_label(label)
+        record["question"], rest["form"] = _QUESTION.format(label=many), "open"
     rest |= {"label": label} if _is_text(label) else {}
     known = {name: value for name, value in rest.items() if value is not None}
     factors = record.get("factors", {})

@@ -218,7 +218,7 @@ def read_images(
             what = f"no folder says of what there are {told['target']}"
             problems.append(f"{inside}: {what}. Say it: question='How many dogs are there?'.")
         else:
-            question = f"How many {told['label']} are there?" if "label" in told else "?"
+            question = f"How many {plural_label(told['label'])} are there?" if "label" in told else "?"
             factors = {key: told[key] for key in ("label", "split") if key in told} | {"form": "open"}
             samples.append(Sample(f"{name}/{inside.replace('/', '-')}", path, question, told["target"], factors))
     uids = [sample.uid for sample in samples]
