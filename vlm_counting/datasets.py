@@ -888,6 +888,7 @@ def listed_samples(
 
 # %% ../nbs/1_data/14_datasets.ipynb #eef6eecc
 def read_line(line: bytes) -> Any:  # what it says, or a `ValueError`
+    "One line of JSON; why it cannot be read, where it cannot."
     try:
         return parse_json(line)
     except json.JSONDecodeError as error:
@@ -1079,7 +1080,7 @@ def _named_rows(
             row[column] = None if row[column] is None else kind.int2str(row[column])
     return rows
 
-
+# %% ../nbs/1_data/14_datasets.ipynb #4daf8182
 def _table_samples(
     table: Any,  # from `open_table`
     source: str,  # named in the messages

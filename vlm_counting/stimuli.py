@@ -583,7 +583,7 @@ def _pack_rows(
 
 # %% ../nbs/1_data/12_stimuli.ipynb #ea2375c5
 def chunk(kind: bytes, data: bytes) -> bytes:
-    "One part of a PNG."
+    "One part of a PNG: its kind in four letters, its data."
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 # %% ../nbs/1_data/12_stimuli.ipynb #d54336dc
