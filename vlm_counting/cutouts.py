@@ -410,14 +410,17 @@ def paint(
     cutouts: Cutouts,
     count: int | None = None,  # only so many of its things; None: all
 ) -> np.ndarray:  # (size, size, 3) uint8
-    "The image. No pixel of a thing has the colour of what is under it, so that each can be told."
+    "The image. No pixel of a thing has the colour of what is under it, or of the ground: each can be told."
     size = factors["image_size"]
-    pixels = ground(factors["background"], size, factors["layout"]).copy()
+    blank = ground(factors["background"], size, factors["layout"])
+    pixels = blank.copy()
     for kind, number, side, angle, top, left in factors["things"][:count]:
         look = cutouts.look(kind, number, side, angle)
-        under = pixels[top : top + look.shape[0], left : left + look.shape[1]]
-        shown, colours = look[..., 3] > 0, look[..., :3].copy()
-        colours[(colours == under).all(axis=2), 2] ^= 1
+        box = np.s_[top : top + look.shape[0], left : left + look.shape[1]]
+        under, shown, colours = pixels[box], look[..., 3] > 0, look[..., :3].copy()
+        for change in (1, 3):  # of the blue: of three colours one is neither what is under it nor the ground
+            same = (colours == under).all(axis=2) | (colours == blank[box]).all(axis=2)
+            colours[same, 2] ^= change
         under[shown] = colours[shown]
     return pixels
 
