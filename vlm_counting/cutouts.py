@@ -167,7 +167,7 @@ class Cutouts:
             self.made[key] = _turned(self.kinds[kind][number], side, angle)
         return self.made[key]
 
-
+# %% ../nbs/1_data/13_cutouts.ipynb #8d6e3080
 def _turned(image: np.ndarray, side: int, angle: int) -> np.ndarray:
     "Nine samples a pixel, in whole numbers."
     height, width = image.shape[:2]

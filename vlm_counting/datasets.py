@@ -1126,7 +1126,7 @@ def _undecoded(table: Any, column: str) -> Any:
     several = hasattr(table.features[column], "feature")
     return table.cast_column(column, datasets.List(image) if several else image).select_columns([column])
 
-
+# %% ../nbs/1_data/14_datasets.ipynb #a25525a7
 def _read_table(
     table: Any,  # from `open_table`
     source: str,  # named in the messages

@@ -784,6 +784,24 @@ def _counted(vlm, record: RunRecord):
         if before and record.sessions:
             record.sessions[-1]["usage"] = {name: number - before[name] for name, number in vlm.usage.items()}
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #29e8114d
+def _as_told(vlm, words: dict, drawn: dict, examples: list[Sample] | None, samples: list[Sample]):
+    "The model worded, writing and shown examples as `evaluate` was told. `ValueError`: it cannot be asked so."
+    vlm = _told(vlm, "reworded", **words)
+    vlm = _told(vlm, "with_generation", **drawn)
+    vlm = _told(vlm, "with_examples", examples=examples)
+    if hasattr(vlm, "check_questions"):
+        vlm.check_questions(samples)
+    return vlm
+
+
+def _places(path: Path | str | None, shard: str | None) -> tuple[Path | None, Path | None]:
+    "The whole run's folder, and that of the part. `ValueError` for a shard that is none."
+    path = Path(path).expanduser() if path is not None else None
+    if shard:
+        shard_samples([], shard)  # refuses what is none
+    return path, path and (shard_path(path / "run.json", shard).parent if shard else path)
+
 # %% ../nbs/2_answers/24_evaluation.ipynb #c3c99de4
 def evaluate(
     vlm,  # from `load_model`, or anything with `name` and `answer(samples, max_new_tokens)`
@@ -809,20 +827,15 @@ def evaluate(
     "Ask a model how many it sees. What can be refused is refused before anything is asked, or a folder made."
     _check_model(vlm)
     samples = usable_samples(vlm, _check_samples(samples), on_error)
-    vlm = _told(vlm, "reworded", instruction=instruction, prompt=prompt, system=system)
-    vlm = _told(vlm, "with_generation", generation=generation, temperature=temperature, sampling_seed=sampling_seed)
-    vlm = _told(vlm, "with_examples", examples=_unasked(examples, samples))
-    if hasattr(vlm, "check_questions"):
-        vlm.check_questions(samples)
+    words = {"instruction": instruction, "prompt": prompt, "system": system}
+    drawn = {"generation": generation, "temperature": temperature, "sampling_seed": sampling_seed}
+    vlm = _as_told(vlm, words, drawn, _unasked(examples, samples), samples)
     settings = _settings(vlm, parser, batch_size, max_new_tokens)
     how = settings["batch_size"], settings["max_new_tokens"], progress, shard
-    path = Path(path).expanduser() if path is not None else None
-    if shard:
-        shard_samples([], shard)  # refuses what is none
-    folder = path and (shard_path(path / "run.json", shard).parent if shard else path)
+    path, folder = _places(path, shard)
     with run_context(folder, "evaluate", settings, vlm, samples, run, overwrite=overwrite) as record:
-        own = [parser] * (parser not in _ALWAYS)
         with _counted(vlm, record):
+            own = [parser] * (parser not in _ALWAYS)
             predictions = predict(vlm, samples, path and path / "predictions.jsonl", *how, own)
         record.samples = len(predictions)
         done = Evaluation(predictions, samples, record, parser, _image_table(vlm, samples), folder)

@@ -439,7 +439,7 @@ def _damage(about: dict) -> str:  # "" if there is none
     lost = sorted(files - set(about.get("sha256", files)))  # older stores have none of samples.jsonl
     return f"it has no sha256 of {lost[0]}" if lost else ""
 
-
+# %% ../nbs/3_states/30_extraction.ipynb #a579c252
 def _load_about(path: Path) -> dict:
     "states.json, of this version. `ValueError` for a damaged one and for another format."
     try:
@@ -1028,7 +1028,7 @@ def check_extraction(
     samples: list[Sample],
     layers: object,  # as for `extract`
     poolings: object,
-    batch_size: int | str = "auto",
+    batch_size: int | str = "auto",  # samples read at once
     shard: str | None = None,  # 'i/n'
     on_error: str = "raise",  # 'skip': images are not looked at here
 ) -> None:

@@ -222,7 +222,7 @@ def _harness_sample(number: int, row: dict) -> dict:
     found |= {"resps": [[row["text"]]], "filtered_resps": [heard], "filter": "none", "metrics": ["exact_match"]}
     return found | {"exact_match": right, "doc_hash": row.get("asked", ""), "prompt_hash": row.get("asked", "")}
 
-
+# %% ../nbs/6_running/65_results.ipynb #bb92ec9d
 def _harness_results(record: RunRecord, task: str, rows: list[dict]) -> dict:
     "What the harness keeps of a run: results, settings, versions."
     right = [row["exact_match"] for row in rows]
@@ -250,7 +250,7 @@ def _harness_results(record: RunRecord, task: str, rows: list[dict]) -> dict:
     }
     return told | {"model_name": record.model, "transformers_version": versions.get("transformers", "")}
 
-
+# %% ../nbs/6_running/65_results.ipynb #4f4f9bca
 def _seconds(when: str) -> float | None:
     return datetime.fromisoformat(when).timestamp() if when else None
 

@@ -315,7 +315,7 @@ def _piece(output: dict, number: int) -> str:
     text = data.get("text/plain", "")
     return "" if not text or text.startswith("<") else f"<pre>{html.escape(text)}</pre>"
 
-
+# %% ../nbs/6_running/63_run_page.ipynb #10bca864
 def _pieces(notebook: dict) -> Iterator[str]:
     "What a notebook shows, below its title."
     figures, shown = 0, [cell for cell in notebook["cells"] if cell["cell_type"] in ("code", "markdown")]
@@ -330,7 +330,7 @@ def _pieces(notebook: dict) -> Iterator[str]:
             piece = _piece(output, figures)
             yield "" if worked and piece.startswith("<pre>") else piece
 
-
+# %% ../nbs/6_running/63_run_page.ipynb #88321be4
 def _plain(piece: str) -> str:
     "The words of a piece, in one line."
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", piece)).split())
@@ -352,7 +352,7 @@ def _body(
             said.append(f'<div class="figures">{piece}</div>' if figure else piece)
     return "\n".join(said)
 
-
+# %% ../nbs/6_running/63_run_page.ipynb #82686e0b
 def _warnings(notebook: dict) -> list[str]:
     "What was said to standard error, each line once."
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
@@ -378,7 +378,7 @@ def _command_line(command: str, parameters: dict) -> str:
         ["vlm-counting", command, *(f"{name}={_typed(value)}" for name, value in told if name != "overwrite")]
     )
 
-
+# %% ../nbs/6_running/63_run_page.ipynb #2caf775d
 def _asked(parameters: dict) -> str:
     "How a question is put, e.g. 'Answer briefly {question}'."
     prompt = str(parameters.get("prompt", ""))
@@ -481,7 +481,7 @@ def run_page(
 # %% ../nbs/6_running/63_run_page.ipynb #e934aec5
 def table_page(
     kind: str,  # the command, as 'compare'
-    title: str,
+    title: str,  # what was looked at
     summary: Summary,
     tables: dict[str, pd.DataFrame],  # caption -> table
     figures: Iterable,  # of matplotlib

@@ -1070,7 +1070,7 @@ def check_training(
     held_out: list[Sample],
     test: list[Sample],
     transfer: list[Sample],
-    batch_size: int | str = "auto",
+    batch_size: int | str = "auto",  # samples read at once
 ) -> None:
     "Errors of `train_head` for a model that writes nothing, and for samples that will not do; nothing is read."
     _check_writes(vlm)

@@ -128,7 +128,7 @@ def by_library(make: Callable, states: np.ndarray, counts: np.ndarray, fold: np.
 def peers(before: types.ModuleType) -> dict[str, Callable]:
     "Name -> function of states, counts and folds."
     found = {
-        "exact": lambda states, *rest: probing.svm(probing.Features(states), *rest),
+        "exact": lambda states, *rest: probing.svm(probing.Features(states), *rest, tolerance=0),
         "before": lambda states, *rest: before.svm(before.Features(states), *rest),
     }
     for tolerance in (LOOSE, TIGHT):
@@ -156,7 +156,7 @@ def speed_row(kind: str, states: np.ndarray, counts: np.ndarray, methods: dict, 
             said[name] = read(states, counts, fold)
             seconds[name].append(time.process_time() - start)
     features = probing.Features(states)
-    probing.svm(features, counts, fold)
+    probing.svm(features, counts, fold, tolerance=0)
     row = {"kind": kind, "n": len(counts), "d": states.shape[1], "accuracy": float((said["exact"] == counts).mean())}
     row |= {"seconds": seconds, "solved": dict(features.solved)}
     row["agree"] = {name: float((other == said["exact"]).mean()) for name, other in said.items()}
@@ -222,7 +222,7 @@ def conditions(name: str, samples: int) -> dict:
     fold, readings, others, theirs = probing.folds(states.targets, states.factors, "layout"), 0, [], []
     for layer, pooling in states.keys():
         features = probing.Features(states.array(layer, pooling))
-        ours = probing.svm(features, states.targets, fold)
+        ours = probing.svm(features, states.targets, fold, tolerance=0)
         make = lambda: SVC(kernel="linear", C=1, tol=TIGHT, max_iter=10**7)  # noqa: E731
         library = by_library(make, features.states, states.targets, fold)
         readings += len(ours)
