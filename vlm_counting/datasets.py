@@ -1276,7 +1276,7 @@ def take_part(
             raise ValueError(unknown("part", name, there, f"The samples of {source} say by their factor 'split'."))
     return [sample for sample in samples if str(sample.factors.get("split")) in split.split("+")]
 
-
+# %% ../nbs/1_data/14_datasets.ipynb #e085b959
 def _read_path(
     kind: str,  # hub, table, manifest, archive, released or pixmo
     source: str,  # path or id
