@@ -1837,14 +1837,17 @@ def _layer_figures(done: Probing, lens: pd.DataFrame) -> dict:
         words = lens.query("not norm and layer > 0")
         words = words.assign(accuracy=words["accuracy_paper"], pooling="lens", control="none", low=None, high=None)
     paper = released[released["model"].str.startswith(model.removeprefix("tiny-"))]
+    paper = paper if all(str(uid).startswith("balanced/") for uid in done.states.uids) else paper[:0]  # of that set
     for name, rule in {(list(done.probes)[end], done.rules[end]): end for end in (0, -1)}:
         rows = done.table[(done.table["probe"] == name) & (done.table["rule"] == rule)]
+        guess = rows["chance"].iloc[0]
         title, right = f"{model}: {_short(name)}, rule {rule}", None
         if not found and len(paper):
             left, right = draw.new_axes(9.6, 3.6, columns=2)
             draw.plot_layers(paper, left, legend=False, title=f"{paper['model'].iloc[0]}, as published")
-        curves = draw.plot_layers(pd.concat([rows, words]), right, chance=rows["chance"].iloc[0], title=title)
-        whole_map = draw.plot_layer_map(pd.concat([draw.true_labels(rows), words]), title=title)
+        curves = draw.plot_layers(pd.concat([rows, words]), right, chance=guess, title=title)
+        mapped = pd.concat([draw.true_labels(rows), words])
+        whole_map = draw.plot_layer_map(mapped, title=title, chance=guess)
         found |= {f"layers_{_file(name)}_{rule}": curves.figure, f"map_{_file(name)}_{rule}": whole_map.figure}
     return found
 
