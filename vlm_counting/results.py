@@ -248,7 +248,8 @@ def _harness_results(record: RunRecord, task: str, rows: list[dict]) -> dict:
         "git_hash": None,
         "date": _seconds(started),
     }
-    return told | {"model_name": record.model, "transformers_version": versions.get("transformers", "")}
+    told |= {f"model_{what}": value for what, value in (("source", "vlm_counting"), ("name", record.model))}
+    return told | {"transformers_version": versions.get("transformers", "")}
 
 # %% ../nbs/6_running/65_results.ipynb #4f4f9bca
 def _seconds(when: str) -> float | None:
