@@ -97,7 +97,7 @@ def test_a_list_says_who_is_behind_for_certain(root):
     assert list(table["model"]) == ["good", "as-good", "poor"] and list(table["behind"]) == [False, False, True]
     assert table["difference"][0] == 0 and (table["low"] < table["accuracy"]).all()
     assert results._standing(table) == (
-        "Behind 'evaluate/good/balanced' for certain: 1 of 2 (Holm, paired by image), and 1 is not shown to be."
+        "Behind 'evaluate/good/balanced': 1 of 2 (paired by image, Holm over all pairs), and 1 is not shown to be."
     )
 
 
@@ -151,7 +151,7 @@ def test_an_export_is_read_back_by_the_program_it_is_for(root, tmp_path, format)
         ).to_pandas()
         assert (tmp_path / "out" / "README.md").read_text().startswith("---\n")
     else:
-        lines = (tmp_path / "out" / "samples_vlm_counting_balanced.jsonl").read_text().splitlines()
+        lines = next((tmp_path / "out").glob("samples_vlm_counting_balanced_2026-*.jsonl")).read_text().splitlines()
         found = pd.DataFrame([json.loads(line)["doc"] | json.loads(line) for line in lines])
         assert list(found["exact_match"]) == list(known["correct"].astype(float))
         return
@@ -163,7 +163,7 @@ def test_an_export_is_read_back_by_the_program_it_is_for(root, tmp_path, format)
 def test_the_harness_finds_what_it_looks_for(root, tmp_path):
     "Fields that the LM Evaluation Harness writes of a task and its tables read, with their types."
     export_answers("evaluate/good/balanced", tmp_path / "out", "lm-eval")
-    told = json.loads((tmp_path / "out" / "results.json").read_text())
+    told = json.loads(next((tmp_path / "out").glob("results_2026-12-01T10-00-00.json")).read_text())
     task = "vlm_counting_balanced"
     assert told["results"][task]["exact_match,none"] == pytest.approx(160 / 180)
     assert told["results"][task]["exact_match_stderr,none"] == pytest.approx((160 / 180 * 20 / 180 / 179) ** 0.5)
@@ -172,7 +172,7 @@ def test_the_harness_finds_what_it_looks_for(root, tmp_path):
                        "transformers_version": str}.items():  # fmt: skip
         assert isinstance(told[name], kind), name
     assert told["n-samples"][task] == {"original": 180, "effective": 180} and told["config"]["model"] == "good"
-    line = json.loads((tmp_path / "out" / f"samples_{task}.jsonl").read_text().splitlines()[0])
+    line = json.loads((tmp_path / "out" / f"samples_{task}_2026-12-01T10-00-00.jsonl").read_text().splitlines()[0])
     assert {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"} <= set(line)
     assert line["resps"] == [[line["filtered_resps"][0]]] and line["metrics"] == ["exact_match"]
 
@@ -205,8 +205,16 @@ def test_a_push_uploads_the_folder_and_asks_for_nothing_else(root, tmp_path, mon
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert main(["export", "evaluate/good/balanced", f"to={tmp_path / 'hf'}", "format=hf", "push=me/answers"]) == 0
     assert done == [
-        ("create", "me/answers", {"repo_type": "dataset", "exist_ok": True}),
-        ("upload", {"repo_id": "me/answers", "folder_path": str(tmp_path / "hf"), "repo_type": "dataset"}),
+        ("create", "me/answers", {"repo_type": "dataset", "private": True, "exist_ok": True}),
+        (
+            "upload",
+            {
+                "repo_id": "me/answers",
+                "folder_path": str(tmp_path / "hf"),
+                "repo_type": "dataset",
+                "allow_patterns": ["data/test-00000-of-00001.parquet", "README.md", "run.json"],
+            },
+        ),
     ]
 
 
@@ -219,7 +227,7 @@ def test_the_commands_print_and_leave_a_page(root, capsys):
     assert "'evaluate/good/balanced' is better on 180 images (+55.6 points" in said
     (page,) = (root / "compare").rglob("report.html")
     assert "+55.6 points" in page.read_text() and (page.parent / "comparison.csv").exists()
-    assert main(["leaderboard", "balanced"]) == 0 and "Holm, paired by image" in capsys.readouterr().out
+    assert main(["leaderboard", "balanced"]) == 0 and "Holm over all pairs" in capsys.readouterr().out
     assert "evaluate/poor/balanced" in (root / "leaderboard" / "balanced" / "report.html").read_text()
     assert main(["leaderboard", "balanced", "--seeds"]) == 0 and "spread" in capsys.readouterr().out
     capsys.readouterr()
@@ -232,3 +240,50 @@ def test_names_of_models_are_text_in_a_page(root, capsys):
     assert main(["leaderboard", "mine"]) == 0
     page = (root / "leaderboard" / "mine" / "report.html").read_text()
     assert "<b>x" not in page and "&lt;b&gt;x" in page
+
+
+def test_parts_of_a_run_are_no_runs_and_a_run_may_be_called_replaced_head(root):
+    whole = root / "evaluate" / "good" / "balanced"
+    for part in (1, 2):
+        write_jsonl(whole / f"part-{part}-of-2" / "predictions.jsonl", [])
+        RunRecord.load(whole).save(whole / f"part-{part}-of-2")
+    a_run(root, "replaced_head", {1})
+    assert set(leaderboard("balanced")["model"]) == {"good", "as-good", "poor", "replaced_head"}
+
+
+def test_a_set_that_is_a_path_gets_no_page_in_its_own_folder(root, tmp_path_factory, capsys):
+    photos = tmp_path_factory.mktemp("photos")
+    a_run(root, "one", {1}, dataset="photos")
+    record = RunRecord.load(root / "evaluate" / "one" / "photos")
+    record.dataset = str(photos)
+    record.save(root / "evaluate" / "one" / "photos")
+    for name in (str(photos), "photos"):
+        assert main(["leaderboard", f"dataset={name}"]) == 0
+    assert not list(photos.iterdir()) and len(list((root / "leaderboard").rglob("report.html"))) == 2
+    files = export_answers("evaluate/one/photos", root / "out", "lm-eval")
+    assert all(path.parent == root / "out" for path in files)
+
+
+def test_answers_are_scored_as_the_run_scores_them(root):
+    folder = a_run(root, "thinker", set(), dataset="mine")
+    rows = [Prediction(f"mine/{i}", "thinker", "so 3", None, None, 3, counts={"last": 3}) for i in range(20)]
+    write_jsonl(folder / "predictions.jsonl", rows)
+    record = RunRecord.load(folder)
+    record.parameters["parser"] = "last"
+    record.save(folder)
+    assert leaderboard("mine")["accuracy"][0] == 1 and flat_rows(folder)["correct"].all()
+    with pytest.raises(ValueError, match="parsers last and strict"):
+        compare_runs(folder, "evaluate/good/balanced")
+
+
+def test_a_broken_record_is_named_and_stops_no_list(root):
+    (a_run(root, "torn", {1}) / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match="torn.*is left out"):
+        assert "torn" not in set(leaderboard("balanced")["model"])
+
+
+def test_the_best_of_many_equal_ones_is_seldom_called_better():
+    "As it was not named beforehand, any two might have been compared."
+    from vlm_counting.statistics import holm
+
+    assert list(holm([0.02, *[1.0] * 9])) == pytest.approx([0.2, *[1.0] * 9])

@@ -76,7 +76,7 @@ def test_an_evaluation_is_summed_up(folder):
     found = summarise(folder, "evaluate")
     assert [round(number.value, 3) for number in found.numbers] == [0.9, 0.8, 0.05]
     assert found.numbers[0].guess == 0.5 and found.numbers[1].words == "where there are 2, the hardest count"
-    assert found.verdict == "Wrong answers are mostly too low. In 5.0 % of them there is no number."
+    assert found.verdict == "Wrong answers are mostly too low. In 5.0 % of all answers there is no number."
 
 
 def test_probability_on_numbers_is_said_where_it_was_read(folder):
@@ -91,6 +91,21 @@ def test_to_which_side_answers_err(folder, bias, mae, words):
     table = f"n,accuracy,low,high,mae,bias,unparsed\n20,0.9,0.7,0.97,{mae},{bias},0\n"
     (folder / "scores.csv").write_text(table)
     assert words in summarise(folder, "evaluate").verdict
+
+
+@pytest.mark.parametrize(
+    "mae, bias, unparsed, words",
+    [("", "", 1, "No answer holds a number. In 100.0 % of all"), (0, 0, 0.1, "No number is wrong. In 10.0 % of all")],
+)
+def test_answers_without_a_number_err_to_no_side(folder, mae, bias, unparsed, words):
+    (folder / "scores.csv").write_text(f"n,accuracy,low,high,mae,bias,unparsed\n20,0,0,0.2,{mae},{bias},{unparsed}\n")
+    assert summarise(folder, "evaluate").verdict.startswith(words)
+
+
+def test_an_absurd_answer_makes_no_headline(folder):
+    head = "n,accuracy,low,high,mae,bias,unparsed,median_error,out_of_range"
+    (folder / "scores.csv").write_text(f"{head}\n20,0.9,0.7,0.97,49990,49990,0,1,0.05\n")
+    assert summarise(folder, "evaluate").numbers[-1].value == 1
 
 
 @pytest.mark.parametrize("damage", ["", "n\n", "a,b\n1,2\n", "\x00\x01", "n,accuracy\n20,good\n"])

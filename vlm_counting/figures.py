@@ -1130,7 +1130,8 @@ def plot_wordings(
     ax.set(xlabel="Accuracy (% of questions)", xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
     ax.grid(axis="x")
     spread = 100 * (rows["accuracy"].max() - rows["accuracy"].min())
-    said = f"{_sizes(rows['n'])} questions a wording; {spread:.1f} points from lowest to highest."
+    ax.figure.draw_without_rendering()  # long wordings take their room first
+    said = f"{_sizes(rows['n'])} questions each, {spread:.1f} points apart."
     _heading(ax, title, f"{said} {_bars(rows, bars)}")
     return ax
 

@@ -7,18 +7,21 @@ __all__ = ['compare_runs', 'leaderboard', 'over_seeds', 'export_answers']
 
 # %% ../nbs/6_running/65_results.ipynb #ce77df11
 import json
+import re
+import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_counting import __version__
 from vlm_counting.core import (
+    Prediction,
     RunRecord,
     UnknownName,
     csv_text,
     make_folder,
-    read_jsonl,
     results_dir,
     unknown,
     write_atomic,
@@ -34,7 +37,28 @@ def answered_runs() -> dict[str, Path]:  # 'evaluate/tiny-clip/balanced' -> its 
     "All runs in the results folder that hold answers to a set, by the name under which one can ask for them."
     root = results_dir()
     found = [path.parent for path in sorted(root.rglob("predictions.jsonl")) if (path.parent / "run.json").exists()]
-    return {path.relative_to(root).as_posix(): path for path in found if "replaced" not in path.as_posix()}
+    named = {path.relative_to(root).as_posix(): path for path in found}
+    aside = re.compile(r"(^|/)(replaced(-\d+)?|part-[^/]*)(/|$)")  # what was there before; parts of a run
+    return {name: path for name, path in named.items() if not aside.search(name)}
+
+
+def read_answers(
+    folder: Path,  # of a run
+) -> list[Prediction]:  # with the count that the run's own parser heard
+    "The answers of a run as it scores them."
+    from vlm_counting.evaluation import load_predictions
+
+    parser, rows = _parser(folder), load_predictions(folder)
+    if parser == "strict":
+        return rows
+    heard = [row.count_paper if parser == "paper" else row.counts.get(parser) for row in rows]
+    return [replace(row, count=count) for row, count in zip(rows, heard, strict=True)]
+
+
+def _parser(folder: Path) -> str:
+    "Whose counts a run scores."
+    known = (folder / "run.json").exists()
+    return str(RunRecord.load(folder).parameters.get("parser", "strict")) if known else "strict"
 
 
 def find_answers(
@@ -57,10 +81,14 @@ def compare_runs(
     "Two runs held against each other image by image. `UnknownName`, and `ValueError` where they share no image."
     import pandas as pd
 
-    from vlm_counting.evaluation import load_predictions
     from vlm_counting.statistics import compare
 
-    one, other = (load_predictions(find_answers(run)) for run in (first, second))
+    folders = find_answers(first), find_answers(second)
+    if len(heard := {_parser(folder) for folder in folders}) > 1:
+        raise ValueError(
+            f"The runs are scored by the parsers {' and '.join(sorted(heard))}, expected one and the same."
+        )
+    one, other = map(read_answers, folders)
     _check_asked(one, other)
     each = compare(one, other, by="target")
     rows = [
@@ -97,9 +125,16 @@ def tell_difference(
 # %% ../nbs/6_running/65_results.ipynb #1002cd0e
 def _evaluated(dataset: str) -> list[tuple[str, Path, RunRecord]]:
     "Finished evaluations of a set."
-    known = [(name, folder, RunRecord.load(folder)) for name, folder in answered_runs().items()]
-    rows = [one for one in known if one[2].verb == "evaluate" and one[2].status in ("finished", "scored")]
-    if found := [one for one in rows if one[2].dataset == dataset]:
+    rows = []
+    for name, folder in answered_runs().items():
+        try:
+            record = RunRecord.load(folder)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{folder} is left out: {str(error).splitlines()[0]}", stacklevel=3)
+            continue
+        if record.verb == "evaluate" and record.status in ("finished", "scored"):
+            rows.append((name, folder, record))
+    if found := [one for one in rows if dataset in (one[2].dataset, one[1].name)]:
         return found
     sets = list(dict.fromkeys(one[2].dataset for one in rows))
     raise UnknownName(unknown("evaluated set", dataset, sets, "Evaluate a model on it first." if not sets else ""))
@@ -111,12 +146,11 @@ def leaderboard(
     "All runs of `evaluate` on the same images of a set, held against the best. `UnknownName`: nothing was run on it."
     import pandas as pd
 
-    from vlm_counting.evaluation import load_predictions
     from vlm_counting.statistics import compare, holm, score
 
     groups = {}
     for name, folder, record in _evaluated(dataset):
-        groups.setdefault(record.fingerprint, []).append((name, record.model, load_predictions(folder)))
+        groups.setdefault(record.fingerprint, []).append((name, record.model, read_answers(folder)))
     same = max(groups.values(), key=len)
     rows = [{"run": name, "model": model} | score(said).iloc[0].to_dict() for name, model, said in same]
     order = sorted(range(len(same)), key=lambda i: -rows[i]["accuracy"])
@@ -128,8 +162,9 @@ def leaderboard(
     if against is None:
         return table.assign(difference=0.0, p=1.0, behind=False)
     table["difference"] = [0.0, *against["difference"]]
-    table["p"] = [1.0, *holm(against["p"])]
-    return table.assign(behind=table["p"] < 0.05)
+    pairs = len(table) * (len(table) - 1) // 2  # the best was not named beforehand: any two might have been compared
+    table["p"] = [1.0, *holm([*against["p"], *[1.0] * (pairs - len(against))])[: len(against)]]
+    return table.assign(behind=(table["p"] < 0.05) & pd.Series([False, *(against["high"] < 0)]))
 
 # %% ../nbs/6_running/65_results.ipynb #9b731713
 def over_seeds(
@@ -141,13 +176,12 @@ def over_seeds(
     import pandas as pd
     from scipy.stats import t
 
-    from vlm_counting.evaluation import load_predictions
     from vlm_counting.statistics import score
 
     rows = []
     for _, folder, record in _evaluated(dataset):
         settings = json.dumps(record.parameters, sort_keys=True)
-        value = score(load_predictions(folder)).iloc[0]["accuracy"]
+        value = score(read_answers(folder)).iloc[0]["accuracy"]
         rows.append({"model": record.model, "settings": settings, "seed": json.dumps(record.seeds), "accuracy": value})
     found = []
     for (model, _), some in (
@@ -168,12 +202,12 @@ def flat_rows(
     import pandas as pd
 
     rows = []
-    for row in read_jsonl(folder / "predictions.jsonl"):
-        known = {name: row.get(name) for name in ("uid", "model", "text", "count", "target")}
-        known["correct"] = None if row.get("target") is None else row.get("count") == row["target"]
-        plain = lambda value: json.dumps(value) if isinstance(value, list | dict) else value  # noqa: E731
-        known |= {f"factor_{name}": plain(value) for name, value in row.get("factors", {}).items()}
-        rows.append(known | {f"logprob_{i}": value for i, value in enumerate(row.get("logprobs") or [])})
+    for row in read_answers(folder):
+        known = {name: getattr(row, name) for name in ("uid", "model", "text", "count", "target")}
+        known["correct"] = None if row.target is None else row.count == row.target
+        plain = lambda value: json.dumps(value) if isinstance(value, list | dict | tuple) else value  # noqa: E731
+        known |= {f"factor_{name}": plain(value) for name, value in row.factors.items()}
+        rows.append(known | {f"logprob_{i}": value for i, value in enumerate(row.logprobs or [])})
     return pd.DataFrame(rows).astype({"count": "Int64", "target": "Int64"})
 
 # %% ../nbs/6_running/65_results.ipynb #deba8084
@@ -257,16 +291,21 @@ def _seconds(when: str) -> float | None:
 
 
 def _as_harness(run: Path, place: Path) -> list[Path]:
-    record, rows = RunRecord.load(run), list(read_jsonl(run / "predictions.jsonl"))
-    if lacking := [row["uid"] for row in rows if row.get("target") is None]:
+    record, rows = RunRecord.load(run), [asdict(row) for row in read_answers(run)]
+    if lacking := [row["uid"] for row in rows if row["target"] is None]:
         raise ValueError(
             f"'{lacking[0]}' has no true count, and the harness scores every answer. Choose csv, parquet or hf."
         )
-    task = f"vlm_counting_{record.dataset}"
+    task = "vlm_counting_" + re.sub(r"\W+", "_", record.dataset).strip("_")
+    started = record.sessions[0].get("started", "") if record.sessions else ""
+    when = started[:19].replace(":", "-") or "undated"  # as in the harness's own names
     lines = [_harness_sample(number, row) for number, row in enumerate(rows)]
     text = json.dumps(_harness_results(record, task, lines), indent=2)
     samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    return [write_atomic(place / "results.json", text), write_atomic(place / f"samples_{task}.jsonl", samples)]
+    return [
+        write_atomic(place / f"results_{when}.json", text),
+        write_atomic(place / f"samples_{task}_{when}.jsonl", samples),
+    ]
 
 
 FORMATS |= {"csv": _as_csv, "parquet": _as_parquet, "hf": _as_hf, "lm-eval": _as_harness}
@@ -322,13 +361,13 @@ def _compare(
 
 # %% ../nbs/6_running/65_results.ipynb #7e7007e7
 def _standing(table: "pd.DataFrame") -> str:
-    "Who is behind the best for certain, in words."
+    "Who is shown to be behind the best, in words."
     best, behind = table.iloc[0], int(table["behind"].sum())
     rest = len(table) - 1 - behind
     if len(table) == 1:
         return f"'{best['run']}' is the only run on these images."
     level = f", and {rest} {'is' if rest == 1 else 'are'} not shown to be" if rest else ""
-    return f"Behind '{best['run']}' for certain: {behind} of {len(table) - 1} (Holm, paired by image){level}."
+    return f"Behind '{best['run']}': {behind} of {len(table) - 1} (paired by image, Holm over all pairs){level}."
 
 
 @TOOLS.add("leaderboard")
@@ -341,8 +380,11 @@ def _leaderboard(
 
     table = over_seeds(dataset) if seeds else leaderboard(dataset)
     said = "Means over seeds, and their spread." if seeds else _standing(table)
+    if others := len(_evaluated(dataset)) - len(table) if not seeds else 0:
+        said += f" {others} more on other images of the set (another seed or limit) cannot be paired and are left out."
     print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"), f"\n{said}", sep="\n")
-    place, title = results_dir() / "leaderboard" / dataset, f"All runs on {dataset}"
+    named = re.sub(r"[^\w.-]+", "_", dataset).strip("._") or "set"
+    place, title = results_dir() / "leaderboard" / named, f"All runs on {dataset}"
     _keep_page(place, "leaderboard", title, Summary((), said), {"leaderboard": table})
     return 0
 
@@ -352,18 +394,20 @@ def _export(
     run: AnsweredRun,  # a run with answers: its folder, or its name as in `list results`
     to: Text,  # a folder for the files, made if need be
     format: Format = "csv",  # 'csv', 'parquet', 'hf' (a folder for `datasets`) or 'lm-eval' (the harness's files)
-    push: Text = "",  # with format=hf: name of a data set on the hub, such as 'me/answers', to upload it to
+    push: Text = "",  # with format=hf: a data set on the hub, such as 'me/answers'; made private, record included
 ) -> int:
     "Write the answers of a run as other programs read them; or put them on the hub."
     if push and format != "hf":
         raise ValueError(
             f"push is '{push}' with format={format}. Expected format=hf: only that is a data set of the hub."
         )
-    print(*export_answers(run, to, format), sep="\n")
+    place = Path(to).expanduser()
+    print(*(files := export_answers(run, place, format)), sep="\n")
     if push:
         from huggingface_hub import HfApi
 
-        hub = HfApi()
-        hub.create_repo(push, repo_type="dataset", exist_ok=True)
-        print(hub.upload_folder(repo_id=push, folder_path=str(to), repo_type="dataset"))
+        hub, written = HfApi(), [path.relative_to(place).as_posix() for path in files]
+        hub.create_repo(push, repo_type="dataset", private=True, exist_ok=True)
+        how = {"folder_path": str(place), "allow_patterns": written, "repo_type": "dataset"}
+        print(hub.upload_folder(repo_id=push, **how))
     return 0

@@ -113,14 +113,17 @@ def _mass(folder: Path) -> str:
 
 def _lean(row: pd.Series) -> str:
     "To which side answers err."
-    share = 1 - row["accuracy"]
-    if not share:
+    if row["accuracy"] == 1:
         return "No answer is wrong."
-    if abs(row["bias"]) < 0.2 * row["mae"] or not row["mae"]:
+    if math.isnan(row["mae"]):
+        return "No answer holds a number."
+    if not row["mae"]:
+        return "No number is wrong."
+    if abs(row["bias"]) < 0.2 * row["mae"]:
         return "Wrong answers err to both sides."
     return f"Wrong answers are mostly too {'low' if row['bias'] < 0 else 'high'}."
 
-
+# %% ../nbs/6_running/63_run_page.ipynb #dc1e2508
 @SUMMARIES.add("evaluate")
 def _sum_up_answers(folder: Path) -> Summary:
     scores, counts = _table(folder, "scores"), _table(folder, "scores_per_count")
@@ -133,9 +136,13 @@ def _sum_up_answers(folder: Path) -> Summary:
         numbers.append(
             Number(f"where there are {worst['target']:.0f}, the hardest count", worst["accuracy"], *_ends(worst))
         )
-    if not math.isnan(row["mae"]):
+    if row.get("out_of_range", 0) > 0:  # such as 99999, which would make a mean meaningless
+        numbers.append(
+            Number("between answer and truth, half of the time at most", row["median_error"], unit="objects")
+        )
+    elif not math.isnan(row["mae"]):
         numbers.append(Number("between answer and truth, on average", row["mae"], unit="objects"))
-    silent = f" In {100 * row['unparsed']:.1f} % of them there is no number." if row["unparsed"] else ""
+    silent = f" In {100 * row['unparsed']:.1f} % of all answers there is no number." if row["unparsed"] else ""
     missing = row.get("coverage", 1)
     left = f" {100 * (1 - missing):.1f} % of the set's images could not be had." if missing < 1 else ""
     mass = _mass(folder) if (folder / "predictions.jsonl").exists() else ""

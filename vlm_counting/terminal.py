@@ -131,7 +131,8 @@ def _command_help(
     for name, one in _declared(command).items():
         typed = f"  {name}=..." if one.default is ... else f"  {name}={one.default!r}"
         rows.append(f"{typed:35} {one.meaning}")
-    return "\n".join([f"vlm-counting {command} name=value ... (or --name value)", _promise(command), "", *rows])
+    more = ["", "--quiet prints the run's folder alone, --json three numbers and a verdict."] if command in RUNS else []
+    return "\n".join([f"vlm-counting {command} name=value ... (or --name value)", _promise(command), "", *rows, *more])
 
 # %% ../nbs/6_running/68_terminal.ipynb #bd5301a6
 def _listing(kind: str) -> str:
@@ -445,6 +446,7 @@ def _to_go_on(words: list[str]) -> list[str]:
     kept = [word for word in words if not re.match(r"(--)?overwrite\b", word)]
     with suppress(Exception):  # whatever was typed
         command, *rest = words[1:] if words[0] == "run" else words
+        rest = _how_to_tell(rest)[1]
         if len(kept) < len(words) and command in RUNS:
             parameters = check_parameters(command, _named_values(command, rest))
             return words if folder_state(command, parameters)[0] == "new" else kept
