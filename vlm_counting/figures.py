@@ -1127,7 +1127,7 @@ def plot_wordings(
     ax.errorbar(share, places, xerr=reach, color=COLOURS[0], marker=MARKERS[0], linestyle="")
     names = ["\n".join(textwrap.wrap(str(name).replace("$", r"\$"), 34)) for name in rows["wording"]]
     ax.set_yticks(places, names)
-    ax.set(xlabel="Accuracy (% of questions)", xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
+    ax.set(xlabel="Accuracy (% of questions)", ylabel="Wording", xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
     ax.grid(axis="x")
     spread = 100 * (rows["accuracy"].max() - rows["accuracy"].min())
     ax.figure.draw_without_rendering()  # long wordings take their room first
