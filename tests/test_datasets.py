@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pictures import picture, places  # noqa: F401 # a fixture
 from PIL import Image
 
 from vlm_counting import datasets as room
@@ -33,18 +34,6 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 ARCHIVES = SHARED / "reference" / "archives"
 needs_archives = pytest.mark.skipif(not ARCHIVES.exists(), reason="the released archives are not on this machine")
 ASK = "How many red stars are there? Choose from [3, 1, 2]."
-
-
-@pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def picture(path: Path, shade: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 10), (255, shade, 0)).save(path)
-    return path
 
 
 def make(folder: Path, count: int = 3) -> Path:

@@ -4,22 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from pictures import picture, places  # noqa: F401 # a fixture
 
 from vlm_counting.datasets import load_dataset
 from vlm_counting.own_sets import plural_label
-
-
-@pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_COUNTING_DATA", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def picture(path: Path, shade: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 10), (255, shade, 0)).save(path)
-    return path
 
 
 @pytest.fixture

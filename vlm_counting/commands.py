@@ -103,6 +103,14 @@ def _with_examples(p: SimpleNamespace, samples: list) -> tuple[list, list | None
     return left, shown
 
 # %% ../nbs/6_running/66_commands.ipynb #f83b3d9e
+def _check_question(vlm: VLM, p: SimpleNamespace) -> None:
+    "`ValueError` for a question that the model would not read."
+    if p.question and vlm.spec.kind == "contrastive":
+        raise ValueError(
+            f"'{p.model}' ranks captions and reads no question. Leave it out, or take a model that writes."
+        )
+
+
 @COMMANDS.add("evaluate")
 def _evaluate(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     "Ask a model, and score what it says."
@@ -111,11 +119,9 @@ def _evaluate(p: SimpleNamespace, folder: Path, run: RunRecord) -> Any:
     samples, examples = _with_examples(p, open_set(p, p.dataset))
     how = {"parser": p.parser, "batch_size": p.batch_size, "max_new_tokens": p.max_new_tokens}
     how["on_error"] = getattr(p, "on_error", "raise")
-    vlm = open_model(p, partial(check_questions, samples=samples, batch_size=p.batch_size, on_error=how["on_error"]))
-    if p.question and vlm.spec.kind == "contrastive":
-        raise ValueError(
-            f"'{p.model}' ranks captions and reads no question. Leave it out, or take a model that writes."
-        )
+    asking = {"samples": samples, "batch_size": p.batch_size, "on_error": how["on_error"]}
+    vlm = open_model(p, lambda thin: (_check_question(thin, p), check_questions(thin, **asking)))
+    _check_question(vlm, p)  # of a model without an outline, or that was loaded before
     return evaluate(vlm, samples, folder, shard=p.shard, overwrite=p.overwrite, run=run, examples=examples, **how)
 
 # %% ../nbs/6_running/66_commands.ipynb #c5be0d61

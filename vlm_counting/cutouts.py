@@ -8,7 +8,6 @@ __all__ = ['paint', 'make_cutouts']
 # %% ../nbs/1_data/13_cutouts.ipynb #c19c501d
 import hashlib
 import math
-import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -31,12 +30,11 @@ from vlm_counting.stimuli import (
     Row,
     Scene,
     candidate_lists,
-    chunk,
-    deflate,
     draw_scene,
     encode_png,
     nested_layouts,
     plan_rows,
+    png_of_rows,
 )
 
 # %% ../nbs/1_data/13_cutouts.ipynb #243cd167
@@ -429,11 +427,8 @@ def png_of(
     pixels: np.ndarray,  # (height, width, 3) uint8
 ) -> bytes:
     "An RGB PNG; the same bytes on every machine."
-    height, width = pixels.shape[:2]
-    rows = np.insert(pixels.reshape(height, -1), 0, 0, axis=1)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    data = chunk(b"IDAT", deflate(rows.ravel(), rows.shape[1]))
-    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+    rows = np.insert(pixels.reshape(len(pixels), -1), 0, 0, axis=1)
+    return png_of_rows(rows, pixels.shape[1], (8, 2))
 
 # %% ../nbs/1_data/13_cutouts.ipynb #3fc3a4ac
 def _one_image(plan: Plan, cutouts: Cutouts, kind: str, count: int, layout: int, how: Setting) -> dict:

@@ -887,7 +887,7 @@ def listed_samples(
     return samples
 
 # %% ../nbs/1_data/14_datasets.ipynb #eef6eecc
-def read_line(line: bytes) -> Any:  # what it says, or a `ValueError`
+def _read_line(line: bytes) -> Any:  # what it says, or a `ValueError`
     "One line of JSON; why it cannot be read, where it cannot."
     try:
         return parse_json(line)
@@ -897,15 +897,21 @@ def read_line(line: bytes) -> Any:  # what it says, or a `ValueError`
         return error
 
 
+def read_lines(
+    path: Path,  # a .jsonl file
+) -> list[tuple[str, Any]]:  # where it stands, what it says; or why it cannot be read
+    "The lines of a list of JSON, for `listed_samples`."
+    lines = enumerate(path.read_bytes().splitlines(), start=1)
+    return [(f"{path.name}, line {number}", _read_line(line)) for number, line in lines]
+
+
 def _read_manifest(
     path: Path,  # a .jsonl file
     given: dict[str, str] = {},  # field -> name of its column  # noqa: B006
     asked: bool = False,  # whether the question is given in another way
 ) -> list[Sample]:
     "A manifest's samples. `ValueError` names every line and uid at fault."
-    lines = enumerate(path.read_bytes().splitlines(), start=1)
-    rows = [(f"{path.name}, line {number}", read_line(line)) for number, line in lines]
-    return listed_samples(rows, path, given, asked, needed=False)
+    return listed_samples(read_lines(path), path, given, asked, needed=False)
 
 # %% ../nbs/1_data/14_datasets.ipynb #06a33f6b
 def _load_table(
@@ -1294,12 +1300,12 @@ def _read_path(
     if kind == "manifest":
         path = Path(source) / "manifest.jsonl" if Path(source).is_dir() else Path(source)
         return take_part(_read_manifest(path, given, asked), split, source)
-    if kind in ("list", "images"):
-        own = later("own_sets")
-        read = {"list": own.read_list, "images": own.read_images}[kind]
-        return read(Path(source), given, asked, split)
+    if kind == "list":
+        return later("own_sets").read_list(Path(source), given, asked, split)
     if given:
         raise ValueError(f"{source} has no columns to name: leave out columns=..., which is for tables and lists.")
+    if kind == "images":
+        return later("own_sets").read_images(Path(source), asked, split)
     folder = extract_archive(source) if kind == "archive" else Path(source).resolve()
     if (folder / "questions.json").exists() or (folder / "answers.json").exists():
         return take_part(_read_released(folder, on_error == "skip"), split, source)

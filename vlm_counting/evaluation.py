@@ -481,6 +481,16 @@ def _join_parts(path: Path, samples: list[Sample], model: str, parsers: Sequence
         write_jsonl(path, predictions)
     return predictions
 
+# %% ../nbs/2_answers/24_evaluation.ipynb #d5a014b0
+def as_heard(
+    predictions: list[Prediction],
+    parser: str,  # a name in `PARSERS` that was asked for
+) -> list[Prediction]:
+    "The predictions with that parser's count as `count`."
+    field = {"strict": "count", "paper": "count_paper"}.get(parser)
+    read = lambda row: getattr(row, field) if field else row.counts[parser]  # noqa: E731
+    return [replace(row, count=read(row)) for row in predictions]
+
 # %% ../nbs/2_answers/24_evaluation.ipynb #7eacccb9
 @dataclass(frozen=True)
 class Evaluation:
@@ -499,9 +509,7 @@ class Evaluation:
     @property
     def answers(self) -> list[Prediction]:
         "The predictions with the chosen parser's count as `count`."
-        field = {"strict": "count", "paper": "count_paper"}.get(self.parser)
-        read = lambda row: getattr(row, field) if field else row.counts[self.parser]  # noqa: E731
-        return [replace(row, count=read(row)) for row in self.predictions]
+        return as_heard(self.predictions, self.parser)
 
     @property
     def scored(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 # %% ../nbs/1_data/15_own_sets.ipynb #50e4d78a
 from .core import Sample, parse_json, unknown
-from .datasets import ALIASES, SPLITS, listed_samples, pick_split, read_line, refuse, take_part
+from .datasets import ALIASES, SPLITS, listed_samples, pick_split, read_lines, refuse, take_part
 from .stimuli import CHOICES
 
 # %% ../nbs/1_data/15_own_sets.ipynb #47e56dab
@@ -135,11 +135,7 @@ def read_list(
     "A list of one's own as samples. `ValueError` names each row at fault."
     files, found = [path] if path.is_file() else _lists_in(path), {}
     for file in files:
-        if file.suffix.lower() == ".jsonl":
-            lines = enumerate(file.read_bytes().splitlines(), start=1)
-            rows = [(f"{file.name}, line {number}", read_line(line)) for number, line in lines]
-        else:
-            rows = _read_csv(file, given)
+        rows = read_lines(file) if file.suffix.lower() == ".jsonl" else _read_csv(file, given)
         rows = _with_classes(rows, given) if file.stem == "metadata" else rows
         part = file.parent.name if path.is_dir() and file.parent != path else ""
         name = f"{path.resolve().name}-{part}" if part else ""
@@ -196,13 +192,10 @@ def _levels(folder: Path, image: Path) -> list[dict]:
 # %% ../nbs/1_data/15_own_sets.ipynb #276c94c6
 def read_images(
     folder: Path,  # of folders that are named after counts
-    given: dict[str, str],  # there are no columns to name
     asked: bool,  # whether the question is given in another way
     split: str | None = None,  # a part; None: 'test', or all there is
 ) -> list[Sample]:
     "Images that lie in folders named after counts. `ValueError` names each that does not, or says no label."
-    if given:
-        raise ValueError(f"{folder} has no columns to name: leave out columns=..., which is for tables and lists.")
     problems, samples, name = [], [], folder.resolve().name
     for path in _image_files(folder):
         levels, inside = _levels(folder, path), path.relative_to(folder).as_posix()

@@ -208,6 +208,14 @@ class Features:
         self.states, self._made, self._last, self._reduced = states, None, (b"", None), (b"", None)
         self.solved = Counter()  # how -> machines
 
+    @cached_property
+    def mean(self) -> np.ndarray:  # (dim,) float64
+        return self.states.mean(axis=0, dtype=np.float64)
+
+    @cached_property
+    def variance(self) -> np.ndarray:  # (dim,) float64
+        return self.states.var(axis=0, dtype=np.float64)
+
     def _parts(self) -> tuple:
         self._made = self._made or _gram_parts(self.states)
         return self._made
@@ -241,7 +249,7 @@ def standardised(self: Features, train: np.ndarray) -> Features:
 @patch
 def centred(self: Features) -> Features:
     "Mean 0: the same machines, without the rounding of what all states share."
-    return self._copy(b"centred", lambda: self.states - self.states.mean(axis=0, dtype=np.float64))
+    return self._copy(b"centred", lambda: self.states - self.mean)
 
 # %% ../nbs/3_states/32_probing.ipynb #9323d336
 _STEPS = 10_000_000  # of one machine at most
@@ -297,6 +305,10 @@ def _fit_pairs(
 _AT_ONCE = 2048  # training samples that are given to the library as one matrix
 
 
+def _in_parts(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+
+
 def _pairs_fold(
     features: Features,
     labels: np.ndarray,  # (samples,) int
@@ -309,8 +321,7 @@ def _pairs_fold(
         machine = _fit("precomputed", features.products(train, train), labels[train], tolerance)
         return machine.predict(features.products(test, train))
     weights, offsets = _fit_pairs(features, labels, train, tolerance)
-    parts = [test[start : start + _ROWS] for start in range(0, len(test), _ROWS)]
-    decisions = [features.products(part, train) @ weights + offsets for part in parts]
+    decisions = [features.products(part, train) @ weights + offsets for part in _in_parts(test)]
     return _vote(np.concatenate(decisions), np.unique(labels[train]))
 
 # %% ../nbs/3_states/32_probing.ipynb #30044055
@@ -604,9 +615,7 @@ def less_mean(
     rows: np.ndarray,  # positions
 ) -> np.ndarray:  # (rows, dim) float64
     "States of some samples less the mean of all."
-    if not hasattr(self, "_mean"):
-        self._mean = self.states.mean(axis=0, dtype=np.float64)
-    return self.states[rows] - self._mean
+    return self.states[rows] - self.mean
 
 # %% ../nbs/3_states/32_probing.ipynb #5cf99d8a
 _RELEASED = 1e-3  # the library's default tolerance, and so the paper's
@@ -649,10 +658,6 @@ def _exact_pairs(features: Features, labels: np.ndarray, train: np.ndarray, gram
         sign = np.where(labels[train[mine]] == second, 1.0, -1.0)
         weights[mine, number], offsets[number] = _machine(features, train[mine], sign, gram)
     return weights, offsets
-
-
-def _in_parts(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
 
 
 def _decide(features: Features, train: np.ndarray, test: np.ndarray, weights: np.ndarray, gram: bool) -> np.ndarray:
@@ -704,20 +709,18 @@ _FEW, _MOST = 8, 0.5  # so many dimensions with so much of the variance, and LIB
 
 def _zigzags(features: Features) -> bool:
     "Do a few dimensions hold most of the variance, as in language models? Steps of two multipliers are slow then."
-    spread = np.sort(features.states.var(axis=0))
+    spread = np.sort(features.variance)
     return len(spread) >= _FEW_DIMENSIONS and bool(spread[-_FEW:].sum() > _MOST * spread.sum())
 
 
-def _quicker_fold(
+def _reader(
     features: Features,
-    labels: np.ndarray,  # (samples,) int
-    train: np.ndarray,  # positions
-    test: np.ndarray,  # positions
-    gram: bool | None = None,  # share a Gram matrix; None: from `_FEW_DIMENSIONS` on
-) -> np.ndarray:  # (test,) what was read
-    "By the library, or by machines that are proved where it would zigzag."
-    read = _exact_fold if _zigzags(features) else _read_fold
-    return read(features, labels, train, test, gram=gram)
+    tolerance: float | None = None,  # of LIBSVM; 0: proved machines; None: see `svm`
+) -> Callable:  # like `_read_fold`
+    "Who reads a fold: the library, or machines that are proved, where it would zigzag or they are asked for."
+    if tolerance == 0 or (tolerance is None and _zigzags(features)):
+        return _exact_fold
+    return partial(_read_fold, tolerance=_RELEASED if tolerance is None else tolerance)
 
 # %% ../nbs/3_states/32_probing.ipynb #27f6c9dc
 def _each_fold(labels: np.ndarray, fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -734,8 +737,7 @@ _DROWNED = 0.01  # of the variance that a kernel's rounding may be
 
 def _drowned(features: Features) -> bool:
     "Is the rounding of a kernel in float32 a part of what varies? What is shared is squared in it."
-    shared = features.states.mean(axis=0, dtype=np.float64)
-    spread = features.states.var(axis=0, dtype=np.float64).sum()
+    shared, spread = features.mean, features.variance.sum()
     return float(shared @ shared) * np.finfo(np.float32).epsneg > _DROWNED * spread > 0
 
 # %% ../nbs/3_states/32_probing.ipynb #9d2e9e56
@@ -748,13 +750,13 @@ def svm(
     gram: bool | None = None,  # share a Gram matrix; None: from `_FEW_DIMENSIONS` on
 ) -> np.ndarray:  # (samples,) what was read from each
     "The paper's probe: one linear machine a pair of counts, C = 1, hinge loss, states as they are. Source: De|Re VLM."
-    said, read = np.empty_like(labels), _quicker_fold if tolerance is None else _exact_fold
-    read = partial(_read_fold, tolerance=tolerance) if tolerance else read
+    said = np.empty_like(labels)
     if _drowned(features):
         warnings.warn(
             "What all states share drowns what varies, in a kernel of float32. They are centred.", stacklevel=2
         )
         features = features.centred()
+    read = _reader(features, tolerance)
     for train, test in _each_fold(labels, fold):
         try:
             said[test] = read(features, labels, train, test, gram=gram)
@@ -778,7 +780,8 @@ def svm_standardised(
     "The paper's probe on standardised states: the scale of the states no longer matters."
     said = np.empty_like(labels)
     for train, test in _each_fold(labels, fold):
-        said[test] = _exact_fold(features.standardised(train), labels, train, test)
+        scaled = features.standardised(train)
+        said[test] = _reader(scaled)(scaled, labels, train, test)
     return said
 
 # %% ../nbs/3_states/32_probing.ipynb #56caf64f

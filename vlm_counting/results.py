@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from vlm_counting.core import (
     unknown,
     write_atomic,
 )
-from vlm_counting.runs import TOOLS, TYPES, Parameter, Switch, Text, _choice
+from vlm_counting.runs import TOOLS, TYPES, Parameter, Switch, Text, _choice, set_aside
 
 # %% ../nbs/6_running/65_results.ipynb #07c7351d
 if TYPE_CHECKING:
@@ -37,22 +37,20 @@ def answered_runs() -> dict[str, Path]:  # 'evaluate/tiny-clip/balanced' -> its 
     "All runs in the results folder that hold answers to a set, by the name under which one can ask for them."
     root = results_dir()
     found = [path.parent for path in sorted(root.rglob("predictions.jsonl")) if (path.parent / "run.json").exists()]
-    named = {path.relative_to(root).as_posix(): path for path in found}
-    aside = re.compile(r"(^|/)(replaced(-\d+)?|part-[^/]*)(/|$)")  # what was there before; parts of a run
-    return {name: path for name, path in named.items() if not aside.search(name)}
+    return {
+        path.relative_to(root).as_posix(): path
+        for path in found
+        if not any(map(set_aside, path.relative_to(root).parts))
+    }
 
 
 def read_answers(
     folder: Path,  # of a run
 ) -> list[Prediction]:  # with the count that the run's own parser heard
     "The answers of a run as it scores them."
-    from vlm_counting.evaluation import load_predictions
+    from vlm_counting.evaluation import as_heard, load_predictions
 
-    parser, rows = _parser(folder), load_predictions(folder)
-    if parser == "strict":
-        return rows
-    heard = [row.count_paper if parser == "paper" else row.counts.get(parser) for row in rows]
-    return [replace(row, count=count) for row, count in zip(rows, heard, strict=True)]
+    return as_heard(load_predictions(folder), _parser(folder))
 
 
 def _parser(folder: Path) -> str:
@@ -117,7 +115,9 @@ def tell_difference(
     "Which of two runs is better, in words."
     change = f"{100 * row['difference']:+.1f} points [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
     p = "p < .001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
-    if row["p"] >= 0.05 or row["low"] <= 0 <= row["high"]:
+    from vlm_counting.statistics import is_shown
+
+    if not is_shown(row["p"], row["low"], row["high"]):
         return f"Neither is shown to be better on {row['n']:.0f} images ({change}, {p})."
     better = names[1] if row["difference"] > 0 else names[0]
     return f"'{better}' is better on {row['n']:.0f} images ({change}, {p})."
@@ -139,32 +139,42 @@ def _evaluated(dataset: str) -> list[tuple[str, Path, RunRecord]]:
     sets = list(dict.fromkeys(one[2].dataset for one in rows))
     raise UnknownName(unknown("evaluated set", dataset, sets, "Evaluate a model on it first." if not sets else ""))
 
+
+def _same_images(dataset: str) -> tuple[list[tuple[str, Path, RunRecord]], int]:
+    "The largest group of evaluations on the same images of a set; how many there are on others."
+    groups, found = {}, _evaluated(dataset)
+    for one in found:
+        groups.setdefault(one[2].fingerprint, []).append(one)
+    same = max(groups.values(), key=len)
+    return same, len(found) - len(same)
+
 # %% ../nbs/6_running/65_results.ipynb #3f7243c0
-def leaderboard(
-    dataset: str,  # name of a set, as in the records of its runs
-) -> "pd.DataFrame":  # run, model, n, accuracy, low, high, mae, difference, p (Holm), behind; the best first
-    "All runs of `evaluate` on the same images of a set, held against the best. `UnknownName`: nothing was run on it."
+def _ranked(runs: list[tuple[str, Path, RunRecord]]) -> "pd.DataFrame":  # columns of `leaderboard`
+    "Runs on the same images, the best first."
     import pandas as pd
 
     from vlm_counting.statistics import compare, holm, score
 
-    groups = {}
-    for name, folder, record in _evaluated(dataset):
-        groups.setdefault(record.fingerprint, []).append((name, record.model, read_answers(folder)))
-    same = max(groups.values(), key=len)
-    rows = [{"run": name, "model": model} | score(said).iloc[0].to_dict() for name, model, said in same]
-    order = sorted(range(len(same)), key=lambda i: -rows[i]["accuracy"])
-    table = pd.DataFrame([rows[i] for i in order])[["run", "model", "n", "accuracy", "low", "high", "mae"]]
+    said = [read_answers(folder) for _, folder, _ in runs]
+    known = [{"run": name, "model": record.model} for name, _, record in runs]
+    rows = [about | score(answers).iloc[0].to_dict() for about, answers in zip(known, said, strict=True)]
+    best, *others = sorted(range(len(rows)), key=lambda i: -rows[i]["accuracy"])
+    table = pd.DataFrame([rows[i] for i in (best, *others)])[["run", "model", "n", "accuracy", "low", "high", "mae"]]
     table["n"] = table["n"].astype(int)
-    against = (
-        pd.concat([compare(same[order[0]][2], same[i][2]) for i in order[1:]], ignore_index=True) if order[1:] else None
-    )
-    if against is None:
+    if not others:
         return table.assign(difference=0.0, p=1.0, behind=False)
+    against = pd.concat([compare(said[best], said[i]) for i in others], ignore_index=True)
     table["difference"] = [0.0, *against["difference"]]
-    pairs = len(table) * (len(table) - 1) // 2  # the best was not named beforehand: any two might have been compared
-    table["p"] = [1.0, *holm([*against["p"], *[1.0] * (pairs - len(against))])[: len(against)]]
+    pairs = len(rows) * (len(rows) - 1) // 2  # the best was not named beforehand: any two might have been compared
+    table["p"] = [1.0, *holm([*against["p"], *[1.0] * (pairs - len(others))])[: len(others)]]
     return table.assign(behind=(table["p"] < 0.05) & pd.Series([False, *(against["high"] < 0)]))
+
+
+def leaderboard(
+    dataset: str,  # name of a set, as in the records of its runs
+) -> "pd.DataFrame":  # run, model, n, accuracy, low, high, mae, difference, p (Holm), behind; the best first
+    "All runs of `evaluate` on the same images of a set, held against the best. `UnknownName`: nothing was run on it."
+    return _ranked(_same_images(dataset)[0])
 
 # %% ../nbs/6_running/65_results.ipynb #9b731713
 def over_seeds(
@@ -370,6 +380,13 @@ def _standing(table: "pd.DataFrame") -> str:
     return f"Behind '{best['run']}': {behind} of {len(table) - 1} (paired by image, Holm over all pairs){level}."
 
 
+def _left_out(others: int) -> str:
+    "Whom the list does not show, in words."
+    if not others:
+        return ""
+    return f" {others} more on other images of the set (another seed or limit) cannot be paired and are left out."
+
+
 @TOOLS.add("leaderboard")
 def _leaderboard(
     dataset: Text,  # name of a set that models were evaluated on
@@ -378,10 +395,12 @@ def _leaderboard(
     "All runs on a set, sorted, with intervals, and which of them are really behind the best."
     from vlm_counting.run_page import Summary
 
-    table = over_seeds(dataset) if seeds else leaderboard(dataset)
-    said = "Means over seeds, and their spread." if seeds else _standing(table)
-    if others := len(_evaluated(dataset)) - len(table) if not seeds else 0:
-        said += f" {others} more on other images of the set (another seed or limit) cannot be paired and are left out."
+    if seeds:
+        table, said = over_seeds(dataset), "Means over seeds, and their spread."
+    else:
+        same, others = _same_images(dataset)
+        table = _ranked(same)
+        said = _standing(table) + _left_out(others)
     print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"), f"\n{said}", sep="\n")
     named = re.sub(r"[^\w.-]+", "_", dataset).strip("._") or "set"
     place, title = results_dir() / "leaderboard" / named, f"All runs on {dataset}"

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ from vlm_counting.diagnosis import Verdict
 from vlm_counting.evaluation import load_predictions
 from vlm_counting.probing import what_remains
 from vlm_counting.runs import RUNS, declared_parameters
-from vlm_counting.statistics import score
+from vlm_counting.statistics import is_shown, score
 
 # %% ../nbs/6_running/63_run_page.ipynb #2d33ed8f
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def _sum_up_probes(folder: Path) -> Summary:
 # %% ../nbs/6_running/63_run_page.ipynb #bab2ae32
 def _gained(row: pd.Series) -> str:
     "A gain, a loss or neither, in words."
-    if row["p_holm"] >= 0.05 or row["low"] <= 0 <= row["high"]:
+    if not is_shown(row["p_holm"], row["low"], row["high"]):
         return f"neither gains nor loses for certain on '{row['set']}'"
     return f"{'gains' if row['difference'] > 0 else 'loses'} on '{row['set']}'"
 
@@ -367,12 +368,6 @@ def _warnings(notebook: dict) -> list[str]:
     return list(dict.fromkeys(line.strip() for line in said.splitlines() if "Warning" in line))
 
 # %% ../nbs/6_running/63_run_page.ipynb #a35425db
-def _typed(value: object) -> str:
-    "A value as one types it in a shell."
-    text = str(value)
-    return text if re.fullmatch(r"[\w./:,=@+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
-
-
 def _command_line(command: str, parameters: dict) -> str:
     "What to type for the same run; parameters that have their default are left out."
     if command not in RUNS:
@@ -382,7 +377,7 @@ def _command_line(command: str, parameters: dict) -> str:
     told = [(name, parameters[name]) for name in known if name in parameters]
     told = [(name, value) for name, value in told if name in named or value != known[name][0]]
     return " ".join(
-        ["vlm-counting", command, *(f"{name}={_typed(value)}" for name, value in told if name != "overwrite")]
+        ["vlm-counting", command, *(f"{name}={shlex.quote(str(value))}" for name, value in told if name != "overwrite")]
     )
 
 # %% ../nbs/6_running/63_run_page.ipynb #2caf775d

@@ -569,6 +569,13 @@ def _given(command: str, names: dict) -> dict:
     plain = [name for name, value in told.items() if isinstance(value, kinds) or name in declared]
     return {name: names[name] for name in names.setdefault("_given_first", plain) if name in names}
 
+# %% ../nbs/6_running/62_runs.ipynb #e6ddb7fe
+def set_aside(
+    name: str,  # of a folder in the results
+) -> bool:
+    "Does it hold a part of a run, or what was there before?"
+    return bool(re.fullmatch(r"replaced(-\d+)?|part-.*", name))
+
 # %% ../nbs/6_running/62_runs.ipynb #aa0301e4
 def _page_follows(folder: Path) -> bool:
     "Does somebody run the notebook of this folder just now, who will put it there with its page?"

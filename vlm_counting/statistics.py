@@ -586,6 +586,15 @@ def holm(
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return adjusted
 
+# %% ../nbs/2_answers/26_statistics.ipynb #31a9c149
+def is_shown(
+    p: float,  # corrected where there are several
+    low: float,  # lower end of the 95 % interval of the difference
+    high: float,  # upper end
+) -> bool:
+    "Is there a difference for certain?"
+    return p < 0.05 and not low <= 0 <= high
+
 # %% ../nbs/2_answers/26_statistics.ipynb #163cf6c8
 def _both_sides(
     first: Iterable[Prediction], second: Iterable[Prediction], rule: str, equal_counts: bool

@@ -556,7 +556,7 @@ def _choose(
     return np.repeat(tokens.ravel(), np.stack([whole, copied > 0, whole >= 0], axis=1).ravel())
 
 # %% ../nbs/1_data/12_stimuli.ipynb #b832e5a7
-def deflate(
+def _deflate(
     data: np.ndarray,  # (rows * stride,) uint8
     stride: int,  # bytes of a row
 ) -> bytes:
@@ -582,9 +582,21 @@ def _pack_rows(
     return np.insert(rows, 0, 0, axis=1)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #ea2375c5
-def chunk(kind: bytes, data: bytes) -> bytes:
+def _chunk(kind: bytes, data: bytes) -> bytes:
     "One part of a PNG: its kind in four letters, its data."
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_rows(
+    rows: np.ndarray,  # (height, 1 + bytes of a row) uint8; a 0 in front of each, for no filter
+    width: int,  # pixels
+    kind: tuple[int, int],  # bits a number, and 2 for colours or 3 for numbers of a palette
+    palette: bytes = b"",  # red, green, blue of each number
+) -> bytes:
+    "A PNG; the same bytes on every machine."
+    header = struct.pack(">IIBBBBB", width, len(rows), *kind, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"PLTE", palette), (b"IDAT", _deflate(rows.ravel(), rows.shape[1])), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in parts if part[0] != b"PLTE" or palette)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #d54336dc
 def encode_png(
@@ -594,10 +606,8 @@ def encode_png(
     "An indexed-colour PNG; the same bytes on every machine."
     depth = next(bits for bits in (1, 2, 4, 8) if len(colours) <= 2**bits)
     rows = _pack_rows(pixels, depth)
-    header = struct.pack(">IIBBBBB", *pixels.shape[::-1], depth, 3, 0, 0, 0)
     palette = bytes(value for colour in colours for value in colour)
-    parts = chunk(b"IHDR", header), chunk(b"PLTE", palette), chunk(b"IDAT", deflate(rows.ravel(), rows.shape[1]))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+    return png_of_rows(rows, pixels.shape[1], (depth, 3), palette)
 
 # %% ../nbs/1_data/12_stimuli.ipynb #142bb322
 def _fitted(

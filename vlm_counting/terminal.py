@@ -65,6 +65,7 @@ from vlm_counting.runs import (
     perform,
     read_word,
     run_folder,
+    set_aside,
 )
 
 # %% ../nbs/6_running/68_terminal.ipynb #5eb8540e
@@ -219,7 +220,7 @@ def _find_results() -> tuple[list[dict], list[str]]:  # rows, oldest first; what
     rows, broken, root = [], [], results_dir()
     found = [path for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}/run.json") if path.is_file()]
     for folder in sorted(path.parent for path in found):
-        if re.fullmatch(r"replaced(-\d+)?|part-.*", folder.name):
+        if set_aside(folder.name):
             continue
         try:
             rows.append(_result_row(folder, root))

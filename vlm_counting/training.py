@@ -46,7 +46,7 @@ from vlm_counting.core import (
 from .evaluation import check_uids, predict, to_prediction
 from .extraction import ONLY_ANSWERS, check_extraction, extract_states
 from .probing import folds
-from .statistics import compare, holm, interval_of, tabulate
+from .statistics import compare, holm, interval_of, is_shown, tabulate
 
 # %% ../nbs/3_states/34_training.ipynb #af796b06
 @dataclass(frozen=True)
@@ -1271,7 +1271,7 @@ def _score_heads(
 def _finding(row: pd.Series) -> str:
     "A gain, a loss or neither, in words."
     change = f"{100 * row['difference']:+.1f} points [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    sure = row["p_holm"] < 0.05 and not row["low"] <= 0 <= row["high"]
+    sure = is_shown(row["p_holm"], row["low"], row["high"])
     word = ("gains" if row["difference"] > 0 else "loses") if sure else "neither gains nor loses for certain"
     p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.2g}"
     return f"{word} ({change}, {p})"
