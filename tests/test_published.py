@@ -371,7 +371,9 @@ def test_the_released_answers_give_the_released_reports_again(tmp_path, name):
         said.append(Prediction(samples[-1].uid, "CLIP", record["original_pred"], None, count, record["target"]))
     folder = export_results(samples, said, tmp_path / name)
     assert json.loads((folder / "results.json").read_text()) == answers
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*.json"))
+    ids = json.loads((folder / "predicted_samples.json").read_text())  # the release left this list out
+    assert ids == ["-".join(map(str, sample.factors["released"])) for sample in samples]
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.json") if path.stem != "predicted_samples")
     assert len(files) == 3 + len({sample.factors["entity"] for sample in samples})
     for file in files:
         ours, theirs = (json.loads((root / file).read_text()) for root in (folder, RELEASED / name))
