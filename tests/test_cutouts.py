@@ -136,6 +136,29 @@ def test_cutouts_of_ones_own(tmp_path):
     ]
     rows = read_jsonl(tmp_path / "set" / "manifest.jsonl")
     assert rows[0]["image"] == "images/0.png"
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        room.make_cutouts(tmp_path / "mine", tmp_path / "set", counts=(2,))
+    assert load_dataset(tmp_path / "set") == read
+    fewer = room.make_cutouts(tmp_path / "mine", tmp_path / "set", counts=(2,), layouts=1, overwrite=True)
+    left = {path.name for path in (tmp_path / "set" / "images").iterdir()}
+    assert left == {row.image.name for row in fewer} and len(left) == 2, "no image of the earlier set is left"
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="notes.txt"):
+        room.make_cutouts(tmp_path / "mine", tmp_path / "set", counts=(2,), overwrite=True)
+    assert (tmp_path / "set" / "notes.txt").read_text() == "mine"
+
+
+def test_a_set_of_cutouts_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    Image.fromarray(room.shipped_cutouts().look("presents", 0, 40, 0)).save(tmp_path / "mine" / "boxes.png")
+    how = {"counts": (2,), "image_size": 224}
+    made = room.make_cutouts(tmp_path / "mine", tmp_path / "set", layouts=2, **how)
+    painted, paint = [], room.paint
+    monkeypatch.setattr(room, "paint", lambda *given: painted.append(1) or (1 / (3 - len(painted)) and paint(*given)))
+    with pytest.raises(ZeroDivisionError):
+        room.make_cutouts(tmp_path / "mine", tmp_path / "set", layouts=4, overwrite=True, **how)
+    assert len(painted) == 3 and load_dataset(tmp_path / "set") == made
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize(

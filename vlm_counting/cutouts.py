@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 # %% ../nbs/1_data/13_cutouts.ipynb #1a125552
-from .core import Sample, at_least, load_image, make_folder, unknown, write_atomic, write_jsonl
+from .core import Sample, at_least, later, load_image, unknown, write_atomic, write_jsonl
 from vlm_counting.stimuli import (
     ENTITIES,
     FAMILIES,
@@ -486,21 +486,24 @@ def make_cutouts(
     layouts: int = 6,  # of each count and kind
     seed: int = 0,  # of the places
     image_size: int = 672,  # pixels along a side
+    overwrite: bool = False,  # replace a set that was made there before
     **setting: Any,  # of `Setting`: background, side, gap, close, overlap, turned, clutter, matched
 ) -> list[Sample]:
-    "A set of one's own cut-outs. `ValueError` for a setting that cannot be, before anything is written."
+    "A set of one's own cut-outs, whole or not at all. `ValueError` for a setting that cannot be, `FileExistsError`."
     known = Setting.__dataclass_fields__
     if wrong := [name for name in setting if name not in known]:
         raise ValueError(unknown("setting", wrong[0], known))
-    own, folder = read_cutouts(images), make_folder(Path(folder).expanduser())
-    plan = Plan(folder.resolve().name, seed, image_size=image_size, counts=tuple(counts))
+    own, folder = read_cutouts(images), Path(folder).expanduser().resolve()
+    plan = Plan(folder.name, seed, image_size=image_size, counts=tuple(counts))
     rows, samples = list(plan_cutouts(plan, own, {"own": Setting(**setting)}, at_least("layouts", layouts))), []
-    for row in rows:
-        file = folder / "images" / f"{row.image}.png"
-        write_atomic(file, data := png_of(paint(row.factors, own)))
-        question = f"How many {row.factors['label']} are there?"
-        digest = hashlib.sha256(data).hexdigest()
-        uid, about = f"{plan.family}/{row.index}", row.factors | {"form": "open"}
-        samples.append(Sample(uid, file, question, row.target, about, digest))
-    write_jsonl(folder / "manifest.jsonl", ({**vars(s), "image": f"images/{s.image.name}"} for s in samples))
+    with later("datasets").whole_folder(folder, ("images/*.png", "manifest.jsonl"), overwrite) as place:
+        for row in rows:
+            file = f"images/{row.image}.png"
+            write_atomic(place / file, data := png_of(paint(row.factors, own)))
+            question = f"How many {row.factors['label']} are there?"
+            digest = hashlib.sha256(data).hexdigest()
+            uid, about = f"{plan.family}/{row.index}", row.factors | {"form": "open"}
+            samples.append(Sample(uid, folder / file, question, row.target, about, digest))
+        lines = ({**vars(s), "image": f"images/{s.image.name}"} for s in samples)
+        write_jsonl(place / "manifest.jsonl", lines)
     return samples
