@@ -235,6 +235,18 @@ def test_the_commands_print_and_leave_a_page(root, capsys):
     assert "Did you mean 'evaluate/good/balanced'" in capsys.readouterr().err
 
 
+def test_two_comparisons_never_share_a_page(root, tmp_path, capsys):
+    "Also where the short names of their folders are the same, because they are long, or differ in a stroke."
+    end = "x" * 60
+    for run in (f"one{end}", f"two{end}"):
+        a_run(root, run, {1})
+    first, second = (root / "evaluate" / f"{name}{end}" / "balanced" for name in ("one", "two"))
+    for one, other in ((first, second), (second, first), (first, "evaluate/good/balanced")):
+        assert main(["compare", str(one), str(other)]) == 0
+    pages = list((root / "compare").rglob("report.html"))
+    assert len(pages) == 3 and len({page.read_text() for page in pages}) == 3
+
+
 def test_names_of_models_are_text_in_a_page(root, capsys):
     a_run(root, "<b>x", {1}, dataset="mine")
     assert main(["leaderboard", "mine"]) == 0

@@ -9,6 +9,7 @@ __all__ = ['compare_runs', 'leaderboard', 'over_seeds', 'export_answers']
 import json
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
@@ -365,7 +366,8 @@ def _compare(
     print(table.to_string(index=False, float_format="{:.3f}".format), f"\n{number}", verdict, sep="\n")
     figure = plot_differences(table.assign(label=table["images"]), title="Difference, by true count").figure
     short = "--".join(name.strip("/").replace("/", "_")[-60:] for name in names)
-    place, title = results_dir() / "compare" / short, f"{names[0]} and {names[1]}"
+    key = zlib.crc32(repr(names).encode())  # `short` alone may be that of two other runs
+    place, title = results_dir() / "compare" / f"{short}-{key:08x}", f"{names[0]} and {names[1]}"
     _keep_page(place, "compare", title, Summary((number,), verdict), tables, [figure])
     return 0
 
