@@ -556,6 +556,20 @@ def test_a_head_that_is_set_is_part_of_who_the_model_is():
         load_model("tiny-coca", device="cpu").set_head({"weight": own})
 
 
+@pytest.mark.parametrize("name", ["tiny-internvl3", "tiny-llava-next-interleave", "tiny-qwen2-vl"])
+def test_a_system_turn_is_tokenised_as_the_template_gives_it(name, monkeypatch):
+    "And a prompt that is not is refused at load, as without a system turn."
+    vlm = load_model(name, device="cpu", system="You count things.")
+    black = models._two_images()[0]
+    ids = models._template_ids(vlm, "How many?", black)
+    assert models._bare_prompt(vlm, black)["input_ids"][0].tolist() == ids.tolist()
+    assert len(ids) > len(models._template_ids(vlm.reworded(system=""), "How many?", black))
+    whole = models._system_turn
+    monkeypatch.setattr(models, "_system_turn", lambda *given: whole(*given[:2], "You count other things, twice."))
+    with pytest.raises(ValueError, match="but the library makes"):
+        models._check_ids(vlm, models._bare_prompt(vlm.reworded(system=""), black), black)
+
+
 @pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", [name for name in _TINY if "coca" not in name])
 def test_a_folder_of_the_time_before_processor_config_is_completed(name, tmp_path):

@@ -816,17 +816,18 @@ def _load_open_clip(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:
 _LIBRARIES = {"transformers": _load_transformers, "open_clip": _load_open_clip}
 
 # %% ../nbs/2_answers/20_models.ipynb #b4aab82e
-def _with_system(
+def _system_turn(
     render,  # function: list of turns -> prompt
     turn: dict,  # the user's
     system: str,  # text of the turn in front of it
-) -> str:
-    "The prompt of a user's turn behind a system turn. `ValueError` if the chat template does not know of any."
+) -> dict:
+    "The turn in front of a user's, as the chat template takes it. `ValueError` if it does not know of any."
     refused = ""
     for content in ([{"type": "text", "text": system}], system):  # templates want the one or the other
+        ours = {"role": "system", "content": content}
         try:
-            if system in (prompt := render([{"role": "system", "content": content}, turn])):
-                return prompt
+            if system in render([ours, turn]):
+                return ours
         except Exception as error:  # whatever a template raises
             refused = f" ({error})"
     raise ValueError(
@@ -911,8 +912,9 @@ def _chat_prompt(
     turns = [turn(text)]
     for asked, right in reversed(before):
         turns = [turn(asked), {"role": "assistant", "content": [{"type": "text", "text": right}]}, *turns]
-    whole = lambda some: render([*some[:-1], *turns])  # noqa: E731
-    return _with_system(whole, turns[-1], system) if system else render(turns)
+    if system:
+        turns = [_system_turn(render, turns[-1], system), *turns]
+    return render(turns)
 
 # %% ../nbs/2_answers/20_models.ipynb #ba89b97f
 def _prompt_text(
@@ -2258,13 +2260,16 @@ def _learn_batching(vlm: VLM) -> None:
 # %% ../nbs/2_answers/20_models.ipynb #a45d687f
 def _template_ids(vlm: VLM, question: str, image):  # torch (tokens,); None where the library makes none
     "The prompt as the library tokenises it."
-    if vlm.spec.prompt or vlm.wording.system:
+    if vlm.spec.prompt:
         return None
     parts = [{"type": "image", "image": image}, {"type": "text", "text": vlm.wording.text(question)}]
     turn = {"role": "user", "content": parts if vlm.spec.image_first else parts[::-1]}
+    template, system = vlm.processor.apply_chat_template, vlm.wording.system
+    written = partial(_render, partial(template, add_generation_prompt=True, tokenize=False))
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     try:
-        return vlm.processor.apply_chat_template([turn], **options)["input_ids"][0]
+        turns = [_system_turn(written, turn, system), turn] if system else [turn]
+        return template(turns, **options)["input_ids"][0]
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
