@@ -16,6 +16,7 @@ import os
 import pickle
 import platform
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -441,6 +442,63 @@ def read_jsonl(
 ) -> list:
     "Read JSON lines; a torn last line is dropped with a warning. `ValueError` names file and line of any other damage."
     return [row for _, row in _numbered(Path(path), cls, repair)]
+
+# %% ../nbs/1_data/10_core.ipynb #098773c3
+def _check_replaceable(
+    folder: Path,
+    patterns: tuple[str, ...],  # what such an export consists of, e.g. ('images/*',)
+    overwrite: bool,
+) -> None:
+    "`FileExistsError` if a folder holds anything that may not be replaced."
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Give a folder.")
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    if files and not overwrite:
+        raise FileExistsError(
+            f"{folder} is not empty. Choose another folder, or pass overwrite=True to replace an export."
+        )
+    strangers = [path for path in files if not any(path.relative_to(folder).match(pattern) for pattern in patterns)]
+    if strangers:
+        raise FileExistsError(
+            f"{folder} also holds {strangers[0].relative_to(folder)}, which this export did not write, so "
+            "it is not replaced. Choose another folder."
+        )
+
+# %% ../nbs/1_data/10_core.ipynb #1905f131
+def _swap(
+    new: Path,  # folder
+    folder: Path,  # its place; what is there goes
+) -> None:
+    "Put a folder in its place. If that fails, what was there comes back."
+    former = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(former)
+    try:
+        new.rename(folder)
+    except OSError:
+        former.rename(folder)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+# %% ../nbs/1_data/10_core.ipynb #0ba3eb0f
+@contextmanager
+def whole_folder(
+    folder: Path,
+    patterns: tuple[str, ...],  # what such an export consists of, e.g. ('images/*',)
+    overwrite: bool,  # whether what an export wrote before may be replaced
+) -> Iterator[Path]:  # an empty folder to write to
+    "All of an export or nothing. `FileExistsError` if something else is there."
+    folder = Path(folder).resolve()
+    _check_replaceable(folder, patterns, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/1_data/10_core.ipynb #0c19e162
 class Journal:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 # %% ../nbs/1_data/13_cutouts.ipynb #1a125552
-from .core import Sample, at_least, later, load_image, unknown, write_atomic, write_jsonl
+from .core import Sample, at_least, load_image, unknown, whole_folder, write_atomic, write_jsonl
 from vlm_counting.stimuli import (
     ENTITIES,
     FAMILIES,
@@ -496,7 +496,7 @@ def make_cutouts(
     own, folder = read_cutouts(images), Path(folder).expanduser().resolve()
     plan = Plan(folder.name, seed, image_size=image_size, counts=tuple(counts))
     rows, samples = list(plan_cutouts(plan, own, {"own": Setting(**setting)}, at_least("layouts", layouts))), []
-    with later("datasets").whole_folder(folder, ("images/*.png", "manifest.jsonl"), overwrite) as place:
+    with whole_folder(folder, ("images/*.png", "manifest.jsonl"), overwrite) as place:
         for row in rows:
             file = f"images/{row.image}.png"
             write_atomic(place / file, data := png_of(paint(row.factors, own)))

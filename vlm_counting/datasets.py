@@ -11,15 +11,13 @@ import json
 import math
 import os
 import re
-import shutil
 import tarfile
 import tempfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
@@ -48,6 +46,7 @@ from vlm_counting.core import (
     to_rgb,
     too_deep,
     unknown,
+    whole_folder,
     why_unreadable,
     write_atomic,
 )
@@ -1527,63 +1526,6 @@ def _pixmo_reader(split: str) -> Callable[[int | None, int], list[Sample]]:
 
 for _name, _split in {"": "test", "-valid": "valid", "-train": "train+valid"}.items():
     DATASETS.add(f"pixmo-count{_name}", _pixmo_reader(_split))
-
-# %% ../nbs/1_data/14_datasets.ipynb #098773c3
-def _check_replaceable(
-    folder: Path,
-    patterns: tuple[str, ...],  # what such an export consists of, e.g. ('images/*',)
-    overwrite: bool,
-) -> None:
-    "`FileExistsError` if a folder holds anything that may not be replaced."
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Give a folder.")
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
-    if files and not overwrite:
-        raise FileExistsError(
-            f"{folder} is not empty. Choose another folder, or pass overwrite=True to replace an export."
-        )
-    strangers = [path for path in files if not any(path.relative_to(folder).match(pattern) for pattern in patterns)]
-    if strangers:
-        raise FileExistsError(
-            f"{folder} also holds {strangers[0].relative_to(folder)}, which this export did not write, so "
-            "it is not replaced. Choose another folder."
-        )
-
-# %% ../nbs/1_data/14_datasets.ipynb #1905f131
-def _swap(
-    new: Path,  # folder
-    folder: Path,  # its place; what is there goes
-) -> None:
-    "Put a folder in its place. If that fails, what was there comes back."
-    former = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(former)
-    try:
-        new.rename(folder)
-    except OSError:
-        former.rename(folder)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
-
-# %% ../nbs/1_data/14_datasets.ipynb #0ba3eb0f
-@contextmanager
-def whole_folder(
-    folder: Path,
-    patterns: tuple[str, ...],  # what such an export consists of, e.g. ('images/*',)
-    overwrite: bool,  # whether what an export wrote before may be replaced
-) -> Iterator[Path]:  # an empty folder to write to
-    "All of an export or nothing. `FileExistsError` if something else is there."
-    folder = Path(folder).resolve()
-    _check_replaceable(folder, patterns, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        _swap(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/1_data/14_datasets.ipynb #0ead530a
 def _as_files(

@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import Prediction, Sample, UnknownName, later, read_jsonl, shipped_dir, unknown, write_atomic
+from vlm_counting.core import (
+    Prediction,
+    Sample,
+    UnknownName,
+    later,
+    read_jsonl,
+    shipped_dir,
+    unknown,
+    whole_folder,
+    write_atomic,
+)
 from .evaluation import parse_count
 from .statistics import confusion, per_class, score, tabulate
 from .stimuli import entity_factors, read_options
@@ -245,7 +255,7 @@ def export_results(
         else {}
     )
     own = ("*.json", "*.png", "*/classification_report.json", "*/confusion_matrix.png")
-    with later("datasets").whole_folder(folder, own, overwrite) as place:
+    with whole_folder(folder, own, overwrite) as place:
         for name, content in files.items():
             write_atomic(place / name, json.dumps(content, indent=4, ensure_ascii=False))
         for entity, some in {"": rows, **{entity: some for entity, some in groups.items() if entity}}.items():
