@@ -143,6 +143,8 @@ def test_fewer_bits_are_those_of_the_library_and_recorded(bits, plain, samples):
     same = AutoModelForImageTextToText.from_pretrained(
         twins_dir() / TINY, dtype="float32", device_map="cpu", quantization_config=config
     )
+    for layer in same.modules():
+        layer.support_avx512bf16_for_cpu = False  # a shortcut of some CPUs, see the chapter
     inputs = vlm.prepare(samples[:1])
     with torch.inference_mode():
         right = same(**inputs).logits[:, -1]
@@ -153,6 +155,18 @@ def test_fewer_bits_are_those_of_the_library_and_recorded(bits, plain, samples):
     assert len(vlm.answer(samples)) == 9
     rows = {row["check"]: row for row in doctor(vlm)}
     assert rows["bfloat16 against float32"]["value"] == "not tried: the weights are quantised"
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_four_bits_are_the_same_on_every_cpu(shortcut, plain, samples, monkeypatch):
+    "bitsandbytes multiplies in bfloat16 where a CPU can, whatever it was told, and breaks on layers 96 wide."
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: shortcut)
+    vlm = load_model(TINY, device="cpu", quantization="bnb-4bit")
+    layers = [each for each in vlm.model.modules() if isinstance(each, modules.Linear4bit)]
+    assert len(layers) > 4 and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    vlm.hooks.forward(vlm.prepare(samples[:1]))
+    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)
 
 
 @pytest.mark.long

@@ -641,6 +641,14 @@ def _quantized(folder: Path, how: _Loading) -> dict:  # options for `from_pretra
     more = {"bnb_4bit_compute_dtype": numbers} if how.quantization == "bnb-4bit" else {}
     return {"quantization_config": BitsAndBytesConfig(**{QUANTIZATIONS[how.quantization]: True}, **more)}
 
+# %% ../nbs/2_answers/20_models.ipynb #2c7cf7e6
+def _same_everywhere(model):
+    "The model; its layers of four bits multiply in the numbers that they were told, on every CPU."
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # of bitsandbytes
+            layer.support_avx512bf16_for_cpu = False
+    return model
+
 # %% ../nbs/2_answers/20_models.ipynb #7bf31042
 def _with_adapter(model, folder: Path):  # a `PeftModel`
     "A model with an adapter beside its weights. `ValueError` if the adapter was made for another one; `ImportError`."
@@ -685,7 +693,7 @@ def _read_weights(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:  # mod
             use_safetensors=None if spec.weights.endswith(".bin") else True, output_loading_info=True, **kernel,
         )  # fmt: skip
     _warn_of_unused(folder, report["unexpected_keys"])
-    return _adapted(model, how.adapter).eval(), report["missing_keys"]
+    return _adapted(_same_everywhere(model), how.adapter).eval(), report["missing_keys"]
 
 # %% ../nbs/2_answers/20_models.ipynb #d42c97cb
 @dataclass(frozen=True)
