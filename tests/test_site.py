@@ -1,5 +1,6 @@
 "The docs site is built and opened in a browser: every page loads, every link leads somewhere, every figure is shown."
 
+import html
 import json
 import re
 from functools import partial
@@ -102,6 +103,34 @@ def test_nothing_is_fetched_from_elsewhere(pages, site):
 def test_every_picture_has_a_text(pages):
     wrong = [f"{page.path.name}: {source}" for page in pages.values() for source in page.unseen]
     assert not wrong, "pictures without alt:\n" + "\n".join(wrong)
+
+
+def letters(text: str) -> str:
+    "Letters and digits alone, whatever is a link, code, a heading or the number of an item."
+    return re.sub(r"\W|_", "", re.sub(r"\]\([^)]*\)|^```\w*|^\d+\. ", "", text, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("notebook", docs.notebooks(ROOT), ids=lambda path: path.stem)
+def test_a_page_says_all_that_its_notebook_says(notebook, site):
+    "Also what stands in one cell with the title, which nbdev makes the page's head."
+    folder = site / "nbs" / ("guides" if notebook.parent.name == "guides" else "")
+    page = (folder / f"{docs.page_name(notebook)}.html").read_text(encoding="utf-8")
+    shown = letters(html.unescape(re.sub(r"<[^>]+>", "", page)))
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    said = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    lost = [part for text in said for part in text.split("\n\n") if letters(part) not in shown]
+    assert not lost, f"the page does not say: {lost[0][:200]}"
+
+
+def test_what_stands_below_a_title_is_kept():
+    text = "# evaluate\n\n> Ask.\n> Twice.\n\n```sh\n# a comment\n```\n\n- not: yaml"
+    nb = dict2nb({"cells": [{"cell_type": "markdown", "source": text, "outputs": []}]})
+    docs.keep_introduction(nb)
+    assert [cell.source for cell in nb.cells] == [text[:28].strip(), text[28:].strip()]
+    for whole in ("# evaluate", "# evaluate\n\n> Ask.", "No title.\n\n# Later"):
+        nb = dict2nb({"cells": [{"cell_type": "markdown", "source": whole, "outputs": []}]})
+        docs.keep_introduction(nb)
+        assert [cell.source for cell in nb.cells] == [whole]
 
 
 def test_a_picture_is_described_by_what_it_draws_or_by_the_sentence_before():

@@ -312,6 +312,19 @@ class SourceBelow:
         self.nb.cells = cells
 
 
+def keep_introduction(
+    nb,  # a notebook as nbdev reads it, changed in place
+) -> None:
+    "What a title's cell says below title and promise becomes a cell of its own: nbdev makes that cell the page's head."
+    from execnb.nbio import mk_cell
+
+    first = nb.cells[0] if nb.cells else None
+    head = first and first.cell_type == "markdown" and re.match(r"# \S.*\n*(>.*\n?)*", first.source)
+    if head and (text := first.source[head.end() :].strip()):
+        first.source = head[0].strip()
+        nb.cells.insert(1, mk_cell(text, "markdown"))
+
+
 def process(
     notebook: Path,  # read, never written
     target: Path,  # the notebook for the site
@@ -326,6 +339,7 @@ def process(
     from nbdev.processors import FilterDefaults
 
     nb = read_nb(notebook)
+    keep_introduction(nb)
     describe_figures(nb, drawn)
     entries = reference(unfold_exports(nb), places)
     ours = {
