@@ -475,3 +475,27 @@ def test_a_chosen_count_need_not_be_in_the_words(tmp_path):
     path = tmp_path / "predictions.jsonl"
     whole = predict(Chooser(), shades(3), path, progress=False)
     assert predict(Chooser(), shades(3), path, progress=False) == whole and whole[0].count == 3
+
+
+@pytest.mark.parametrize("name", [*PARSERS])
+def test_every_parser_makes_a_count_or_none_of_any_text(name):
+    texts = [
+        "",
+        " ",
+        "3",
+        "There are three.",
+        "none of them",
+        "-2",
+        "2.5",
+        "1e999",
+        "9" * 5000,
+        "١٢",
+        "½",
+        "\x00",
+        "3\n4",
+        "{}",
+    ]
+    for text in texts:
+        count = PARSERS[name](text)
+        assert count is None or type(count) is int, (text, count)
+        assert PARSERS[name](text) == count
