@@ -564,8 +564,8 @@ def test_a_system_turn_is_tokenised_as_the_template_gives_it(name, monkeypatch):
     ids = models._template_ids(vlm, "How many?", black)
     assert models._bare_prompt(vlm, black)["input_ids"][0].tolist() == ids.tolist()
     assert len(ids) > len(models._template_ids(vlm.reworded(system=""), "How many?", black))
-    whole = models._system_turn
-    monkeypatch.setattr(models, "_system_turn", lambda *given: whole(*given[:2], "You count other things, twice."))
+    whole = models._with_system
+    monkeypatch.setattr(models, "_with_system", lambda *given: whole(*given[:2], "You count other things, twice."))
     with pytest.raises(ValueError, match="but the library makes"):
         models._check_ids(vlm, models._bare_prompt(vlm.reworded(system=""), black), black)
 

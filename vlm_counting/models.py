@@ -824,18 +824,18 @@ def _load_open_clip(spec: ModelSpec, folder: Path, how: _Loading) -> tuple:
 _LIBRARIES = {"transformers": _load_transformers, "open_clip": _load_open_clip}
 
 # %% ../nbs/2_answers/20_models.ipynb #b4aab82e
-def _system_turn(
+def _with_system(
     render,  # function: list of turns -> prompt
-    turn: dict,  # the user's
-    system: str,  # text of the turn in front of it
-) -> dict:
-    "The turn in front of a user's, as the chat template takes it. `ValueError` if it does not know of any."
+    turns: list[dict],  # without one of the system
+    system: str,  # text of the turn in front of them
+) -> tuple[list[dict], str]:  # all turns, the prompt that they make
+    "Turns behind one of the system. `ValueError` if the chat template does not know of any."
     refused = ""
     for content in ([{"type": "text", "text": system}], system):  # templates want the one or the other
-        ours = {"role": "system", "content": content}
+        behind = [{"role": "system", "content": content}, *turns]
         try:
-            if system in render([ours, turn]):
-                return ours
+            if system in (prompt := render(behind)):
+                return behind, prompt
         except Exception as error:  # whatever a template raises
             refused = f" ({error})"
     raise ValueError(
@@ -920,9 +920,7 @@ def _chat_prompt(
     turns = [turn(text)]
     for asked, right in reversed(before):
         turns = [turn(asked), {"role": "assistant", "content": [{"type": "text", "text": right}]}, *turns]
-    if system:
-        turns = [_system_turn(render, turns[-1], system), *turns]
-    return render(turns)
+    return _with_system(render, turns, system)[1] if system else render(turns)
 
 # %% ../nbs/2_answers/20_models.ipynb #ba89b97f
 def _prompt_text(
@@ -2276,7 +2274,7 @@ def _template_ids(vlm: VLM, question: str, image):  # torch (tokens,); None wher
     written = partial(_render, partial(template, add_generation_prompt=True, tokenize=False))
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     try:
-        turns = [_system_turn(written, turn, system), turn] if system else [turn]
+        turns = _with_system(written, [turn], system)[0] if system else [turn]
         return template(turns, **options)["input_ids"][0]
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
